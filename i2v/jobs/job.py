@@ -1,0 +1,62 @@
+"""`Job`: one queued request and what became of it, as every door sees it. A frozen snapshot; knows no storage."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Literal
+
+from i2v.request import GenerateRequest
+
+Status = Literal["queued", "in_progress", "completed", "failed", "cancelled", "interrupted"]
+FINAL: frozenset[Status] = frozenset({"completed", "failed", "cancelled", "interrupted"})
+Door = Literal["predict", "videos", "ui", "cli"]
+
+
+@dataclass(frozen=True, slots=True)
+class JobResult:
+    """What a completed job left: the file's name inside the outputs folder and how it came about."""
+
+    file: str  # video_YYYYMMDD_HHMMSS_<6>.mp4
+    bytes: int
+    seed: int
+    guidance_scale: float  # the one that was used
+    model: str  # ModelInfo.name
+    model_title: str
+    device: str
+    seconds: float  # inference time: encode + denoise + decode
+    stage_seconds: dict[str, float]  # encode, denoise, decode, write
+    peak_memory_mb: float | None
+    plan: str
+    notes: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A snapshot. `request.seed` is always set. Times are aware UTC; `position` 0 is next in the queue."""
+
+    id: str  # video_<24 hex>
+    status: Status
+    request: GenerateRequest
+    door: Door
+    created_at: datetime
+    started_at: datetime | None = None
+    completed_at: datetime | None = None
+    attempt: int = 0
+    stage: str | None = None  # encode, denoise, decode, write while in progress
+    step: int = 0  # of request.steps, within denoise
+    position: int | None = None  # while queued
+    eta_s: float | None = None  # while queued or in progress, once a pace is known
+    error_code: str | None = None
+    error_message: str | None = None
+    result: JobResult | None = None
+
+    @property
+    def progress(self) -> int:
+        """0..100; 100 only when completed."""
+        if self.status == "completed":
+            return 100
+        return min(99, int(100 * self.step / self.request.steps))
+
+    @property
+    def is_final(self) -> bool:
+        return self.status in FINAL

@@ -1,0 +1,24 @@
+"""What every test shares: a clean environment, real photos, the repository root."""
+
+import os
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parent.parent
+ASSETS = ROOT / "tests" / "assets"
+PHOTOS = ("astronaut", "chelsea", "coffee", "rocket")
+
+
+@pytest.fixture(autouse=True)
+def _no_i2v_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A developer's own I2V_* variables must not change what a test sees."""
+    for name in [name for name in os.environ if name.upper().startswith("I2V_")]:
+        monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def photo() -> Image.Image:
+    """A real 640x480 RGB photo that no model here was trained on."""
+    return Image.open(ASSETS / "coffee.jpg").convert("RGB")
