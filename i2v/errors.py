@@ -142,6 +142,10 @@ class FatalEngineError(JobFailed):
     code = "engine_lost"
 
 
+class ModelUnavailable(Exception):
+    """The model cannot be found, fetched or loaded. For the operator: it may name files, so no client is shown it."""
+
+
 def _tree(root: type[I2VError]) -> dict[str, type[I2VError]]:
     found = {root.code: root}
     for child in root.__subclasses__():
