@@ -1,0 +1,340 @@
+"""Bytes or a data URL -> an upright RGB photo, with every limit; and the one place that decides crop and padding.
+
+Knows nothing of HTTP, jobs or tensors, opens no file and no connection. Called by every door before a job is queued,
+and by the engine for the fit. Messages say what came and what was wanted and never repeat the caller's input.
+"""
+
+import base64
+import binascii
+import io
+import re
+import threading
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from PIL import Image, ImageCms
+
+from i2v.errors import InvalidImage
+
+FORMATS = ("PNG", "JPEG", "WEBP")  # anything else Pillow could open is more attack surface than use
+MIN_SIDE = 16  # pixels; smaller is a tracking dot or a mistake, and the model sees nothing in it
+MAX_JPEG_SCANS = 100  # each scan is a pass over the whole picture; real progressive files have about ten
+MAX_ICC_CHUNKS = 4  # PNG allows one; Pillow inflates each of them
+
+# A 50-megapixel photo takes up to 0.5 GB while it is decoded: two at a time, whoever asks.
+_DECODING = threading.BoundedSemaphore(2)
+
+_PREFIX = re.compile(r"\s*data:(?P<type>[\w.+-]+/[\w.+-]+)?(?:;[\w.-]+=[\w.+-]+)*;base64,", re.IGNORECASE | re.ASCII)
+_WANTED = "send it as data:image/<type>;base64,<data> (PNG, JPEG or WebP)"
+
+# EXIF orientation -> what makes the picture upright; 1 and unknown values leave it as it is.
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_ORIENTATION = 0x0112
+
+
+def decode_data_url(value: object, *, max_pixels: int) -> Image.Image:
+    """Read `data:image/<type>;base64,...` as `decode` does; the stated type is not trusted, the bytes decide.
+
+    Anything else (an address, a path, a dictionary, bare base64) raises `InvalidImage` whose text contains
+    `Invalid image input`; nothing is fetched or opened.
+    """
+    if not isinstance(value, str):
+        raise _invalid(f"Invalid image input: a {_json_type(value)} came; {_WANTED}")
+    prefix = _PREFIX.match(value[:200])
+    if prefix is None:
+        raise _invalid(f"Invalid image input: {_what_string(value)}; {_WANTED}")
+    media_type = (prefix["type"] or "").lower()
+    if not media_type.startswith("image/"):
+        raise _invalid(f"Invalid image input: the data URL is not of type image/...; {_WANTED}")
+    text = re.sub(r"\s+", "", value[prefix.end() :])  # MIME encoders break the line every 76 characters
+    try:
+        data = base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError):
+        raise _invalid("Invalid image input: what follows the comma is not valid base64") from None
+    return decode(data, max_pixels=max_pixels)
+
+
+def decode(data: bytes, *, max_pixels: int) -> Image.Image:
+    """An upright RGB image of PNG, JPEG or WebP bytes (of an animation, the first frame).
+
+    EXIF orientation is applied, an embedded colour profile converted to sRGB, transparency composited on white, 16-bit
+    grey scaled by 1/257. The size is read from the header and refused (`InvalidImage`) before anything is decoded
+    when it has more than `max_pixels` pixels or a side under 16. The result carries no metadata.
+    """
+    _refuse_foreign(data)
+    try:
+        with _DECODING, Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            _check_size(image.size, max_pixels)
+            image.load()
+            return _upright(to_rgb(image), image)
+    except InvalidImage:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise _invalid(f"the photo has too many pixels; at most {max_pixels} are taken") from None
+    except Exception:  # Pillow's plugins raise anything on broken input: SyntaxError, struct.error, OverflowError ...
+        raise _invalid("the photo cannot be read: its data is damaged, incomplete or too large when unpacked") from None
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """An RGB copy of an image of any mode: transparency on white, wide greys scaled to 8 bits, profile to sRGB."""
+    if image.mode.startswith("I;16"):
+        rgb = _wide_grey(image, image.info.get("transparency"))
+    elif image.mode in ("I", "F"):
+        rgb = _number_grey(image)
+    elif image.mode in ("LA", "PA", "La", "RGBA", "RGBa") or "transparency" in image.info:
+        rgb = _on_white(image)
+    else:
+        rgb = _to_srgb(image) or image.convert("RGB")
+    rgb.info = {}
+    return rgb
+
+
+def to_png(image: Image.Image) -> bytes:
+    """PNG bytes of an image; lightly compressed, because a 12-megapixel photo would otherwise take seconds."""
+    out = io.BytesIO()
+    image.save(out, "PNG", compress_level=1)
+    return out.getvalue()
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """How a photo came into the size of the video. Boxes are (left, top, right, bottom).
+
+    `box` is the part of the photo that is used, in the photo's pixels (fractions of a pixel included); `inside` is
+    where it lies in the video, in the video's pixels: all of it for `crop`, less than that when borders were added.
+    """
+
+    source: tuple[int, int]
+    size: tuple[int, int]
+    fit: Literal["crop", "pad"]
+    box: tuple[float, float, float, float]
+    inside: tuple[int, int, int, int]
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the whole photo is in the picture and fills it (a pixel of rounding aside)."""
+        left, top, right, bottom = self.box
+        cut = max(left, top, self.source[0] - right, self.source[1] - bottom)
+        return cut <= 1 and self.inside == (0, 0, *self.size)
+
+    def describe(self) -> str:
+        """One readable sentence for the summary."""
+        photo, video = f"{self.source[0]}x{self.source[1]}", f"{self.size[0]}x{self.size[1]}"
+        if self.source == self.size:
+            return f"The photo has the size of the video ({video})."
+        if self.is_whole:
+            return f"The whole photo ({photo}) was scaled to {video}."
+        if self.fit == "pad":
+            wide, high = self.inside[2] - self.inside[0], self.inside[3] - self.inside[1]
+            return f"The whole photo ({photo}) was scaled to {wide}x{high} and given black borders to {video}."
+        left, top, right, bottom = (round(edge) for edge in self.box)
+        return (
+            f"The photo ({photo}) was cropped to its middle {right - left}x{bottom - top} "
+            f"(x {left} to {right}, y {top} to {bottom}) and scaled to {video}."
+        )
+
+
+def fit_image(
+    image: Image.Image, width: int, height: int, fit: Literal["crop", "pad"] = "crop"
+) -> tuple[Image.Image, Placement]:
+    """The photo at exactly `width` x `height` pixels, and how it got there.
+
+    `crop` fills the size and cuts the middle out of the longer side; `pad` shows all of the photo with black borders.
+    The scaled side is rounded up, so the crop never reaches beyond the photo (the field's pipelines round it down, and
+    a black row enters the model). Shrinking averages areas, as the model was trained; enlarging is Lanczos.
+    """
+    source = image.size
+    box, inside = _crop_box(source, (width, height)) if fit == "crop" else _pad_box(source, (width, height))
+    target = (inside[2] - inside[0], inside[3] - inside[1])
+    if box == (0, 0, *source) and target == source:
+        scaled = image.copy()
+    else:
+        shrinks = box[2] - box[0] >= target[0] and box[3] - box[1] >= target[1]
+        kernel = Image.Resampling.BOX if shrinks else Image.Resampling.LANCZOS
+        scaled = image.resize(target, kernel, box=box)
+    if target != (width, height):
+        canvas = Image.new("RGB", (width, height))
+        canvas.paste(scaled, inside[:2])
+        scaled = canvas
+    return scaled, Placement(source, (width, height), fit, box, inside)
+
+
+def _crop_box(
+    source: tuple[int, int], size: tuple[int, int]
+) -> tuple[tuple[float, float, float, float], tuple[int, int, int, int]]:
+    """The source box of: scale so that both sides cover, the longer rounded up, then cut the middle in whole pixels."""
+    (wide, high), (width, height) = source, size
+    if wide * height >= high * width:  # the photo is wider than the video: its height decides
+        covered = (-(-wide * height // high), height)
+    else:
+        covered = (width, -(-high * width // wide))
+    left, top = (covered[0] - width) // 2, (covered[1] - height) // 2
+    per_x, per_y = wide / covered[0], high / covered[1]
+    box = (
+        left * per_x,
+        top * per_y,
+        min(float(wide), (left + width) * per_x),
+        min(float(high), (top + height) * per_y),
+    )
+    return box, (0, 0, width, height)
+
+
+def _pad_box(
+    source: tuple[int, int], size: tuple[int, int]
+) -> tuple[tuple[float, float, float, float], tuple[int, int, int, int]]:
+    (wide, high), (width, height) = source, size
+    if wide * height >= high * width:
+        shown = (width, max(1, round(high * width / wide)))
+    else:
+        shown = (max(1, round(wide * height / high)), height)
+    left, top = (width - shown[0]) // 2, (height - shown[1]) // 2
+    return (0.0, 0.0, float(wide), float(high)), (left, top, left + shown[0], top + shown[1])
+
+
+def _check_size(size: tuple[int, int], max_pixels: int) -> None:
+    width, height = size
+    if min(width, height) < MIN_SIDE:
+        raise _invalid(f"the photo is {width}x{height} pixels; each side must have at least {MIN_SIDE}")
+    if width * height > max_pixels:
+        raise _invalid(f"the photo is {width}x{height} pixels, {width * height} in all; at most {max_pixels} are taken")
+
+
+def _upright(rgb: Image.Image, original: Image.Image) -> Image.Image:
+    try:
+        orientation = original.getexif().get(_ORIENTATION, 1)
+        turn = _UPRIGHT.get(orientation)
+    except Exception:  # a broken EXIF block: the photo is good, so it is shown as it is stored
+        return rgb
+    return rgb if turn is None else rgb.transpose(turn)
+
+
+def _to_srgb(image: Image.Image) -> Image.Image | None:
+    """The image converted by its embedded colour profile; None when it has none, or an unusable one."""
+    profile = image.info.get("icc_profile")
+    if not profile or image.mode not in ("RGB", "L", "CMYK"):
+        return None
+    try:
+        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        return ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
+    except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
+        return None
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    try:
+        rgba = image.convert("RGBA")
+    except (ValueError, TypeError):  # a transparent colour that the mode cannot hold: there is nothing to see through
+        opaque = image.copy()
+        opaque.info.pop("transparency", None)
+        return opaque.convert("RGB")
+    white = Image.new("RGB", image.size, (255, 255, 255))
+    white.paste(rgba, mask=rgba.getchannel("A"))
+    return white
+
+
+def _wide_grey(image: Image.Image, transparent: object) -> Image.Image:
+    """16-bit grey to 8 bits: 65535 / 257 = 255. Pillow's own conversion clips at 255 and gives a white picture."""
+    wide = np.asarray(image).astype(np.uint32)
+    grey = ((wide + 128) // 257).astype(np.uint8)
+    if isinstance(transparent, int):
+        grey[wide == transparent] = 255
+    return Image.fromarray(grey).convert("RGB")
+
+
+def _number_grey(image: Image.Image) -> Image.Image:
+    """I (32-bit) and F (float) grey to 8 bits: F within 0..1 counts as 0..1, above 255 as 16-bit, else as 8-bit."""
+    numbers = np.nan_to_num(np.asarray(image).astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
+    top = numbers.max(initial=0.0)
+    if image.mode == "F" and top <= 1.0:
+        numbers = numbers * 255
+    elif top > 255:
+        numbers = numbers / 257
+    return Image.fromarray(np.clip(np.rint(numbers), 0, 255).astype(np.uint8)).convert("RGB")
+
+
+def _refuse_foreign(data: bytes) -> None:
+    """Refuse what is not PNG, JPEG or WebP by its first bytes, and files built to take hours, before Pillow sees it."""
+    if not data:
+        raise _invalid("the photo is empty (0 bytes)")
+    if data.startswith(b"\x89PNG\r\n\x1a\n"):
+        if data.count(b"iCCP") > MAX_ICC_CHUNKS:
+            raise _invalid("the PNG has too many colour profiles; it cannot be read safely")
+    elif data.startswith(b"\xff\xd8\xff"):
+        if data.count(b"\xff\xda") > MAX_JPEG_SCANS:
+            raise _invalid("the JPEG has too many scans; it cannot be read safely")
+    elif not (data.startswith(b"RIFF") and data[8:12] == b"WEBP"):
+        raise _invalid(f"the photo is {_what_bytes(data)}; PNG, JPEG and WebP are taken")
+
+
+_SIGNATURES: tuple[tuple[bytes, str], ...] = (
+    (b"GIF8", "a GIF"),
+    (b"II*\x00", "a TIFF"),
+    (b"MM\x00*", "a TIFF"),
+    (b"8BPS", "a Photoshop file (PSD)"),
+    (b"\x00\x00\x01\x00", "an icon (ICO)"),
+    (b"\x00\x00\x02\x00", "a cursor (CUR)"),
+    (b"%PDF", "a PDF"),
+    (b"%!PS", "a PostScript file"),
+    (b"BM", "a BMP"),
+    (b"\x00\x00\x00\x0cjP  ", "a JPEG 2000"),
+    (b"\x00\x00\x00\x0cJXL ", "a JPEG XL"),
+    (b"\xff\x0a", "a JPEG XL"),
+    (b"PK\x03\x04", "a ZIP archive"),
+    (b"\x1f\x8b", "a gzip archive"),
+    (b"\x1aE\xdf\xa3", "a Matroska or WebM video"),
+    (b"data:", "a data URL inside a data URL"),
+)
+_BRANDS = {b"heic": "a HEIC photo", b"heix": "a HEIC photo", b"mif1": "a HEIF photo", b"avif": "an AVIF photo"}
+
+
+def _what_bytes(data: bytes) -> str:
+    """What a file is by its first bytes, in words of ours."""
+    for signature, name in _SIGNATURES:
+        if data.startswith(signature):
+            return name
+    if data[4:8] == b"ftyp":
+        return _BRANDS.get(data[8:12], "a video")
+    head = data[:1024].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if b"<svg" in head:
+        return "an SVG drawing"
+    if head.startswith((b"<!doctype html", b"<html")):
+        return "an HTML page"
+    if head.startswith(b"<"):
+        return "XML or HTML text"
+    return "not an image of a known kind"
+
+
+def _what_string(value: str) -> str:
+    """What a string without the prefix seems to be. Nothing is looked up."""
+    head = value[:64].strip().lower()
+    if not head:
+        return "an empty string came"
+    if head.startswith(("http://", "https://", "ftp://")):
+        return "an address came, and addresses are never fetched"
+    if head.startswith(("file:", "/", "\\", "./", "../", "~")) and not head.startswith("/9j/"):  # /9j/ begins a JPEG
+        return "a file path came, and paths are never opened"
+    if head.startswith("data:"):
+        return "the data URL is not in base64 form"
+    return "the data:image/...;base64, prefix is missing"
+
+
+def _json_type(value: object) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "boolean"
+    names = {dict: "dictionary", list: "list", int: "number", float: "number", bytes: "byte string"}
+    return names.get(type(value), type(value).__name__)
+
+
+def _invalid(message: str) -> InvalidImage:
+    return InvalidImage(message, field="image")
