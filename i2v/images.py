@@ -136,10 +136,10 @@ class Placement:
         if self.fit == "pad":
             wide, high = self.inside[2] - self.inside[0], self.inside[3] - self.inside[1]
             return f"The whole photo ({photo}) was scaled to {wide}x{high} and given black borders to {video}."
-        left, top, right, bottom = (round(edge) for edge in self.box)
+        left, top, right, bottom = self.box
         return (
-            f"The photo ({photo}) was cropped to its middle {right - left}x{bottom - top} "
-            f"(x {left} to {right}, y {top} to {bottom}) and scaled to {video}."
+            f"The photo ({photo}) was cropped to its middle {round(right - left)}x{round(bottom - top)} "
+            f"and scaled to {video}."
         )
 
 
