@@ -49,6 +49,8 @@ class Job:
     error_code: str | None = None
     error_message: str | None = None
     result: JobResult | None = None
+    extends: str | None = None  # id of the job whose video this one continues
+    replayed: bool = False  # only from `submit`: an idempotency key named a job that was there already
 
     @property
     def progress(self) -> int:

@@ -1,0 +1,78 @@
+"""Who waits for which job: callbacks by job id, called from the worker's thread the moment something changed.
+
+Carries no data: a watcher reads the job itself afterwards, so a signal that comes twice or early does no harm.
+"""
+
+import asyncio
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+
+Wake = Callable[[], None]  # quick, thread-safe
+
+
+class Hub:
+    """Watchers of jobs. All methods may be called from any thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._watchers: dict[str, dict[object, tuple[Wake, bool]]] = {}
+
+    @contextmanager
+    def watch(self, id: str, wake: Wake, *, steps: bool) -> Iterator[None]:
+        """Call `wake` when the job changes state, with `steps` also after each step, until the block is left."""
+        ticket = object()
+        with self._lock:
+            self._watchers.setdefault(id, {})[ticket] = (wake, steps)
+        try:
+            yield
+        finally:
+            with self._lock:
+                watchers = self._watchers.get(id, {})
+                watchers.pop(ticket, None)
+                if not watchers:
+                    self._watchers.pop(id, None)
+
+    @contextmanager
+    def signal(self, id: str, *, steps: bool) -> Iterator[asyncio.Event]:
+        """`watch` for a coroutine: the event is set in its own loop."""
+        loop = asyncio.get_running_loop()
+        changed = asyncio.Event()
+
+        def wake() -> None:
+            with suppress(RuntimeError):  # the loop was closed under the watcher: nobody is left to tell
+                loop.call_soon_threadsafe(changed.set)
+
+        with self.watch(id, wake, steps=steps):
+            yield changed
+
+    def step(self, id: str) -> None:
+        """The job has moved on within its state."""
+        for wake, steps in self._of(id):
+            if steps:
+                wake()
+
+    def changed(self, id: str) -> None:
+        """The job is in another state, or gone."""
+        for wake, _steps in self._of(id):
+            wake()
+
+    def everyone(self) -> None:
+        """Something that concerns every watcher: the queue is going down."""
+        with self._lock:
+            wakes = [wake for watchers in self._watchers.values() for wake, _steps in watchers.values()]
+        for wake in wakes:
+            wake()
+
+    def watched(self, id: str) -> bool:
+        with self._lock:
+            return id in self._watchers
+
+    def __len__(self) -> int:
+        """How many are watching; 0 when nobody waits."""
+        with self._lock:
+            return sum(len(watchers) for watchers in self._watchers.values())
+
+    def _of(self, id: str) -> list[tuple[Wake, bool]]:
+        with self._lock:
+            return list(self._watchers.get(id, {}).values())

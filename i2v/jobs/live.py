@@ -1,0 +1,89 @@
+"""What is known only in memory of the jobs that this process runs right now: step, preview, the wish to stop it."""
+
+import threading
+import time
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from i2v.engine.protocol import Progress
+from i2v.jobs.job import Job
+from i2v.jobs.store import Claim
+
+PREVIEW_EVERY_S = 0.5
+
+
+class Live:
+    """One running job. Written by the threads that run it, read by everyone else.
+
+    `cancelled`: somebody asked for an end; `interrupted`: the server stops and the job goes back to the queue.
+    """
+
+    def __init__(self, job: Job, claim: Claim) -> None:
+        self.job = job
+        self.claim = claim
+        self.started = time.monotonic()
+        self.saved = self.started
+        self.cancelled = False
+        self.interrupted = False
+        self.preview: NDArray[np.uint8] | None = None
+        self.preview_wanted = True  # the first step gives one at once; later ones only while somebody looks
+        self._previewed = 0.0
+        self._stage = "encode"
+        self._step = 0
+
+    @property
+    def must_end(self) -> bool:
+        return self.cancelled or self.interrupted
+
+    def report(self, progress: Progress) -> None:
+        """Take over what the engine says, scaled to the steps that were asked for: a preset may run fewer."""
+        self._stage = progress.stage
+        if progress.stage == "denoise":
+            self._step = round(progress.step * self.job.request.steps / max(1, progress.steps))
+        now = time.monotonic()
+        if progress.preview is not None and self.preview_wanted and now - self._previewed >= PREVIEW_EVERY_S:
+            self._previewed, self.preview_wanted = now, False
+            self.preview = progress.preview()
+
+    def writing(self) -> None:
+        self._stage, self._step = "write", self.job.request.steps
+
+    @property
+    def stage(self) -> str:
+        return self._stage
+
+    @property
+    def step(self) -> int:
+        return self._step
+
+    def snapshot(self, seconds: float | None) -> Job:
+        """The job as it stands; `seconds` is what such a job takes on average."""
+        eta = None if seconds is None else round(max(0.0, seconds - (time.monotonic() - self.started)), 1)
+        return replace(self.job, stage=self._stage, step=self._step, eta_s=eta)
+
+
+class Board:
+    """The running jobs by id: at most one in the engine and one or two being written."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._by_id: dict[str, Live] = {}
+
+    def add(self, live: Live) -> None:
+        with self._lock:
+            self._by_id[live.job.id] = live
+
+    def remove(self, live: Live) -> None:
+        with self._lock:
+            if self._by_id.get(live.job.id) is live:
+                del self._by_id[live.job.id]
+
+    def get(self, id: str) -> Live | None:
+        with self._lock:
+            return self._by_id.get(id)
+
+    def all(self) -> list[Live]:
+        with self._lock:
+            return list(self._by_id.values())

@@ -1,0 +1,572 @@
+"""`JobQueue`: the one door to jobs for the routes, the UI and the command line.
+
+Thread-safe. Methods block for milliseconds (a database write, a PNG) unless they say that they wait, so coroutines
+call them through a thread; `wait` and `events` are coroutines. Nothing here polls. Knows no HTTP and imports no engine.
+"""
+
+import asyncio
+import hashlib
+import io
+import logging
+import math
+import shutil
+import threading
+import uuid
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from sqlalchemy.exc import SQLAlchemyError
+
+from i2v.engine.protocol import EngineProtocol, Frames, ModelInfo
+from i2v.errors import Conflict, I2VError, NotFound, NotReady, QueueFull, StorageFull
+from i2v.jobs import retention
+from i2v.jobs.events import Hub
+from i2v.jobs.job import Door, Job, Status
+from i2v.jobs.live import Board
+from i2v.jobs.lock import FolderLock
+from i2v.jobs.pace import RECENT, Pace
+from i2v.jobs.publish import Failpoint, Publisher, WriteVideo
+from i2v.jobs.schema import sqlite_url
+from i2v.jobs.store import Clock, InvalidTransition, JobStore, NewJob
+from i2v.jobs.verdicts import Verdicts
+from i2v.jobs.worker import Mutex, Worker
+from i2v.request import GenerateRequest
+from i2v.settings import Settings
+
+log = logging.getLogger(__name__)
+
+State = Literal["loading", "ready", "failed", "stopping", "dead"]
+
+DATABASE_NAME = "jobs.sqlite3"
+STORED_SIDE = 2560  # px; a larger photo is stored reduced: twice what the largest video shows of it
+UNKNOWN_PACE_S = 5  # Retry-After before the first job has finished
+MAX_RETRY_S = 600
+
+
+class PlainMutex:
+    """One thread lock: enough where this process alone uses the GPU."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def hold(
+        self, on_wait: Callable[[str], None] | None = None, cancelled: Callable[[], bool] | None = None
+    ) -> Iterator[None]:
+        with self._lock:
+            yield
+
+
+class JobQueue:
+    """`start` opens the data folder, `attach` gives it an engine, `stop` ends it in good order.
+
+    `on_fatal` is called (once, on a worker thread) after the engine was lost and every waiter has been woken: the
+    process should end its HTTP answers and exit with `errors.EXIT_RESTART`.
+    Tests hand in `clock` (aware UTC), `free_space` (bytes free at a path), `write_video` and `failpoint`.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        mutex: Mutex | None = None,
+        clock: Clock | None = None,
+        engine: EngineProtocol | None = None,
+        write_video: WriteVideo | None = None,
+        free_space: Callable[[Path], int] | None = None,
+        failpoint: Failpoint | None = None,
+    ) -> None:
+        self.on_fatal: Callable[[], None] | None = None
+        self._settings = settings
+        self._folder = settings.outputs.resolve()
+        self._clock = clock or _now
+        self._mutex = mutex or PlainMutex()
+        self._first_engine = engine
+        self._write_video = write_video
+        self._free_space = free_space or (lambda path: shutil.disk_usage(path).free)
+        self._failpoint = failpoint or (lambda _name: None)
+        self._hub = Hub()
+        self._board = Board()
+        self._pace = Pace()
+        self._folder_lock = FolderLock(self._folder)
+        self._state_lock = threading.Lock()
+        self._state: State = "loading"
+        self._loading: tuple[str, float | None] = ("starting", None)
+        self._failure = ""
+        self._engine: EngineProtocol | None = None
+        self._store: JobStore | None = None
+        self._line: dict[str, tuple[int, float]] | None = None
+        self._line_lock = threading.Lock()
+
+    # -- life ---------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Lock the data folder, open the table, deal with what an earlier process left, start the threads.
+
+        Raises `schema.DataError` with a sentence for the operator; nothing is held then.
+        """
+        self._folder_lock.acquire()
+        try:
+            url = self._settings.database or sqlite_url(self._folder / DATABASE_NAME)
+            self._store = JobStore(url, uuid.uuid4().hex, self._clock)
+            self._clean_up(self._store)
+            self._build(self._store)
+        except BaseException:
+            if self._store is not None:
+                self._store.close()
+                self._store = None
+            self._folder_lock.release()
+            raise
+        if self._first_engine is not None:
+            self.attach(self._first_engine)
+
+    def attach(self, engine: EngineProtocol) -> None:
+        """The engine is loaded: jobs run from now on."""
+        self._engine = engine
+        with self._state_lock:
+            if self._state in ("loading", "failed"):
+                self._state = "ready"
+        self._worker.attach(engine)
+
+    def report_loading(self, what: str, fraction: float | None) -> None:
+        """What is being done before `attach`, and how far it is (0..1, None when unknown)."""
+        self._loading = (what, fraction)
+
+    def fail_loading(self, message: str) -> None:
+        """There will be no engine; `message` tells callers why, without paths."""
+        self._failure = message
+        with self._state_lock:
+            if self._state == "loading":
+                self._state = "failed"
+
+    def stop(self, timeout: float = 10.0) -> None:
+        """Take no more jobs, let the running one finish within `timeout` seconds or go back to the queue.
+
+        Waits. Whoever waits for a job that is left in the queue gets `NotReady`. May be called twice.
+        """
+        with self._state_lock:
+            if self._store is None:
+                return
+            self._state = "dead" if self._state == "dead" else "stopping"
+        self._hub.everyone()
+        ended = self._worker.stop(timeout) and self._publisher.stop(max(timeout, 60.0))
+        self._hub.everyone()
+        if ended:  # else a thread may still write: the locks go with the process
+            with self._state_lock:
+                store, self._store = self._store, None
+            if store is not None:
+                store.close()
+                self._folder_lock.release()
+
+    @property
+    def state(self) -> State:
+        return self._state
+
+    @property
+    def loading(self) -> tuple[str, float | None]:
+        return self._loading
+
+    @property
+    def failure(self) -> str:
+        """Why the state is `failed` or `dead`; empty otherwise."""
+        return self._failure
+
+    @property
+    def model(self) -> ModelInfo | None:
+        return None if self._engine is None else self._engine.info
+
+    def storage_ok(self) -> bool:
+        """Videos and rows can be written: the folder is there and writable, the disk has room, the table answers."""
+        try:
+            if self._store is None or not self._verdicts.storage_works or not retention.writable(self._folder):
+                return False
+            self._store.counts()
+        except (OSError, SQLAlchemyError):
+            return False
+        return self._has_room()
+
+    # -- arrival ------------------------------------------------------------------------------------------------
+
+    def submit(
+        self,
+        request: GenerateRequest,
+        image: Image.Image,
+        *,
+        door: Door,
+        caller: str | None = None,
+        idempotency_key: str | None = None,
+        priority: int = 0,
+        extends: str | None = None,
+    ) -> Job:
+        """Queue a job and return it, seed drawn. `image` is upright RGB of any size; `priority` higher runs first.
+
+        `idempotency_key`: the same key with the same request returns the job that is there, `replayed` set.
+        `extends`: id of a completed job; its frames go before the new ones in the file (the first new frame, which
+        shows the same moment as the last old one, is dropped). `image` should be its last frame.
+
+        Raises NotReady, DoesNotFit, QueueFull, TooManyJobs, StorageFull, Conflict; NotFound for an unknown `extends`.
+        """
+        png = encode_png(image)
+        new = NewJob(
+            id=f"video_{uuid.uuid4().hex[:24]}",
+            request=request.with_seed(),
+            png=png,
+            door=door,
+            caller=caller,
+            priority=priority,
+            idempotency_key=idempotency_key,
+            fingerprint=_fingerprint(request, png, extends) if idempotency_key is not None else None,
+            extends=extends,
+        )
+        store = self._accepting(request)
+        if extends is not None:
+            self.video_path(self.get(extends))
+        if not self._has_room():
+            raise StorageFull("the disk is nearly full; no job is taken until there is room for its video")
+        length, share = self._settings.queue.length, self._settings.queue.per_caller
+        try:
+            job, replayed = store.insert(new, capacity=length, per_caller=share)
+        except QueueFull as error:
+            raise QueueFull(error.message, retry_after=self._retry_after()) from None
+        if replayed:
+            return replace(self._with_live(job), replayed=True)
+        self._stir(job.id)
+        self._worker.stir()
+        return self._with_live(job)
+
+    # -- reading ------------------------------------------------------------------------------------------------
+
+    def get(self, id: str) -> Job:
+        """The job as it stands. Raises `NotFound`."""
+        return self._with_live(self._opened().get(id))
+
+    def list(
+        self,
+        *,
+        after: str | None = None,
+        limit: int = 20,
+        order: Literal["asc", "desc"] = "desc",
+        status: Status | None = None,
+        search: str | None = None,
+    ) -> list[Job]:
+        """A page in the order of arrival, starting behind the job `after`. `search` is part of a prompt.
+
+        Raises `NotFound` when `after` is unknown.
+        """
+        found = self._opened().list(after=after, limit=limit, order=order, status=status, search=search)
+        return [self._with_live(job) for job in found]
+
+    def input_image(self, id: str) -> Image.Image:
+        """The photo the job was given, RGB, as stored (at most `STORED_SIDE` px). Raises `NotFound`."""
+        with Image.open(io.BytesIO(self._opened().png(id)), formats=("PNG",)) as picture:
+            return picture.convert("RGB")
+
+    def preview(self, id: str) -> NDArray[np.uint8] | None:
+        """A small RGB picture (h, w, 3) of the running job, None before its first step and when it does not run.
+
+        Refreshed at most twice a second, and only while somebody asks.
+        """
+        live = self._board.get(id)
+        if live is None:
+            return None
+        live.preview_wanted = True
+        return live.preview
+
+    def video_path(self, job: Job) -> Path:
+        """Where the video is. Raises `Conflict` when the job is not completed, `NotFound` when its file is gone."""
+        if job.result is None:
+            raise Conflict(f"the video is not ready: the job is {job.status}")
+        if retention.size_of(self._folder, job.result.file) is None:
+            with suppress(InvalidTransition, NotFound):
+                self._opened().mark_lost(job.id)
+            raise NotFound("the file of this video is no longer there")
+        return self._folder / job.result.file
+
+    def average_seconds(self, request: GenerateRequest) -> float | None:
+        """Inference time of such a job here, None before the first job has finished."""
+        return self._pace.seconds(request)
+
+    @property
+    def average_duration(self) -> float:
+        """Mean inference time of the last jobs in seconds, 0.0 before the first."""
+        return self._pace.average
+
+    @property
+    def queue_length(self) -> int:
+        """Jobs that wait; the running one is not among them."""
+        return len(self._lineup())
+
+    def counts(self) -> dict[Status, int]:
+        """Jobs by state, for metrics."""
+        return self._opened().counts()
+
+    # -- ending -------------------------------------------------------------------------------------------------
+
+    def cancel(self, id: str) -> Job:
+        """Stop a job and return it once it has stopped; waits for the end of the current step.
+
+        A job that completes just then stays completed. Raises `Conflict` when it was final already, `NotFound`.
+        """
+        job = self.get(id)
+        if job.status == "cancelled":
+            return job
+        if job.is_final:
+            raise Conflict(f"the job is {job.status} already")
+        self._ask_to_end(id)
+        return self._until_final(id)
+
+    def abandon(self, id: str) -> None:
+        """The caller has gone. A queued job is dropped; a running one goes by `predict.on_disconnect`. No wait."""
+        with suppress(NotFound):
+            if self._cancel_queued(id):
+                return
+            if self._settings.predict.on_disconnect == "cancel":
+                self._ask_to_end(id)
+
+    def delete(self, id: str) -> None:
+        """Cancel if needed (waits), then remove the file, its sidecar and the row. Raises `NotFound`."""
+        store = self._opened()
+        if not self.get(id).is_final:
+            self._ask_to_end(id)
+            self._until_final(id)
+        job = store.get(id)
+        if job.result is not None:
+            retention.remove_files(self._folder, job.result.file)
+        store.delete(id)
+        self._hub.changed(id)
+
+    # -- waiting ------------------------------------------------------------------------------------------------
+
+    async def wait(self, id: str) -> Job:
+        """The job once it is final. Raises `NotFound`; `NotReady` when the server ends before the job does."""
+        with self._hub.signal(id, steps=False) as changed:
+            while True:
+                changed.clear()
+                job = await asyncio.to_thread(self._get_or_down, id)
+                if job.is_final:
+                    return job
+                await changed.wait()
+
+    async def events(self, id: str) -> AsyncIterator[Job]:
+        """A snapshot now and after every change (changes in quick succession give one), the final one last.
+
+        Raises as `wait` does.
+        """
+        with self._hub.signal(id, steps=True) as changed:
+            last = None
+            while True:
+                changed.clear()
+                job = await asyncio.to_thread(self._get_or_down, id)
+                if job != last:
+                    yield job
+                if job.is_final:
+                    return
+                last = job
+                await changed.wait()
+
+    def wait_sync(self, id: str, timeout: float | None = None) -> Job:
+        """The job once it is final. Raises `TimeoutError` after `timeout` seconds, and as `wait` does."""
+        changed = threading.Event()
+        with self._hub.watch(id, changed.set, steps=False):
+            while True:
+                changed.clear()
+                job = self._get_or_down(id)
+                if job.is_final:
+                    return job
+                if not changed.wait(timeout):
+                    raise TimeoutError(f"job {id} is still {job.status} after {timeout} s")
+
+    # -- inside -------------------------------------------------------------------------------------------------
+
+    def _clean_up(self, store: JobStore) -> None:
+        for id, status in store.recover(
+            self._settings.queue.attempts, lambda name: retention.size_of(self._folder, name)
+        ).items():
+            log.warning("job %s was running when the server stopped; now %s", id, status)
+        retention.sweep(store, self._folder)
+        retention.enforce(store, self._folder, self._settings.retention, self._clock())
+        for job in store.recent_results(RECENT):
+            if job.result is not None:
+                self._pace.record(job.request, job.result.seconds)
+
+    def _build(self, store: JobStore) -> None:
+        from i2v.video import new_file_name, write_video
+
+        self._verdicts = Verdicts(
+            store,
+            self._hub,
+            self._board,
+            self._pace,
+            attempts=self._settings.queue.attempts,
+            after=self._after,
+            on_lost=self._lost,
+        )
+        self._publisher = Publisher(
+            self._folder,
+            self._verdicts,
+            write_video=self._write_video or write_video,
+            source_frames=self._frames_of,
+            failpoint=self._failpoint,
+        )
+        self._worker = Worker(
+            store,
+            self._verdicts,
+            self._publisher,
+            hub=self._hub,
+            board=self._board,
+            mutex=self._mutex,
+            new_name=lambda: new_file_name(self._clock()),
+            step_timeout_s=self._settings.queue.step_timeout_s,
+            failpoint=self._failpoint,
+        )
+        self._publisher.start()
+        self._worker.start()
+
+    def _opened(self) -> JobStore:
+        store = self._store
+        if store is None:
+            raise NotReady("the server is not running")
+        return store
+
+    def _accepting(self, request: GenerateRequest) -> JobStore:
+        """The store, when a job like this one may be queued now."""
+        state, engine = self._state, self._engine
+        if state == "failed":
+            raise NotReady(self._failure, retry_after=60)
+        if state in ("stopping", "dead"):
+            raise NotReady("the server is shutting down", retry_after=10)
+        if engine is None:
+            what, fraction = self._loading
+            done = "" if fraction is None else f" ({fraction:.0%})"
+            raise NotReady(f"the model is not loaded yet: {what}{done}", retry_after=10)
+        engine.check(request)
+        return self._opened()
+
+    def _has_room(self) -> bool:
+        try:
+            return self._free_space(self._folder) >= self._settings.min_free_mb * 1_000_000
+        except OSError:
+            return False
+
+    def _retry_after(self) -> int:
+        """Whole seconds until the engine is through with the running job, and so a place is free."""
+        average = self._pace.average
+        if not average:
+            return UNKNOWN_PACE_S
+        running = [live.snapshot(self._pace.seconds(live.job.request)) for live in self._board.all()]
+        left = max((job.eta_s or 0.0 for job in running if job.stage != "write"), default=average)
+        return min(MAX_RETRY_S, max(1, math.ceil(left)))
+
+    def _with_live(self, job: Job) -> Job:
+        if job.status == "in_progress" and (live := self._board.get(job.id)) is not None:
+            return live.snapshot(self._pace.seconds(job.request))
+        if job.status == "queued" and (place := self._lineup().get(job.id)) is not None:
+            position, ahead = place
+            own = self._pace.seconds(job.request)
+            return replace(job, position=position, eta_s=None if own is None else round(self._left() + ahead + own, 1))
+        return job
+
+    def _left(self) -> float:
+        """Seconds that the engine is still busy."""
+        running = (live.snapshot(self._pace.seconds(live.job.request)) for live in self._board.all())
+        return sum(job.eta_s or 0.0 for job in running if job.stage != "write")
+
+    def _lineup(self) -> dict[str, tuple[int, float]]:
+        """Position and seconds of work ahead of each waiting job; read again after every change of the queue."""
+        with self._line_lock:
+            if self._line is None:
+                self._line, ahead = {}, 0.0
+                for position, job in enumerate(self._opened().waiting()):
+                    self._line[job.id] = (position, ahead)
+                    ahead += self._pace.seconds(job.request) or 0.0
+            return self._line
+
+    def _stir(self, id: str) -> None:
+        """The queue has changed."""
+        with self._line_lock:
+            self._line = None
+        self._hub.changed(id)
+
+    def _after(self, id: str) -> None:
+        self._stir(id)
+        store = self._store
+        if store is None:
+            return
+        try:
+            for gone in retention.enforce(store, self._folder, self._settings.retention, self._clock()):
+                self._hub.changed(gone)
+        except SQLAlchemyError as error:
+            log.warning("old videos could not be removed: %s", error)
+
+    def _lost(self, error: I2VError) -> None:
+        with self._state_lock:
+            self._state = "dead"
+        self._failure = error.message
+        self._hub.everyone()
+        self._publisher.stop(60.0)
+        self._hub.everyone()
+        if self.on_fatal is not None:
+            self.on_fatal()
+
+    def _frames_of(self, id: str) -> Frames:
+        from i2v.video import read_frames
+
+        return read_frames(self.video_path(self.get(id)))
+
+    def _cancel_queued(self, id: str) -> bool:
+        try:
+            self._opened().cancel_queued(id)
+        except InvalidTransition:
+            return False
+        self._stir(id)
+        return True
+
+    def _ask_to_end(self, id: str) -> None:
+        """Drop a queued job, or mark a running one, which its thread notices after the step it is in."""
+        while not self._cancel_queued(id):
+            live = self._board.get(id)
+            if live is not None:
+                live.cancelled = True
+                return
+            if self.get(id).is_final:
+                return
+
+    def _until_final(self, id: str) -> Job:
+        return self.wait_sync(id)
+
+    def _get_or_down(self, id: str) -> Job:
+        job = self.get(id)
+        if job.is_final:
+            return job
+        if self._state == "dead" or (self._state == "stopping" and job.status == "queued"):
+            raise NotReady(f"the server restarts; job {id} keeps its place and runs afterwards", retry_after=10)
+        return job
+
+
+def encode_png(image: Image.Image) -> bytes:
+    """The photo as it is stored: RGB PNG, at most `STORED_SIDE` px on its longer side."""
+    picture = image.convert("RGB")
+    if max(picture.size) > STORED_SIDE:
+        picture.thumbnail((STORED_SIDE, STORED_SIDE), Image.Resampling.LANCZOS, reducing_gap=3.0)
+    out = io.BytesIO()
+    picture.save(out, "PNG", compress_level=1)
+    return out.getvalue()
+
+
+def _fingerprint(request: GenerateRequest, png: bytes, extends: str | None) -> str:
+    """What makes two requests the same: everything the caller sent, before a seed was drawn."""
+    digest = hashlib.sha256(request.model_dump_json().encode())
+    digest.update(str(extends).encode())
+    digest.update(png)
+    return digest.hexdigest()
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)

@@ -1,0 +1,165 @@
+"""The tables of the job store and how a database is opened: SQLite with full durability, or PostgreSQL by URL.
+
+Knows no job logic. `open_database` creates what is missing and refuses, in a readable sentence, what it cannot serve:
+a newer schema, a file that is no database, a folder that cannot be written.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    Connection,
+    Double,
+    Engine,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    Table,
+    Text,
+    create_engine,
+    event,
+    insert,
+    inspect,
+    select,
+)
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+
+SCHEMA_VERSION = 1
+BUSY_TIMEOUT_MS = 10_000  # how long a write waits for another process (a backup, an sqlite3 shell) before it fails
+POSTGRES_LOCK = 0x69327632  # advisory lock key, "i2v2"; one server per database
+
+metadata = MetaData()
+_Serial = BigInteger().with_variant(Integer, "sqlite")  # SQLite numbers only INTEGER PRIMARY KEY by itself
+
+meta = Table("i2v_meta", metadata, Column("key", String(40), primary_key=True), Column("value", Text, nullable=False))
+
+jobs = Table(
+    "i2v_jobs",
+    metadata,
+    Column("seq", _Serial, primary_key=True, autoincrement=True),  # never reused: the order of arrival
+    Column("id", String(40), nullable=False, unique=True),
+    Column("status", String(16), nullable=False),
+    Column("priority", Integer, nullable=False),  # higher first
+    Column("door", String(16), nullable=False),
+    Column("caller", Text),
+    Column("request", Text, nullable=False),  # GenerateRequest as JSON, seed set
+    Column("prompt", Text, nullable=False),  # for search
+    Column("created_at", Double, nullable=False),  # seconds since 1970, UTC, as are all times
+    Column("started_at", Double),
+    Column("completed_at", Double),
+    Column("attempt", Integer, nullable=False),  # how often it was started
+    Column("boot_id", String(40)),  # the server process that runs it
+    Column("slot", Integer, unique=True),  # the engine it occupies; the database itself refuses two jobs in one
+    Column("stage", String(16)),
+    Column("step", Integer, nullable=False),
+    Column("error_code", String(40)),
+    Column("error_message", Text),
+    Column("file", Text),  # name inside the outputs folder, known before it is written
+    Column("bytes", BigInteger),
+    Column("result", Text),  # JobResult as JSON, known before the file is written
+    Column("idempotency_key", Text, unique=True),
+    Column("fingerprint", String(64)),
+    Column("extends", String(40)),  # the job whose video this one continues
+    Index("i2v_jobs_by_order", "status", "priority", "seq"),
+    sqlite_autoincrement=True,
+)
+
+inputs = Table(
+    "i2v_inputs",
+    metadata,
+    Column("job_id", String(40), ForeignKey(jobs.c.id, ondelete="CASCADE"), primary_key=True),
+    Column("png", LargeBinary, nullable=False),
+)
+
+
+class DataError(RuntimeError):
+    """The data folder or the database cannot be used; the message says why and what to do. Ends the start."""
+
+
+def sqlite_url(file: Path) -> str:
+    """The URL of the default store."""
+    return URL.create("sqlite", database=str(file)).render_as_string()
+
+
+def open_database(url: str) -> Engine:
+    """Connect, create missing tables, check the schema version. Raises `DataError`."""
+    engine = _engine(url)
+    shown = engine.url.render_as_string(hide_password=True)
+    try:
+        with engine.begin() as connection:
+            _check_version(connection, shown)
+            _check_file(connection, shown)
+            metadata.create_all(connection)
+            if connection.scalar(select(meta.c.value).where(meta.c.key == "schema")) is None:
+                connection.execute(insert(meta).values(key="schema", value=str(SCHEMA_VERSION)))
+    except SQLAlchemyError as error:
+        engine.dispose()
+        reason = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
+        raise DataError(
+            f"the job table {shown} cannot be opened: {reason}. If the file is damaged, move it away: "
+            "the videos stay, the list of jobs starts anew"
+        ) from None
+    except DataError:
+        engine.dispose()
+        raise
+    return engine
+
+
+def _engine(url: str) -> Engine:
+    try:
+        parsed = make_url(url)
+        if parsed.drivername in ("postgresql", "postgres"):
+            parsed = parsed.set(drivername="postgresql+psycopg")
+        if parsed.get_backend_name() not in ("sqlite", "postgresql"):
+            raise DataError(f"database {parsed.get_backend_name()!r} is not supported; sqlite or postgresql is wanted")
+        if parsed.get_backend_name() == "postgresql":
+            return create_engine(parsed, pool_size=8, max_overflow=24, pool_pre_ping=True)
+        engine = create_engine(parsed, pool_size=8, max_overflow=24, connect_args={"timeout": BUSY_TIMEOUT_MS / 1000})
+    except ArgumentError:
+        raise DataError("the setting `database` is no SQLAlchemy URL, such as postgresql://user@host/name") from None
+    except ModuleNotFoundError:
+        raise DataError("PostgreSQL needs one more package: pip install 'i2v[postgres]'") from None
+    event.listen(engine, "connect", _prepare_sqlite)
+    event.listen(engine, "begin", _begin_sqlite)
+    return engine
+
+
+def _prepare_sqlite(connection: Any, _record: Any) -> None:
+    connection.isolation_level = None  # the driver opens no transaction of its own; `_begin_sqlite` does
+    connection.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("PRAGMA synchronous = FULL")
+    connection.execute("PRAGMA foreign_keys = ON")
+    connection.execute("PRAGMA journal_size_limit = 16777216")
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    # A write that starts as a read can fail on upgrade in the middle; IMMEDIATE takes the write lock at once.
+    readonly = connection.get_execution_options().get("i2v_readonly", False)
+    connection.exec_driver_sql("BEGIN" if readonly else "BEGIN IMMEDIATE")
+
+
+def _check_version(connection: Connection, shown: str) -> None:
+    if not inspect(connection).has_table(meta.name):
+        return
+    found = connection.scalar(select(meta.c.value).where(meta.c.key == "schema"))
+    if found is not None and int(found) > SCHEMA_VERSION:
+        raise DataError(
+            f"the job table {shown} was written by a newer i2v (schema {found}; this version knows {SCHEMA_VERSION}). "
+            "Upgrade i2v, or choose another folder with --outputs"
+        )
+
+
+def _check_file(connection: Connection, shown: str) -> None:
+    """Look for damage in the job table before anything is built on it; the photos are left out, they are large."""
+    if connection.dialect.name != "sqlite" or not inspect(connection).has_table(jobs.name):
+        return
+    found = connection.exec_driver_sql(f"PRAGMA quick_check('{jobs.name}')").scalar()
+    if found != "ok":
+        raise DataError(f"the job table {shown} is damaged ({found}). Move it away: the videos stay")

@@ -1,0 +1,422 @@
+"""The table of jobs: each state change is one guarded UPDATE; terminal rows never change.
+
+    queued -> in_progress -> completed | failed | cancelled | interrupted
+       |           '-> queued    (the process died or stopped; the attempt counts only if it died)
+       '-> cancelled
+
+Every change of a running job is fenced by boot id and attempt, so that nothing which an earlier process or an earlier
+attempt still does can touch it. Order is priority, then sequence, never time. Knows no engine, no files, no HTTP.
+"""
+
+import json
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+from sqlalchemy import ColumnElement, Connection, RowMapping, and_, delete, func, insert, select, update
+
+from i2v.errors import Conflict, NotFound, QueueFull, TooManyJobs
+from i2v.jobs.job import FINAL, Door, Job, JobResult, Status
+from i2v.jobs.schema import POSTGRES_LOCK, DataError, inputs, jobs, open_database
+from i2v.request import GenerateRequest
+
+Clock = Callable[[], datetime]  # aware UTC
+
+
+class InvalidTransition(RuntimeError):
+    """The job is not in the state, boot or attempt that the change was meant for; nothing was changed."""
+
+
+@dataclass(frozen=True, slots=True)
+class NewJob:
+    """What is stored on arrival. `request.seed` is set; `png` is the normalised photo."""
+
+    id: str
+    request: GenerateRequest
+    png: bytes
+    door: Door
+    caller: str | None = None
+    priority: int = 0
+    idempotency_key: str | None = None
+    fingerprint: str | None = None
+    extends: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """The right to change one running job: who runs it, for the how-manieth time."""
+
+    id: str
+    boot: str
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class VideoRow:
+    """A finished video as retention sees it."""
+
+    id: str
+    file: str
+    bytes: int
+
+
+class JobStore:
+    """One open database. Thread-safe: reads run side by side, writes one after the other.
+
+    `boot` names this process's run; rows that another boot left in progress are what `recover` deals with.
+    """
+
+    def __init__(self, url: str, boot: str, clock: Clock) -> None:
+        self.boot = boot
+        self._clock = clock
+        self._engine = open_database(url)
+        self._write = threading.RLock()
+        self._guard: Connection | None = None
+        try:
+            self._take_database_lock()
+        except BaseException:
+            self._engine.dispose()
+            raise
+
+    def close(self) -> None:
+        if self._guard is not None:
+            self._guard.close()
+        self._engine.dispose()
+
+    # -- arrival ------------------------------------------------------------------------------------------------
+
+    def insert(self, new: NewJob, *, capacity: int, per_caller: int = 0) -> tuple[Job, bool]:
+        """Queue a job and return it with False, or the one its idempotency key already names with True.
+
+        Raises `Conflict` (key used with another body), `QueueFull`, `TooManyJobs`.
+        """
+        with self._writing() as connection:
+            if (found := _find_key(connection, new)) is not None:
+                return found, True
+            waiting = _count(connection, jobs.c.status == "queued")
+            if waiting >= capacity:
+                raise QueueFull(f"the queue is full: {waiting} jobs are waiting, {capacity} may")
+            if per_caller and new.caller is not None:
+                own = _count(connection, jobs.c.status == "queued", jobs.c.caller == new.caller)
+                if own >= per_caller:
+                    raise TooManyJobs(f"{own} of your jobs are waiting already; {per_caller} may")
+            connection.execute(insert(jobs).values(**self._row(new)))
+            connection.execute(insert(inputs).values(job_id=new.id, png=new.png))
+            return _read(connection, new.id), False
+
+    def _row(self, new: NewJob) -> dict[str, Any]:
+        return {
+            "id": new.id,
+            "status": "queued",
+            "priority": new.priority,
+            "door": new.door,
+            "caller": new.caller,
+            "request": new.request.model_dump_json(),
+            "prompt": new.request.prompt,
+            "created_at": self._now(),
+            "attempt": 0,
+            "step": 0,
+            "idempotency_key": new.idempotency_key,
+            "fingerprint": new.fingerprint,
+            "extends": new.extends,
+        }
+
+    # -- reading ------------------------------------------------------------------------------------------------
+
+    def get(self, id: str) -> Job:
+        """The job. Raises `NotFound`."""
+        with self._reading() as connection:
+            return _read(connection, id)
+
+    def png(self, id: str) -> bytes:
+        """The photo the job was given, as stored. Raises `NotFound`."""
+        with self._reading() as connection:
+            found = connection.scalar(select(inputs.c.png).where(inputs.c.job_id == id))
+        if found is None:
+            raise _unknown(id)
+        return bytes(found)
+
+    def list(
+        self,
+        *,
+        after: str | None = None,
+        limit: int = 20,
+        order: Literal["asc", "desc"] = "desc",
+        status: Status | None = None,
+        search: str | None = None,
+    ) -> Sequence[Job]:
+        """A page in the order of arrival; `search` is part of a prompt. Raises `NotFound` for an unknown `after`."""
+        query = select(jobs).order_by(jobs.c.seq.desc() if order == "desc" else jobs.c.seq).limit(limit)
+        if status is not None:
+            query = query.where(jobs.c.status == status)
+        if search:
+            query = query.where(jobs.c.prompt.icontains(search, autoescape=True))
+        with self._reading() as connection:
+            if after is not None:
+                seq = connection.scalar(select(jobs.c.seq).where(jobs.c.id == after))
+                if seq is None:
+                    raise _unknown(after)
+                query = query.where(jobs.c.seq < seq if order == "desc" else jobs.c.seq > seq)
+            return [_job(row) for row in connection.execute(query).mappings()]
+
+    def waiting(self) -> Sequence[Job]:
+        """The queued jobs, next one first."""
+        query = select(jobs).where(jobs.c.status == "queued").order_by(jobs.c.priority.desc(), jobs.c.seq)
+        with self._reading() as connection:
+            return [_job(row) for row in connection.execute(query).mappings()]
+
+    def counts(self) -> dict[Status, int]:
+        """Jobs by state; states without jobs are left out."""
+        query = select(jobs.c.status, func.count().label("number")).group_by(jobs.c.status)
+        with self._reading() as connection:
+            return {row.status: row.number for row in connection.execute(query)}
+
+    # -- a running job ------------------------------------------------------------------------------------------
+
+    def claim(self, slot: int = 0, before_commit: Callable[[], None] | None = None) -> tuple[Job, Claim] | None:
+        """Start the next job in engine `slot`; None when nothing waits.
+
+        Raises `InvalidTransition` when the slot still holds a job.
+        """
+        with self._writing() as connection:
+            if _count(connection, jobs.c.slot == slot):
+                raise InvalidTransition(f"engine {slot} still holds a job")
+            query = (
+                select(jobs.c.id, jobs.c.attempt)
+                .where(jobs.c.status == "queued")
+                .order_by(jobs.c.priority.desc(), jobs.c.seq)
+                .limit(1)
+                .with_for_update(skip_locked=True)
+            )
+            row = connection.execute(query).first()
+            if row is None:
+                return None
+            claim = Claim(row.id, self.boot, row.attempt + 1)
+            values = {"status": "in_progress", "boot_id": self.boot, "slot": slot, "attempt": claim.attempt}
+            values |= {"started_at": self._now(), "stage": "encode", "step": 0}
+            _move(connection, row.id, and_(jobs.c.status == "queued", jobs.c.attempt == row.attempt), values)
+            job = _read(connection, row.id)
+            if before_commit is not None:
+                before_commit()
+        return job, claim
+
+    def save_progress(self, claim: Claim, stage: str, step: int) -> None:
+        self._change(claim, {"stage": stage, "step": step})
+
+    def begin_write(self, claim: Claim, file: str, result: JobResult) -> None:
+        """The engine is free, the file is to be written. Names the file first, so that a file which was complete
+        when the process died can be told from one that was not."""
+        values = {"stage": "write", "slot": None, "file": file, "result": json.dumps(asdict(result))}
+        self._change(claim, values)
+
+    def complete(self, claim: Claim, result: JobResult) -> None:
+        values = {"file": result.file, "bytes": result.bytes, "result": json.dumps(asdict(result))}
+        self._finish(claim, "completed", values)
+
+    def fail(self, claim: Claim, code: str, message: str) -> None:
+        self._finish(claim, "failed", {"error_code": code, "error_message": message, **_NO_FILE})
+
+    def cancel_running(self, claim: Claim) -> None:
+        self._finish(claim, "cancelled", {"error_code": "cancelled", "error_message": CANCELLED, **_NO_FILE})
+
+    def requeue(self, claim: Claim, *, count: bool) -> None:
+        """Back to its place in the queue. `count` False gives the attempt back: the job was not at fault."""
+        values = {**_QUEUED, "attempt": claim.attempt if count else claim.attempt - 1}
+        self._change(claim, values)
+
+    # -- a job nobody runs --------------------------------------------------------------------------------------
+
+    def cancel_queued(self, id: str) -> Job:
+        """Raises `InvalidTransition` when it is no longer queued, `NotFound`."""
+        values = {"status": "cancelled", "completed_at": self._now(), "error_code": "cancelled"}
+        with self._writing() as connection:
+            _move(connection, id, jobs.c.status == "queued", {**values, "error_message": CANCELLED})
+            return _read(connection, id)
+
+    def delete(self, id: str) -> None:
+        """Forget a finished job and its photo. Raises `InvalidTransition` when it is not finished, `NotFound`."""
+        with self._writing() as connection:
+            gone = connection.execute(delete(jobs).where(jobs.c.id == id, jobs.c.status.in_(FINAL)))
+            if not gone.rowcount:
+                raise InvalidTransition(f"job {id} is {_read(connection, id).status}, not finished")
+
+    def mark_lost(self, id: str) -> None:
+        """The one change of a finished row: its file has vanished, so `completed` would be untrue."""
+        values = {"status": "failed", "error_code": LOST, "error_message": LOST_MESSAGE, **_NO_FILE}
+        with self._writing() as connection:
+            _move(connection, id, jobs.c.status == "completed", values)
+
+    def recover(self, attempts: int, size_of: Callable[[str], int | None]) -> dict[str, Status]:
+        """Deal with what an earlier boot left in progress; returns what became of each.
+
+        A job whose file was already complete (`size_of(file)` in bytes, None when missing) is completed; one that was
+        started `attempts` times is interrupted; any other is queued again in its old place. Clocks play no part.
+        """
+        decided: dict[str, Status] = {}
+        with self._writing() as connection:
+            rows = connection.execute(select(jobs).where(jobs.c.status == "in_progress")).mappings().all()
+            for row in rows:
+                values = _recovered(row, attempts, size_of, self._now())
+                _move(connection, row["id"], and_(jobs.c.status == "in_progress"), values)
+                decided[row["id"]] = values["status"]
+        return decided
+
+    # -- retention ----------------------------------------------------------------------------------------------
+
+    def videos(self, *, before: datetime | None = None, limit: int | None = None) -> Sequence[VideoRow]:
+        """Finished videos, oldest arrival first, without those that an unfinished job continues."""
+        needed = select(jobs.c.extends).where(jobs.c.status.in_(("queued", "in_progress")), jobs.c.extends.is_not(None))
+        query = select(jobs.c.id, jobs.c.file, jobs.c.bytes).where(jobs.c.status == "completed")
+        query = query.where(jobs.c.id.not_in(needed)).order_by(jobs.c.seq).limit(limit)
+        if before is not None:
+            query = query.where(jobs.c.completed_at < before.timestamp())
+        with self._reading() as connection:
+            return [VideoRow(row.id, row.file, row.bytes or 0) for row in connection.execute(query)]
+
+    def videos_total(self) -> tuple[int, int]:
+        """How many finished videos there are, and their bytes."""
+        query = select(func.count(), func.coalesce(func.sum(jobs.c.bytes), 0)).where(jobs.c.status == "completed")
+        with self._reading() as connection:
+            number, size = connection.execute(query).one()
+        return int(number), int(size)
+
+    def forget_failures(self, keep: int) -> int:
+        """Delete finished rows without a video, but for the newest `keep`; returns how many went."""
+        without = jobs.c.status.in_(FINAL - {"completed"})
+        with self._writing() as connection:
+            edge = connection.scalar(
+                select(jobs.c.seq).where(without).order_by(jobs.c.seq.desc()).offset(keep).limit(1)
+            )
+            if edge is None:
+                return 0
+            return connection.execute(delete(jobs).where(without, jobs.c.seq <= edge)).rowcount
+
+    def recent_results(self, limit: int) -> Sequence[Job]:
+        """The newest completed jobs, oldest of them first: what the pace is learnt from after a start."""
+        query = select(jobs).where(jobs.c.status == "completed").order_by(jobs.c.seq.desc()).limit(limit)
+        with self._reading() as connection:
+            return [_job(row) for row in connection.execute(query).mappings()][::-1]
+
+    # -- inside -------------------------------------------------------------------------------------------------
+
+    def _take_database_lock(self) -> None:
+        """PostgreSQL can be reached from many folders; the session lock goes when this process does."""
+        if self._engine.dialect.name != "postgresql":
+            return
+        self._guard = self._engine.connect().execution_options(isolation_level="AUTOCOMMIT")
+        if not self._guard.scalar(select(func.pg_try_advisory_lock(POSTGRES_LOCK))):
+            self._guard.close()
+            raise DataError("another i2v server uses this PostgreSQL database. Stop it first, or give each its own")
+
+    @contextmanager
+    def _writing(self) -> Iterator[Connection]:
+        with self._write, self._engine.begin() as connection:
+            yield connection
+
+    @contextmanager
+    def _reading(self) -> Iterator[Connection]:
+        with self._engine.connect().execution_options(i2v_readonly=True) as connection:
+            yield connection
+
+    def _change(self, claim: Claim, values: dict[str, Any]) -> None:
+        fence = and_(jobs.c.status == "in_progress", jobs.c.boot_id == claim.boot, jobs.c.attempt == claim.attempt)
+        with self._writing() as connection:
+            _move(connection, claim.id, fence, values)
+
+    def _finish(self, claim: Claim, status: Status, values: dict[str, Any]) -> None:
+        self._change(claim, {"status": status, "slot": None, "completed_at": self._now(), **values})
+
+    def _now(self) -> float:
+        return self._clock().timestamp()
+
+
+CANCELLED = "the job was cancelled"
+INTERRUPTED = "the server stopped each time this job ran ({attempts} starts); it is not started again"
+LOST = "video_lost"
+LOST_MESSAGE = "the video's file is no longer in the outputs folder"
+_NO_FILE: dict[str, Any] = {"file": None, "result": None, "bytes": None}
+_QUEUED: dict[str, Any] = {
+    "status": "queued",
+    "boot_id": None,
+    "slot": None,
+    "stage": None,
+    "step": 0,
+    "started_at": None,
+    **_NO_FILE,
+}
+
+
+def _recovered(row: RowMapping, attempts: int, size_of: Callable[[str], int | None], now: float) -> dict[str, Any]:
+    size = size_of(row["file"]) if row["file"] and row["result"] else None
+    if size is not None:
+        result = json.dumps({**json.loads(row["result"]), "bytes": size})
+        return {"status": "completed", "slot": None, "completed_at": now, "bytes": size, "result": result}
+    if row["attempt"] >= attempts:
+        message = INTERRUPTED.format(attempts=row["attempt"])
+        values = {"status": "interrupted", "slot": None, "completed_at": now, **_NO_FILE}
+        return {**values, "error_code": "interrupted", "error_message": message}
+    return dict(_QUEUED)
+
+
+def _move(connection: Connection, id: str, guard: ColumnElement[bool], values: dict[str, Any]) -> None:
+    changed = connection.execute(update(jobs).where(jobs.c.id == id, guard).values(**values))
+    if not changed.rowcount:
+        found = _read(connection, id)
+        raise InvalidTransition(f"job {id} is {found.status}, attempt {found.attempt}")
+
+
+def _find_key(connection: Connection, new: NewJob) -> Job | None:
+    if new.idempotency_key is None:
+        return None
+    row = connection.execute(select(jobs).where(jobs.c.idempotency_key == new.idempotency_key)).mappings().first()
+    if row is None:
+        return None
+    if row["fingerprint"] != new.fingerprint:
+        raise Conflict("this idempotency key was used before with another request", field="Idempotency-Key")
+    return _job(row)
+
+
+def _count(connection: Connection, *where: ColumnElement[bool]) -> int:
+    return connection.scalar(select(func.count()).select_from(jobs).where(*where)) or 0
+
+
+def _read(connection: Connection, id: str) -> Job:
+    row = connection.execute(select(jobs).where(jobs.c.id == id)).mappings().first()
+    if row is None:
+        raise _unknown(id)
+    return _job(row)
+
+
+def _unknown(id: str) -> NotFound:
+    return NotFound(f"there is no video {id[:40]!r}" if id.isascii() and id.isprintable() else "there is no such video")
+
+
+def _job(row: RowMapping) -> Job:
+    return Job(
+        id=row["id"],
+        status=row["status"],
+        request=GenerateRequest.model_validate_json(row["request"]),
+        door=row["door"],
+        created_at=_when(row["created_at"]),
+        started_at=_when(row["started_at"]) if row["started_at"] is not None else None,
+        completed_at=_when(row["completed_at"]) if row["completed_at"] is not None else None,
+        attempt=row["attempt"],
+        stage=row["stage"] if row["status"] == "in_progress" else None,
+        step=row["step"],
+        error_code=row["error_code"],
+        error_message=row["error_message"],
+        result=_result(row["result"]) if row["status"] == "completed" else None,
+        extends=row["extends"],
+    )
+
+
+def _when(seconds: float) -> datetime:
+    return datetime.fromtimestamp(seconds, UTC)
+
+
+def _result(text: str) -> JobResult:
+    value = json.loads(text)
+    return JobResult(**{**value, "notes": tuple(value["notes"]), "warnings": tuple(value["warnings"])})

@@ -1,0 +1,210 @@
+"""The one thread that feeds the engine: claim -> GPU mutex -> generate -> release -> hand over to the publisher.
+
+Knows no HTTP and imports no engine: one is given to it. Whatever a job does, the thread goes on with the next one,
+except when the engine itself is lost; then it stops for good and says so.
+"""
+
+import io
+import logging
+import threading
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Protocol
+
+from PIL import Image
+from sqlalchemy.exc import SQLAlchemyError
+
+from i2v.engine.protocol import EngineProtocol, GenerationResult, Progress
+from i2v.errors import FatalEngineError, GenerationFailed, I2VError, JobCancelled, OutOfMemory
+from i2v.jobs.events import Hub
+from i2v.jobs.live import Board, Live
+from i2v.jobs.publish import Failpoint, Publisher, result_of
+from i2v.jobs.store import InvalidTransition, JobStore
+from i2v.jobs.verdicts import Verdicts
+from i2v.jobs.watchdog import Watchdog
+
+log = logging.getLogger(__name__)
+
+SAVE_EVERY_S = 1.0
+
+
+class Mutex(Protocol):
+    """The shape of `i2v.engine.mutex.GpuMutex`."""
+
+    def hold(
+        self, on_wait: Callable[[str], None] | None = None, cancelled: Callable[[], bool] | None = None
+    ) -> AbstractContextManager[None]: ...
+
+
+class Worker:
+    """Runs jobs of `store` on the engine given to `attach`, one at a time, until `stop`."""
+
+    def __init__(
+        self,
+        store: JobStore,
+        verdicts: Verdicts,
+        publisher: Publisher,
+        *,
+        hub: Hub,
+        board: Board,
+        mutex: Mutex,
+        new_name: Callable[[], str],
+        step_timeout_s: float,
+        failpoint: Failpoint,
+    ) -> None:
+        self._store = store
+        self._verdicts = verdicts
+        self._publisher = publisher
+        self._hub = hub
+        self._board = board
+        self._mutex = mutex
+        self._new_name = new_name
+        self._failpoint = failpoint
+        self._watchdog = Watchdog(step_timeout_s)
+        self._engine: EngineProtocol | None = None
+        self._wake = threading.Condition()
+        self._stirred = False
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="i2v-worker", daemon=True)
+
+    def start(self) -> None:
+        self._watchdog.start()
+        self._thread.start()
+
+    def attach(self, engine: EngineProtocol) -> None:
+        self._engine = engine
+        self.stir()
+
+    def stir(self) -> None:
+        """There may be something to do."""
+        with self._wake:
+            self._stirred = True
+            self._wake.notify()
+
+    def stop(self, timeout: float) -> bool:
+        """Let the running job finish within `timeout` seconds; else put it back into the queue at its next step.
+
+        False when even that step did not end within another `timeout` seconds.
+        """
+        self.halt()
+        if self._thread.is_alive():
+            self._thread.join(timeout)
+        if self._thread.is_alive():
+            for live in self._board.all():
+                live.interrupted = True
+            self._thread.join(max(timeout, 1.0))
+        self._watchdog.stop()
+        return not self._thread.is_alive()
+
+    def halt(self) -> None:
+        """Start no further job; does not wait."""
+        self._stopping.set()
+        self._verdicts.give_up()
+        self.stir()
+
+    def _run(self) -> None:
+        while not self._stopping.is_set():
+            live = self._claim()
+            if live is None:
+                self._sleep()
+            else:
+                self._serve(live)
+
+    def _sleep(self) -> None:
+        with self._wake:
+            while not self._stirred:
+                self._wake.wait()
+            self._stirred = False
+
+    def _claim(self) -> Live | None:
+        if self._engine is None:
+            return None
+        found = self._verdicts.persist(lambda: self._store.claim(before_commit=lambda: self._failpoint("claiming")))
+        if found is None:
+            return None
+        self._failpoint("claimed")
+        live = Live(*found)
+        self._board.add(live)
+        self._hub.changed(live.job.id)
+        return live
+
+    def _serve(self, live: Live) -> None:
+        try:
+            result = self._generate(live)
+        except JobCancelled:
+            if live.cancelled:
+                self._verdicts.cancelled(live)
+            else:
+                self._verdicts.requeued(live)
+        except FatalEngineError as error:
+            self.halt()
+            self._verdicts.engine_lost(live, error, again=True)
+        except I2VError as error:
+            self._verdicts.failed(live, error)
+        except MemoryError:
+            self._verdicts.failed(live, OutOfMemory("the machine ran out of memory during this job"))
+        except Exception as error:
+            log.exception("job %s: the engine failed", live.job.id)
+            self._verdicts.failed(live, GenerationFailed(f"the engine failed ({type(error).__name__})"))
+        else:
+            self._hand_over(live, result)
+
+    def _generate(self, live: Live) -> GenerationResult:
+        engine, job = self._engine, live.job
+        assert engine is not None  # noqa: S101 - for the type checker; nothing is claimed before
+        photo = self._photo(job.id)
+        with self._mutex.hold(lambda who: log.info("job %s waits for %s", job.id, who), lambda: live.must_end):
+            self._watchdog.arm(lambda: self._hung(live))
+            try:
+                return engine.generate(job.request, photo, on_step=lambda progress: self._on_step(live, progress))
+            finally:
+                self._watchdog.disarm()
+
+    def _photo(self, id: str) -> Image.Image:
+        png = self._verdicts.persist(lambda: self._store.png(id))
+        if png is None:
+            raise JobCancelled("the server stops")
+        with Image.open(io.BytesIO(png), formats=("PNG",)) as picture:
+            return picture.convert("RGB")
+
+    def _on_step(self, live: Live, progress: Progress) -> None:
+        self._watchdog.feed()
+        live.report(progress)
+        self._failpoint("step")
+        if live.must_end:
+            raise JobCancelled("the job was cancelled")
+        self._save_progress(live)
+        self._hub.step(live.job.id)
+
+    def _save_progress(self, live: Live) -> None:
+        now = time.monotonic()
+        if now - live.saved < SAVE_EVERY_S:
+            return
+        live.saved = now
+        try:
+            self._store.save_progress(live.claim, live.stage, live.step)
+        except InvalidTransition:
+            live.cancelled = True  # the row has been settled without this thread: stop working on it
+        except SQLAlchemyError as error:
+            log.warning("job %s: its progress could not be stored: %s", live.job.id, error)
+
+    def _hung(self, live: Live) -> None:
+        """On the watchdog's thread. The engine's thread is beyond help, so the process has to end."""
+        self.halt()
+        text = f"a step of the {live.stage} stage took longer than the time limit; the server restarts"
+        self._verdicts.engine_lost(live, GenerationFailed(text), again=False)
+
+    def _hand_over(self, live: Live, result: GenerationResult) -> None:
+        assert self._engine is not None  # noqa: S101 - for the type checker
+        kept = result_of(self._new_name(), result, self._engine.info)
+        live.writing()
+        try:
+            self._verdicts.persist(lambda: self._store.begin_write(live.claim, kept.file, kept))
+        except InvalidTransition:
+            log.warning("job %s was settled before its frames were there", live.job.id)
+            self._board.remove(live)
+            return
+        self._hub.step(live.job.id)
+        self._failpoint("encoding")
+        self._publisher.take(live, result.frames, kept)
