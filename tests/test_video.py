@@ -43,7 +43,8 @@ def failing_ffmpeg(folder: Path, complaint: str, code: int) -> str:
     script.write_text(
         f"#!{sys.executable}\n"
         "import sys\n"
-        "open(sys.argv[-1].removeprefix('file:'), 'wb').write(b'half a file')\n"
+        "if sys.argv[-1].startswith('file:'):\n"
+        "    open(sys.argv[-1].removeprefix('file:'), 'wb').write(b'half a file')\n"
         "sys.stdin.buffer.read()\n"
         f"print({complaint!r}, file=sys.stderr)\n"
         f"sys.exit({code})\n"
