@@ -1,12 +1,24 @@
 """Fetch a model from the Hugging Face hub: only the files that are used, never a pickle, with progress and resume.
 
-Knows nothing of tensors. Called by `weights.py`.
+Knows nothing of tensors. Called by `source.py`. Large files are streamed here and put into the hub's own cache:
+`huggingface_hub` 2.4 starts a file again from zero when its process ends, and checks its size but not its hash.
 """
 
+import hashlib
+import os
 import re
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from huggingface_hub import snapshot_download
+import httpx
+from filelock import FileLock
+from huggingface_hub import HfApi, constants, hf_hub_url, snapshot_download
+from huggingface_hub.file_download import repo_folder_name
+from huggingface_hub.hf_api import RepoFile
+from huggingface_hub.utils import build_hf_headers
+from huggingface_hub.utils.tqdm import silent_tqdm
 
 from i2v.engine.protocol import OnLoad
 from i2v.errors import ModelUnavailable
@@ -14,25 +26,32 @@ from i2v.errors import ModelUnavailable
 # The snapshot of ali-vilab/i2vgen-xl that this project was built against; a branch could change under us.
 PINNED = {"ali-vilab/i2vgen-xl": "39e1979ea27be737b0278c06755e321f2b4360d5"}
 
-# What a diffusers folder needs. The repository also holds fp32 twins and pickles, which are never asked for.
-PATTERNS = (
+PARTS = ("unet", "vae", "text_encoder", "image_encoder")
+REQUIRED = (
     "model_index.json",
-    "i2v.json",
-    "*/config.json",
+    *(f"{part}/config.json" for part in PARTS),
     "scheduler/scheduler_config.json",
     "tokenizer/vocab.json",
     "tokenizer/merges.txt",
-    "tokenizer/tokenizer_config.json",
-    "tokenizer/special_tokens_map.json",
     "feature_extractor/preprocessor_config.json",
-    "*/*.fp16.safetensors",
 )
+OPTIONAL = ("i2v.json", "tokenizer/tokenizer_config.json", "tokenizer/special_tokens_map.json")
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_CHUNK = 1 << 20  # bytes
+_ATTEMPTS = 5  # in a row without one new byte
+_TIMEOUT = httpx.Timeout(30.0)
 
 
 def is_hub_id(source: str) -> bool:
+    """True for `owner/name` as the hub writes it."""
     return _HUB_ID.fullmatch(source) is not None
+
+
+def cache_folder(cache_dir: Path | None) -> Path:
+    """Where the hub keeps what it fetched."""
+    return Path(cache_dir or constants.HF_HUB_CACHE).expanduser()
 
 
 def download(
@@ -44,17 +63,185 @@ def download(
     on_load: OnLoad | None = None,
     endpoint: str | None = None,
 ) -> Path:
-    """Return the folder of the snapshot, fetching what is missing. Raises `ModelUnavailable`."""
-    try:
-        return Path(
-            snapshot_download(
-                repo,
-                revision=revision or PINNED.get(repo),
-                cache_dir=cache_dir,
-                local_files_only=offline,
-                allow_patterns=list(PATTERNS),
-                endpoint=endpoint,
-            )
+    """Return the folder of the whole snapshot, fetching what is missing. Raises `ModelUnavailable`.
+
+    A commit that is cached whole is returned without a request. A branch is looked up, and served from the cache when
+    the hub cannot be reached.
+    """
+    revision = revision or PINNED.get(repo, "main")
+    cached = _cached(repo, revision, cache_dir)
+    if cached is not None and (offline or _COMMIT.fullmatch(revision)):
+        return cached
+    if offline or constants.HF_HUB_OFFLINE:
+        raise ModelUnavailable(
+            f"{repo} at revision {revision} is not whole in the cache {cache_folder(cache_dir)}, and the hub may not "
+            f"be asked (offline)"
         )
-    except Exception as error:
-        raise ModelUnavailable(f"{repo} cannot be fetched from the hub: {error}") from error
+    try:
+        return _fetch(repo, revision, cache_dir, on_load, endpoint)
+    except ModelUnavailable:
+        raise
+    except Exception as error:  # of two HTTP libraries, of the hub's own tree, and of the disk
+        if cached is not None:
+            return cached
+        raise ModelUnavailable(
+            f"{repo} at revision {revision} cannot be fetched from {endpoint or constants.ENDPOINT}: "
+            f"{type(error).__name__}: {_first_line(error)}"
+        ) from error
+
+
+def select(files: Sequence[str], repo: str) -> list[str]:
+    """The files of a repository that are fetched: configs, and each part's fp16 weights, else its full ones.
+
+    Raises `ModelUnavailable` when a needed file is missing or a part is there as a pickle only.
+    """
+    there = set(files)
+    chosen = [name for name in (*REQUIRED, *OPTIONAL) if name in there]
+    if missing := [name for name in REQUIRED if name not in there]:
+        raise ModelUnavailable(f"{repo} is no I2VGen-XL repository in the diffusers layout: {missing[0]} is missing")
+    for part in PARTS:
+        safe = sorted(n for n in there if re.fullmatch(rf"{part}/[^/]+\.safetensors(\.index.*\.json)?", n))
+        half = [name for name in safe if ".fp16" in name]
+        if not any(name.endswith(".safetensors") for name in safe):
+            raise ModelUnavailable(
+                f"{repo} has no safetensors file in {part}/; other formats can run code when opened and are not fetched"
+            )
+        chosen += half or safe
+    return chosen
+
+
+@dataclass(slots=True)
+class _Progress:
+    """Bytes on the disk over the bytes wanted, told to `on_load` about once a MiB."""
+
+    what: str
+    total: int
+    on_load: OnLoad | None
+    done: int = 0
+
+    def add(self, count: int) -> None:
+        self.done += count
+        if self.on_load is not None:
+            self.on_load(
+                f"{self.what} ({self.done / 1e9:.2f} of {self.total / 1e9:.2f} GB)",
+                min(1.0, self.done / max(1, self.total)),
+            )
+
+
+def _fetch(repo: str, revision: str, cache_dir: Path | None, on_load: OnLoad | None, endpoint: str | None) -> Path:
+    if on_load is not None:
+        on_load(f"asking the hub for {repo}", None)
+    api = HfApi(endpoint=endpoint)
+    commit = revision if _COMMIT.fullmatch(revision) else api.model_info(repo, revision=revision).sha
+    if commit is None:
+        raise ModelUnavailable(f"the hub names no commit for {repo} at revision {revision}")
+    tree = {f.path: f for f in api.list_repo_tree(repo, recursive=True, revision=commit) if isinstance(f, RepoFile)}
+    names = select(list(tree), repo)
+    blobs = cache_folder(cache_dir) / repo_folder_name(repo_id=repo, repo_type="model") / "blobs"
+    blobs.mkdir(parents=True, exist_ok=True)
+    progress = _Progress(f"downloading {repo}", sum(tree[name].size for name in names), on_load)
+    _refuse_full_disk(blobs, [tree[name] for name in names])
+    for name in names:
+        if (large := tree[name].lfs) is not None:
+            url = hf_hub_url(repo, name, revision=commit, endpoint=endpoint)
+            with FileLock(blobs / f"{large.sha256}.i2v.lock"):  # a second process waits and finds the file there
+                _fetch_blob(url, name, blobs / large.sha256, large.size, progress.add)
+        else:
+            progress.add(tree[name].size)
+    return Path(
+        snapshot_download(
+            repo,
+            revision=commit if _COMMIT.fullmatch(revision) else revision,
+            cache_dir=cache_folder(cache_dir),
+            allow_patterns=names,
+            endpoint=endpoint,
+            tqdm_class=silent_tqdm,
+        )
+    )
+
+
+def _fetch_blob(url: str, name: str, blob: Path, size: int, add: Callable[[int], None]) -> None:
+    """Stream one file to `blob`, whose name is its SHA-256; an earlier part of it on the disk is continued."""
+    if blob.exists() and blob.stat().st_size == size:
+        add(size)
+        return
+    part = blob.with_name(f"{blob.name}.i2v.part")
+    digest = hashlib.sha256()
+    with part.open("a+b") as file:
+        file.seek(0)
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+        there = file.tell()
+        if there > size:  # not a beginning of this file
+            file.truncate(0)
+            there, digest = 0, hashlib.sha256()
+        add(there)
+        attempts = 0
+        with httpx.Client(follow_redirects=True, timeout=_TIMEOUT) as client:
+            while there < size:
+                before = there
+                try:
+                    headers = {**build_hf_headers(), "Accept-Encoding": "identity", "Range": f"bytes={there}-"}
+                    with client.stream("GET", url, headers=headers) as response:
+                        response.raise_for_status()
+                        if there and response.status_code != 206:  # the range was ignored: from the beginning
+                            file.truncate(0)
+                            add(-there)
+                            there, digest = 0, hashlib.sha256()
+                        for chunk in response.iter_bytes(_CHUNK):
+                            file.write(chunk)
+                            digest.update(chunk)
+                            there += len(chunk)
+                            add(len(chunk))
+                except httpx.TransportError:
+                    attempts = 0 if there > before else attempts + 1
+                    if attempts >= _ATTEMPTS:
+                        raise
+                else:
+                    if there < size and there == before:
+                        break
+        file.flush()
+        os.fsync(file.fileno())
+    if there != size or digest.hexdigest() != blob.name:
+        part.unlink()
+        raise ModelUnavailable(
+            f"{name} came with {there} bytes and SHA-256 {digest.hexdigest()[:12]}...; {size} bytes and "
+            f"{blob.name[:12]}... were wanted. It was removed; start again to fetch it once more"
+        )
+    part.replace(blob)
+
+
+def _cached(repo: str, revision: str, cache_dir: Path | None) -> Path | None:
+    """The snapshot's folder when all that is needed is in it."""
+    try:
+        folder = Path(
+            snapshot_download(repo, revision=revision, cache_dir=cache_folder(cache_dir), local_files_only=True,
+                              allow_patterns=list(REQUIRED))
+        )  # fmt: skip
+    except Exception:  # not there, or not whole: then it is fetched
+        return None
+    files = [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()]  # a dangling link is none
+    try:
+        select(files, repo)
+    except ModelUnavailable:
+        return None
+    return folder
+
+
+def _refuse_full_disk(blobs: Path, files: list[RepoFile]) -> None:
+    wanted = 0
+    for file in files:
+        blob = file.lfs.sha256 if file.lfs is not None else file.blob_id
+        if not (blobs / blob).exists():
+            part = blobs / f"{blob}.i2v.part"
+            wanted += file.size - (part.stat().st_size if part.exists() else 0)
+    free = shutil.disk_usage(blobs).free
+    if wanted > free:
+        raise ModelUnavailable(
+            f"{wanted / 1e9:.2f} GB are still to be downloaded and only {free / 1e9:.2f} GB are free in {blobs}; "
+            f"free some space or choose another cache_dir"
+        )
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or ["no further text"])[0]

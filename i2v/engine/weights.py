@@ -1,14 +1,13 @@
-"""From a model's name to modules with verified weights: a diffusers folder, strict keys, safetensors only.
+"""From a model folder to modules with verified weights: strict keys and shapes, safetensors only, memory taken once.
 
 The only file that knows the published names of tensors. Knows nothing of sampling; the engine calls `resolve` and then
-`load_parts`. Downloading is `hub.py`'s.
+`load_parts`.
 """
 
-import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, I2VGenXLUNet
@@ -23,39 +22,21 @@ from transformers import (
     CLIPVisionModelWithProjection,
 )
 
-from i2v.engine import hub
 from i2v.engine.protocol import ModelInfo, OnLoad
+from i2v.engine.source import ModelCard, ModelFolder, choose_device, choose_dtype, device_name, read_json, resolve
 from i2v.errors import ModelUnavailable
+
+__all__ = ["ModelParts", "check_files", "choose_device", "choose_dtype", "load_parts", "resolve"]
 
 UNET_CLASS = I2VGenXLUNet  # any class with the published keys and `from_config`
 
-DEMO_FOLDER = Path(__file__).resolve().parent.parent / "demo" / "model"
-REAL_MODEL = "ali-vilab/i2vgen-xl"
-LEAST_VRAM = 7 * 2**30  # bytes; below this the published model does not run even with group offload at 512x512
 
-
-@dataclass(frozen=True, slots=True)
-class ModelCard:
-    """What a model folder says about itself in `i2v.json`; every field has a default, the file is optional."""
-
-    kind: Literal["real", "demo"] = "real"
-    name: str | None = None
-    title: str | None = None
-    note: str = ""
-    vocabulary: tuple[str, ...] = ()
-    guidance_range: tuple[float, float] | None = None
-    limits: dict[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class ModelFolder:
-    """A diffusers folder on this disk. `variant` is "fp16" when its UNet has a half-precision file."""
-
-    path: Path
-    name: str
-    kind: Literal["real", "demo"]
-    variant: str | None
-    card: ModelCard
+STEMS = {
+    "text_encoder": "model",
+    "image_encoder": "model",
+    "vae": "diffusion_pytorch_model",
+    "unet": "diffusion_pytorch_model",
+}
 
 
 @dataclass(slots=True)
@@ -77,140 +58,18 @@ class ModelParts:
     vae_upcast: bool
 
 
-# --- device and dtype
-
-
-def choose_device(device: str = "auto") -> torch.device:
-    """`auto` is the first CUDA GPU, else the CPU. Raises `ModelUnavailable` for a device this machine has not."""
-    if device == "auto":
-        return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
-    try:
-        wanted = torch.device(device)
-    except RuntimeError:
-        raise ModelUnavailable(f"device {device!r} is unknown; auto, cpu, cuda or cuda:N is wanted") from None
-    if wanted.type == "cuda":
-        index = wanted.index or 0
-        if not torch.cuda.is_available():
-            raise ModelUnavailable(f"device {device!r} was asked for, and this machine has no usable CUDA GPU")
-        if index >= torch.cuda.device_count():
-            raise ModelUnavailable(
-                f"device {device!r} was asked for; this machine has {torch.cuda.device_count()} GPUs"
-            )
-        return torch.device("cuda", index)
-    if wanted.type != "cpu":
-        raise ModelUnavailable(f"device {device!r} is not supported; auto, cpu, cuda or cuda:N is wanted")
-    return wanted
-
-
-def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
-    """`auto`: float16 on CUDA (as published), float32 on the CPU (no fast half-precision kernels there)."""
-    if dtype == "auto":
-        return torch.float16 if device.type == "cuda" else torch.float32
-    known = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
-    if dtype not in known:
-        raise ModelUnavailable(f"dtype {dtype!r} is unknown; auto, {', '.join(known)} is wanted")
-    return known[dtype]
-
-
-def device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
-
-
-# --- source -> folder
-
-
-def resolve(
-    source: str = "auto",
-    *,
-    revision: str | None = None,
-    cache_dir: Path | None = None,
-    offline: bool = False,
-    on_load: OnLoad | None = None,
-    device: str = "auto",
-    gpu_bytes: int | None = None,
-    endpoint: str | None = None,
-) -> ModelFolder:
-    """Turn `auto`, `demo`, a folder or a hub id into a folder on this disk, downloading when needed.
-
-    `gpu_bytes` is the GPU's memory (None: read from the device; 0: no GPU). Raises `ModelUnavailable`.
-    """
-    if source == "demo":
-        return open_folder(DEMO_FOLDER)
-    if source == "auto":
-        if gpu_bytes is None:
-            gpu_bytes = _gpu_bytes(device)
-        if gpu_bytes < LEAST_VRAM:
-            return open_folder(DEMO_FOLDER)
-        try:
-            return _from_hub(REAL_MODEL, revision, cache_dir, offline, on_load, endpoint)
-        except ModelUnavailable as error:
-            raise ModelUnavailable(
-                f"this machine has a GPU, but the weights of {REAL_MODEL} are neither on this disk nor to be had: "
-                f"{error}. Put a diffusers folder of the model anywhere and start with --model FOLDER, or fetch it "
-                f"on a machine with internet and copy its hub cache; --model demo runs the small demo model instead"
-            ) from error
-    folder = Path(source).expanduser()
-    if folder.is_dir():
-        return open_folder(folder)
-    if hub.is_hub_id(source):
-        return _from_hub(source, revision, cache_dir, offline, on_load, endpoint)
-    raise ModelUnavailable(f"model {source!r} is neither auto, demo, an existing folder nor a hub id like {REAL_MODEL}")
-
-
-def _from_hub(
-    source: str,
-    revision: str | None,
-    cache_dir: Path | None,
-    offline: bool,
-    on_load: OnLoad | None,
-    endpoint: str | None,
-) -> ModelFolder:
-    path = hub.download(
-        source, revision=revision, cache_dir=cache_dir, offline=offline, on_load=on_load, endpoint=endpoint
-    )
-    return open_folder(path, name=source)
-
-
-def _gpu_bytes(device: str) -> int:
-    chosen = choose_device(device)
-    return int(torch.cuda.get_device_properties(chosen).total_memory) if chosen.type == "cuda" else 0
-
-
-def open_folder(path: Path, name: str | None = None) -> ModelFolder:
-    """Check that `path` is an I2VGen-XL diffusers folder and read its card; no weights are read."""
-    index = _json(path / "model_index.json", "a diffusers folder of I2VGen-XL")
-    if index.get("_class_name") != "I2VGenXLPipeline":
-        raise ModelUnavailable(
-            f"{path} holds a {index.get('_class_name')!r}; an I2VGenXLPipeline folder is wanted (model_index.json)"
-        )
-    card = read_card(path / "i2v.json")
-    half = any((path / "unet").glob("*.fp16.safetensors"))
-    return ModelFolder(path, name or card.name or path.name, card.kind, "fp16" if half else None, card)
-
-
-def read_card(file: Path) -> ModelCard:
-    """Read `i2v.json`; a missing file is an empty card, an unreadable one `ModelUnavailable`."""
-    if not file.is_file():
-        return ModelCard()
-    found = _json(file, "a model card")
-    known = set(ModelCard.__dataclass_fields__)
-    if unknown := set(found) - known:
-        raise ModelUnavailable(f"{file} has unknown entries {sorted(unknown)}; known: {sorted(known)}")
-    if found.get("kind", "real") not in ("real", "demo"):
-        raise ModelUnavailable(f"{file}: kind is {found['kind']!r}; real or demo is wanted")
-    try:
-        if (pair := found.get("guidance_range")) is not None:
-            low, high = (float(value) for value in pair)
-            if not 1.0 <= low <= high:
-                raise ValueError
-            found["guidance_range"] = (low, high)
-    except (TypeError, ValueError):
-        raise ModelUnavailable(f"{file}: guidance_range is {pair!r}; two rising numbers from 1.0 are wanted") from None
-    found["vocabulary"] = tuple(str(prompt) for prompt in found.get("vocabulary", ()))
-    return ModelCard(**found)
-
-
-# --- folder -> modules
+def check_files(folder: ModelFolder) -> int:
+    """Bytes of the weights that a load would read. Raises `ModelUnavailable` when a file is missing or cut short."""
+    half = folder.variant == "fp16"
+    total = 0
+    for part, stem in STEMS.items():
+        for file in weight_files(folder.path / part, stem, half=half):
+            try:
+                with safe_open(file, framework="pt", device="cpu"):  # compares the header with the file's length
+                    total += file.stat().st_size
+            except (SafetensorError, OSError) as error:
+                raise ModelUnavailable(_not_whole(file, error)) from error
+    return total
 
 
 def load_parts(
@@ -222,17 +81,17 @@ def load_parts(
     """
     path = folder.path
     half = dtype != torch.float32
-    builds: dict[str, tuple[str, Callable[[Path], Any]]] = {
-        "text_encoder": ("model", _text_encoder),
-        "image_encoder": ("model", _image_encoder),
-        "vae": ("diffusion_pytorch_model", _vae),
-        "unet": ("diffusion_pytorch_model", _unet),
+    builds: dict[str, Callable[[Path], Any]] = {
+        "text_encoder": _text_encoder,
+        "image_encoder": _image_encoder,
+        "vae": _vae,
+        "unet": _unet,
     }
-    files = {part: weight_files(path / part, stem, half=half) for part, (stem, _) in builds.items()}
+    files = {part: weight_files(path / part, stem, half=half) for part, stem in STEMS.items()}
     sizes = {part: sum(file.stat().st_size for file in found) for part, found in files.items()}
     done, total = 0, sum(sizes.values())
     modules: dict[str, Any] = {}
-    for part, (_, build) in builds.items():
+    for part, build in builds.items():
         report = _reporter(on_load, f"loading {part.replace('_', ' ')}", done, sizes[part], total)
         modules[part] = _load(build, path / part, files[part], device, dtype, report)
         done += sizes[part]
@@ -262,11 +121,11 @@ def load_parts(
 
 
 def _unet(folder: Path) -> Any:
-    return UNET_CLASS.from_config(_json(folder / "config.json", "the UNet's config"))
+    return UNET_CLASS.from_config(read_json(folder / "config.json", "the UNet's config"))
 
 
 def _vae(folder: Path) -> Any:
-    return AutoencoderKL.from_config(_json(folder / "config.json", "the VAE's config"))
+    return AutoencoderKL.from_config(read_json(folder / "config.json", "the VAE's config"))
 
 
 def _text_encoder(folder: Path) -> Any:
@@ -278,7 +137,7 @@ def _image_encoder(folder: Path) -> Any:
 
 
 def _clip_config(folder: Path, model_type: str) -> dict[str, Any]:
-    config = _json(folder / "config.json", f"a {model_type} config")
+    config = read_json(folder / "config.json", f"a {model_type} config")
     if config.get("model_type") != model_type:
         raise ModelUnavailable(
             f"{folder / 'config.json'}: model_type is {config.get('model_type')!r}, not {model_type}"
@@ -335,9 +194,11 @@ def _tensors(file: Path, wanted: set[str], report: Callable[[int], None]) -> Ite
                 report(tensor.numel() * tensor.element_size())
                 yield _current_name(name, wanted), tensor
     except (SafetensorError, OSError) as error:
-        raise ModelUnavailable(
-            f"{file} is not a whole safetensors file ({error}); delete it and fetch it again"
-        ) from error
+        raise ModelUnavailable(_not_whole(file, error)) from error
+
+
+def _not_whole(file: Path, error: Exception) -> str:
+    return f"{file} is not a whole safetensors file ({error}); delete it and fetch it again"
 
 
 _VAE_ATTENTION = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
@@ -386,7 +247,7 @@ def weight_files(folder: Path, stem: str, *, half: bool) -> list[Path]:
             return [file]
         index = folder / f"{stem}.safetensors.index{name.removeprefix(stem)}.json"
         if index.is_file():
-            shards = sorted(set(_json(index, "an index of shards")["weight_map"].values()))
+            shards = sorted(set(read_json(index, "an index of shards")["weight_map"].values()))
             missing = [shard for shard in shards if not (folder / shard).is_file()]
             if missing:
                 raise ModelUnavailable(f"{folder}: {index.name} names {missing[0]}, which is not there")
@@ -398,18 +259,6 @@ def weight_files(folder: Path, stem: str, *, half: bool) -> list[Path]:
             f"read; {stem}.safetensors is wanted"
         )
     raise ModelUnavailable(f"{folder / (stem + '.safetensors')} is missing")
-
-
-def _json(file: Path, what: str) -> dict[str, Any]:
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ModelUnavailable(f"{file} cannot be read ({error.strerror}); {what} is wanted there") from error
-    except ValueError as error:
-        raise ModelUnavailable(f"{file} is not valid JSON ({error}); {what} is wanted there") from error
-    if not isinstance(found, dict):
-        raise ModelUnavailable(f"{file} holds a {type(found).__name__}; {what} is wanted there")
-    return found
 
 
 def _reporter(on_load: OnLoad | None, what: str, done: int, size: int, total: int) -> Callable[[int], None]:

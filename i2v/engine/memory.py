@@ -1,0 +1,379 @@
+"""What a job needs, what is free, and which plan fits; telling out of memory from a lost GPU, and giving memory back.
+
+All arithmetic is on numbers that are passed in, in bytes. Only `read`, `limit` and `recover` touch a device. Called by
+`engine.py` before and after a job.
+"""
+
+import gc
+import traceback
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from math import ceil
+from pathlib import Path
+from typing import Any, Literal
+
+import psutil
+import torch
+
+from i2v.errors import DoesNotFit
+from i2v.request import GenerateRequest
+
+GIB = 2**30
+Offload = Literal["none", "model", "group"]
+
+# Kept free beside what is counted: cuDNN and cuBLAS workspaces and what the caching allocator loses between blocks.
+MARGIN = 0.10
+MARGIN_BYTES = GIB // 2
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How a job trades time for memory. The result is the same up to rounding.
+
+    `decode_chunk` frames decoded at once; `ff_chunks` pieces of each feed-forward; `guidance_passes` 2 runs the two
+    halves of guidance one after the other; `offload` keeps weights in main memory while they are not in use, by whole
+    model or by groups of layers.
+    """
+
+    decode_chunk: int = 4
+    ff_chunks: int = 1
+    guidance_passes: Literal[1, 2] = 1
+    offload: Offload = "none"
+
+    def __str__(self) -> str:
+        where = {"none": "all resident", "model": "model offload", "group": "group offload"}[self.offload]
+        passes = "one guidance pass" if self.guidance_passes == 1 else "two guidance passes"
+        return f"{where}, {passes}, feed-forward in {self.ff_chunks}, {self.decode_chunk} frames decoded at once"
+
+
+LOW_VRAM = Plan(decode_chunk=1, ff_chunks=8, guidance_passes=2, offload="model")
+
+
+def ladder(plan: Plan) -> Plan | None:
+    """The next plan that needs less memory, None below the last: each rung costs more time than the one before."""
+    if plan.decode_chunk > 1:
+        return replace(plan, decode_chunk=1)
+    if plan.ff_chunks < 4:
+        return replace(plan, ff_chunks=4)
+    if plan.guidance_passes == 1:
+        return replace(plan, guidance_passes=2)
+    if plan.ff_chunks < 8:
+        return replace(plan, ff_chunks=8)
+    if plan.offload == "none":
+        return replace(plan, offload="model")
+    if plan.offload == "model":
+        return replace(plan, offload="group")
+    return None
+
+
+def rungs(first: Plan) -> Iterator[Plan]:
+    """`first` and every plan below it."""
+    plan: Plan | None = first
+    while plan is not None:
+        yield plan
+        plan = ladder(plan)
+
+
+# --- what a job needs
+
+
+@dataclass(frozen=True, slots=True)
+class Footprint:
+    """How much a UNet implementation holds at its peak, counted on meta tensors.
+
+    The peak is in one of three places, each as channels per token: the feed-forward of `transformer_in` (`entry`
+    channels of its inner width besides the chunked ones), the feed-forward of a transformer at full resolution, or the
+    residual block there that reads the skip. `shared_entry`: the first is computed once for both guidance halves.
+    `chunked` is how many times its input's width a feed-forward's intermediate is.
+    """
+
+    entry_fixed: float  # times the first width
+    block_fixed: float  # times the first width
+    skip_fixed: float  # times the first width
+    chunked: float
+    shared_entry: bool
+
+
+UPSTREAM_UNET = Footprint(entry_fixed=7.54, block_fixed=12.0, skip_fixed=12.0, chunked=16.0, shared_entry=False)
+OWN_UNET = Footprint(entry_fixed=7.54, block_fixed=12.0, skip_fixed=12.0, chunked=8.0, shared_entry=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """The numbers of a loaded model that memory depends on. `weights` in bytes by part."""
+
+    weights: Mapping[str, int]
+    largest_group: int  # bytes of the UNet's largest block
+    width: int  # channels of the UNet at full latent resolution
+    inner: int  # channels inside transformer_in
+    vae_width: int  # channels that enter the VAE's last decoder block, at full resolution
+    factor: int = 8  # pixels per latent
+    unet_bytes: int = 2  # per number
+    vae_bytes: int = 2
+    footprint: Footprint = OWN_UNET
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """Bytes on the device in each stage, weights included."""
+
+    encode: int
+    denoise: int
+    decode: int
+
+    @property
+    def peak(self) -> int:
+        return max(self.encode, self.denoise, self.decode)
+
+
+def shape_of(parts: Any) -> Shape:
+    """Read the numbers off loaded `ModelParts` (meta tensors do)."""
+    unet, vae = parts.unet, parts.vae
+    widths, vae_widths = tuple(unet.config.block_out_channels), tuple(vae.config.block_out_channels)
+    names = ("unet", "vae", "text_encoder", "image_encoder")
+    blocks = [*unet.down_blocks, unet.mid_block, *unet.up_blocks]
+    return Shape(
+        weights={name: _bytes(getattr(parts, name)) for name in names},
+        largest_group=max(_bytes(block) for block in blocks),
+        width=widths[0],
+        inner=8 * int(unet.config.attention_head_dim),
+        vae_width=vae_widths[min(1, len(vae_widths) - 1)],
+        factor=2 ** (len(vae_widths) - 1),
+        unet_bytes=unet.dtype.itemsize,
+        vae_bytes=vae.dtype.itemsize,
+    )
+
+
+def _bytes(module: torch.nn.Module) -> int:
+    return sum(p.numel() * p.element_size() for p in module.parameters())
+
+
+def denoise_activations(shape: Shape, request: GenerateRequest, plan: Plan) -> int:
+    """Bytes that one UNet call holds beside the weights. Linear in width x height x frames; steps do not matter."""
+    tokens = request.num_frames * (request.width // shape.factor) * (request.height // shape.factor)
+    batch = 2 if request.guidance_scale > 1.0 and plan.guidance_passes == 1 else 1
+    foot, chunks = shape.footprint, plan.ff_chunks
+    entry = foot.entry_fixed * shape.width + foot.chunked * shape.inner / chunks
+    block = foot.block_fixed * shape.width + foot.chunked * shape.width / chunks
+    skip = foot.skip_fixed * shape.width
+    rows = 1 if foot.shared_entry else batch
+    return ceil(tokens * shape.unet_bytes * max(rows * entry, batch * block, batch * skip))
+
+
+def decode_activations(shape: Shape, request: GenerateRequest, plan: Plan) -> int:
+    """Bytes of decoding: three full-resolution activations of the widest last block, for each frame of the chunk.
+
+    (0.38 GiB a frame at 512x512 with 256 channels in fp16), and all decoded frames as uint8.
+    """
+    pixels = request.width * request.height
+    chunk = min(plan.decode_chunk, request.num_frames)
+    return pixels * (chunk * (3 * shape.vae_width * shape.vae_bytes + 24) + 3 * request.num_frames)
+
+
+def predict(shape: Shape, request: GenerateRequest, plan: Plan) -> Need:
+    """What `request` takes on the device under `plan`, in bytes."""
+    weights = shape.weights
+    encoders = max(weights["text_encoder"], weights["image_encoder"], weights["vae"])
+    unet, vae = weights["unet"], weights["vae"]
+    if plan.offload == "none":
+        encoders = unet = vae = sum(weights.values())
+    elif plan.offload == "group":
+        unet = min(unet, 2 * shape.largest_group)  # one block at work, the next on its way
+    one_frame = replace(plan, decode_chunk=1)
+    return Need(
+        encode=encoders + decode_activations(shape, request, one_frame),
+        denoise=unet + denoise_activations(shape, request, plan),
+        decode=vae + decode_activations(shape, request, plan),
+    )
+
+
+# --- what fits
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """A device's memory in bytes: all of it, and what this process may have (free now, or its own already)."""
+
+    total: int
+    available: int
+
+    @property
+    def usable(self) -> int:
+        return max(0, int(self.available * (1 - MARGIN)) - MARGIN_BYTES)
+
+
+def choose_plan(
+    shape: Shape, request: GenerateRequest, memory: Memory, mode: str = "auto", *, offloads: bool = True
+) -> Plan:
+    """The first plan down the ladder that fits. `mode`: auto, resident (no offload) or low-vram (starts low).
+
+    `offloads` False where there is no second memory to offload to (a CPU). Raises `DoesNotFit`, naming the largest job
+    that does.
+    """
+    plan = _first_fitting(shape, request, memory, mode, offloads)
+    if plan is not None:
+        return plan
+    asked = f"{request.width}x{request.height} with {request.num_frames} frames"
+    least = predict(shape, request, _plans(mode, offloads)[-1]).peak
+    largest = largest_that_fits(shape, request, memory, mode, offloads=offloads)
+    needs = (
+        f"{asked} needs about {least / GIB:.1f} GiB of the device's memory, and {memory.usable / GIB:.1f} can be had"
+    )
+    if largest is None:
+        raise DoesNotFit(f"{needs}; no job of this shape fits", field="width")
+    raise DoesNotFit(
+        f"{needs}; the largest that fits is {largest['width']}x{largest['height']} with {largest['num_frames']} frames",
+        largest=largest,
+        field="num_frames" if largest["width"] == request.width else "width",
+    )
+
+
+def check_fits(
+    shape: Shape, request: GenerateRequest, memory: Memory, mode: str = "auto", *, offloads: bool = True
+) -> None:
+    """Raise `DoesNotFit` when no plan holds the job; cheap enough for the door (a few hundred multiplications)."""
+    choose_plan(shape, request, memory, mode, offloads=offloads)
+
+
+def largest_that_fits(
+    shape: Shape, request: GenerateRequest, memory: Memory, mode: str = "auto", *, offloads: bool = True
+) -> dict[str, Any] | None:
+    """The nearest smaller job: fewer frames of the same size (8 at least), else the same shape of picture, smaller.
+
+    Returns width, height and num_frames, or None when not even 64 pixels a side fit.
+    """
+
+    def fits(width: int, height: int, frames: int) -> bool:
+        job = request.model_copy(update={"width": width, "height": height, "num_frames": frames})
+        return _first_fitting(shape, job, memory, mode, offloads) is not None
+
+    fewest = min(8, request.num_frames)
+    for frames in range(request.num_frames, fewest - 1, -1):
+        if fits(request.width, request.height, frames):
+            return {"width": request.width, "height": request.height, "num_frames": frames}
+    for longer in range(max(request.width, request.height) - 64, 63, -64):
+        scale = longer / max(request.width, request.height)
+        width, height = (max(64, round(side * scale / 8) * 8) for side in (request.width, request.height))
+        for frames in sorted({request.num_frames, fewest}, reverse=True):
+            if fits(width, height, frames):
+                return {"width": width, "height": height, "num_frames": frames}
+    return None
+
+
+def _plans(mode: str, offloads: bool) -> list[Plan]:
+    first = LOW_VRAM if mode == "low-vram" else Plan()
+    if not offloads:
+        first = replace(first, offload="none")
+    return [p for p in rungs(first) if p.offload == "none" or (offloads and mode != "resident")]
+
+
+def _first_fitting(shape: Shape, request: GenerateRequest, memory: Memory, mode: str, offloads: bool) -> Plan | None:
+    for plan in _plans(mode, offloads):
+        if predict(shape, request, plan).peak <= memory.usable:
+            return plan
+    return None
+
+
+# --- the device
+
+
+def read(device: torch.device, max_vram_gb: float | None = None) -> Memory:
+    """The device's memory now. `max_vram_gb` (GiB) pretends that the card has only this much."""
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        own = torch.cuda.memory_reserved(device)
+    else:
+        machine = psutil.virtual_memory()
+        free, total = machine.available, machine.total
+        own = psutil.Process().memory_info().rss
+        if (group := container_limit()) is not None and group < total:
+            total, free = group, min(free, group - own)
+    return pretend(Memory(total, free + own), max_vram_gb)
+
+
+def pretend(memory: Memory, max_vram_gb: float | None) -> Memory:
+    """`memory` as a card of `max_vram_gb` GiB would report it: what others hold counts against the smaller card too."""
+    if max_vram_gb is None:
+        return memory
+    total = min(memory.total, int(max_vram_gb * GIB))
+    return Memory(total, max(0, total - (memory.total - memory.available)))
+
+
+def container_limit(file: Path = Path("/sys/fs/cgroup/memory.max")) -> int | None:
+    """The memory limit of the container this process runs in, in bytes; None without one."""
+    try:
+        text = file.read_text(encoding="ascii").strip()
+    except OSError:
+        return None
+    return int(text) if text.isdigit() else None
+
+
+def limit(device: torch.device, max_vram_gb: float | None) -> None:
+    """Make PyTorch's allocator refuse more than `max_vram_gb` GiB, so a pretended card runs out like a real one."""
+    if device.type == "cuda" and max_vram_gb is not None:
+        total = torch.cuda.get_device_properties(device).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(1.0, max_vram_gb * GIB / total), device)
+
+
+def recover(device: torch.device, error: BaseException | None = None) -> None:
+    """Give back what a failed job held. `error`'s frames keep its tensors alive, so they are cleared first."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+# --- what an exception means
+
+_OUT_OF_MEMORY = (
+    "out of memory",
+    "can't allocate memory",  # the CPU allocator
+    "cublas_status_alloc_failed",
+    "cudnn_status_alloc_failed",
+    "cublas_status_not_initialized when calling `cublascreate",  # no room for a handle
+)
+
+# After these the CUDA context is lost: every later call fails until the process ends.
+_FATAL = (
+    "an illegal memory access",
+    "illegal address",
+    "device-side assert",
+    "uncorrectable",  # ECC and NVLink
+    "unspecified launch failure",
+    "launch timed out",
+    "misaligned address",
+    "an illegal instruction",
+    "invalid program counter",
+    "hardware stack error",
+    "operation not supported on global/shared address space",
+    "context is destroyed",
+    "device is lost",
+    "gpu is lost",
+    "unknown error",
+    "cublas_status_execution_failed",
+    "cublas_status_internal_error",
+    "cublas_status_mapping_error",
+    "cudnn_status_execution_failed",
+    "cudnn_status_internal_error",
+    "cudnn_status_mapping_error",
+)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """True when memory ran short on the GPU or the CPU; the process is sound and a smaller plan may do."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(text in str(error).lower() for text in _OUT_OF_MEMORY)
+
+
+def is_fatal(error: BaseException) -> bool:
+    """True when the CUDA context is lost and only a new process can go on. Only PyTorch's own errors are read."""
+    if not isinstance(error, RuntimeError) or is_out_of_memory(error):
+        return False
+    text = str(error).lower()
+    speaks_of_gpu = isinstance(error, torch.AcceleratorError) or any(w in text for w in ("cuda", "cublas", "cudnn"))
+    return speaks_of_gpu and any(reason in text for reason in _FATAL)
