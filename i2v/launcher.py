@@ -1,0 +1,241 @@
+"""Keeps one server process running: checks, log file, restart on exit code 86, one clean end. `start_app.sh` calls it.
+
+Knows the server only as a command that ends with an exit code. It does not load the model, torch or the web stack, so
+it stays small and outlives whatever happens in the server.
+"""
+
+import contextlib
+import ctypes
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import IO
+
+from i2v.errors import EXIT_RESTART
+from i2v.flags import settings_from
+from i2v.settings import SettingsError
+
+FIRST_DELAY_S, LONGEST_DELAY_S = 1.0, 60.0
+HEALTHY_S = 600.0  # a server that ran this long was healthy: its next restart starts at the first delay again
+GRACE_S = 60.0  # for the server to finish after it was told to end; then it is killed
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+class Tee:
+    """Bytes to the terminal and to the log. A full disk or a closed terminal silences that one and stops nothing."""
+
+    def __init__(self, *streams: IO[bytes]) -> None:
+        self._streams = list(streams)
+
+    def write(self, data: bytes) -> None:
+        for stream in list(self._streams):
+            try:
+                stream.write(data)
+                stream.flush()
+            except (OSError, ValueError):
+                self._streams.remove(stream)
+
+    def line(self, text: str) -> None:
+        self.write(f"{text}\n".encode())
+
+
+class Launcher:
+    """Runs commands one after the other, passes stop signals on to the one that runs, and remembers that they came.
+
+    Use as a context manager on the main thread: it takes over SIGINT, SIGTERM and SIGHUP meanwhile.
+    """
+
+    def __init__(self, out: Tee, *, grace_s: float = GRACE_S, clock: Callable[[], float] = time.monotonic) -> None:
+        self.stopping: signal.Signals | None = None
+        self._out = out
+        self._grace_s = grace_s
+        self._clock = clock
+        self._kill_at: float | None = None
+        self._child: subprocess.Popen[bytes] | None = None
+        self._wake_read, self._wake_write = socket.socketpair()
+        self._wake_read.setblocking(False)
+        self._wake_write.setblocking(False)
+
+    def __enter__(self) -> "Launcher":
+        self._old_wakeup = signal.set_wakeup_fd(self._wake_write.fileno(), warn_on_full_buffer=False)
+        # A signal that was ignored from outside stays so: that is how nohup works.
+        wanted = [number for number in STOP_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+        self._old_handlers = {number: signal.signal(number, self._on_signal) for number in wanted}
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._old_handlers.items():
+            signal.signal(number, handler)
+        signal.set_wakeup_fd(self._old_wakeup)
+        self._wake_read.close()
+        self._wake_write.close()
+
+    def run(self, command: Sequence[str]) -> int:
+        """Run to the end, output copied; return the exit code (128 + n for death by signal n, as a shell says it)."""
+        if self.stopping:
+            return 128 + self.stopping
+        with subprocess.Popen(  # noqa: S603  (this interpreter, and the flags of our own user)
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env=os.environ | {"PYTHONUNBUFFERED": "1"},
+            process_group=0,  # Ctrl-C reaches the launcher alone, which passes it on once
+            preexec_fn=_end_with_parent(),
+        ) as child:
+            self._child = child
+            if self.stopping:  # the signal came while the process was being made
+                child.terminate()
+            try:
+                self._copy_until_end(child)
+            finally:
+                self._child = None
+                _end_group(child.pid)  # whatever the server left behind, its ffmpeg for one
+        code = child.returncode
+        return code if code >= 0 else 128 - code
+
+    def wait(self, seconds: float) -> bool:
+        """Sleep; True when the time has passed, False as soon as a stop signal comes."""
+        until = self._clock() + seconds
+        while not self.stopping and (left := until - self._clock()) > 0:
+            self._select([], left)
+        return not self.stopping
+
+    def _copy_until_end(self, child: subprocess.Popen[bytes]) -> None:
+        assert child.stdout is not None  # noqa: S101  (for the type checker)
+        pipe = child.stdout.fileno()
+        os.set_blocking(pipe, False)
+        is_open = True
+        while child.poll() is None or is_open:
+            ready = self._select([pipe] if is_open else [], 0.2)
+            data = _read(pipe) if pipe in ready else None
+            if data:
+                self._out.write(data)
+            elif data == b"":
+                is_open = False
+            elif child.poll() is not None:
+                return  # ended, and nothing more to read even if a grandchild holds the pipe open
+            if self._kill_at is not None and self._clock() > self._kill_at:
+                self._out.line(f"[ERROR] the server did not end within {self._grace_s:.0f} s; it is killed")
+                self._kill_at = None
+                child.kill()
+
+    def _select(self, pipes: list[int], seconds: float) -> list[int]:
+        wake = self._wake_read.fileno()
+        ready, _, _ = select.select([*pipes, wake], [], [], max(0.0, seconds))
+        if wake in ready:
+            with contextlib.suppress(BlockingIOError):
+                self._wake_read.recv(64)
+        return [pipe for pipe in pipes if pipe in ready]
+
+    def _on_signal(self, number: int, _frame: object) -> None:
+        self.stopping = self.stopping or signal.Signals(number)
+        if self._kill_at is None:
+            self._kill_at = self._clock() + self._grace_s
+        if self._child is not None and self._child.poll() is None:
+            # A closed terminal (SIGHUP) is a plain request to end; the server knows that one as SIGTERM.
+            self._child.send_signal(signal.SIGINT if number == signal.SIGINT else signal.SIGTERM)
+
+
+def supervise(
+    run: Callable[[], int],
+    say: Callable[[str], None],
+    wait: Callable[[float], bool],
+    clock: Callable[[], float] = time.monotonic,
+) -> int:
+    """Call `run` again while it returns 86, after 1, 2, 4 .. 60 seconds; any other code, or a false `wait`, ends it."""
+    delay = FIRST_DELAY_S
+    while True:
+        started = clock()
+        code = run()
+        if code != EXIT_RESTART:
+            return code
+        if clock() - started >= HEALTHY_S:
+            delay = FIRST_DELAY_S
+        say(f"[WARNING] the server asked to be started again (exit code {EXIT_RESTART}); next start in {delay:.0f} s")
+        if not wait(delay):
+            return code
+        delay = min(2 * delay, LONGEST_DELAY_S)
+
+
+def open_log(folder: Path, now: datetime) -> IO[bytes]:
+    """A new file `app_YYYYMMDD_HHMMSS.log`; a second start within the second gets a number. Raises OSError."""
+    folder.mkdir(parents=True, exist_ok=True)
+    number = 1
+    while True:
+        suffix = f"_{number}" if number > 1 else ""
+        try:
+            return (folder / f"app_{now:%Y%m%d_%H%M%S}{suffix}.log").open("xb")
+        except FileExistsError:
+            number += 1
+
+
+def free_port(host: str) -> int:
+    """A port that is free now. Chosen here and not by the server, so that a restart keeps the address."""
+    family, kind, proto, _, address = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)[0]
+    with socket.socket(family, kind, proto) as probe:
+        probe.bind(address)
+        return int(probe.getsockname()[1])
+
+
+def main(arguments: Sequence[str], folder: Path) -> int:
+    """Start `folder/server.py` with the flags `arguments`; return the exit code for the shell."""
+    try:
+        settings = settings_from(arguments)
+    except SettingsError as error:
+        print(f"[ERROR] settings: {error}", file=sys.stderr)
+        return 2
+    if settings is None:  # --help
+        return 0
+    flags = list(arguments)
+    try:
+        if settings.port == 0:
+            flags += ["--port", str(free_port(settings.host))]
+        log = open_log(folder / "logs", datetime.now().astimezone())
+    except OSError as error:
+        print(f"[ERROR] the start failed: {error}", file=sys.stderr)
+        return 2
+    with log, Launcher(out := Tee(sys.stdout.buffer, log)) as launcher:
+        out.line(f"[SUCCESS] log: {log.name}")
+        code = launcher.run([sys.executable, "-m", "i2v.preflight", *flags])
+        if code == 0 and not launcher.stopping:
+            server = [sys.executable, str(folder / "server.py"), *flags]
+            code = supervise(lambda: launcher.run(server), out.line, launcher.wait)
+            out.line(f"[INFO] the server has ended with code {code}")
+        return 0 if launcher.stopping and code == EXIT_RESTART else code
+
+
+def _read(pipe: int) -> bytes | None:
+    try:
+        return os.read(pipe, 65536)
+    except BlockingIOError:
+        return None
+
+
+def _end_group(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(pid, signal.SIGKILL)
+
+
+def _end_with_parent() -> Callable[[], None] | None:
+    """On Linux, the call that has the kernel end the server when its launcher is killed; None elsewhere."""
+    if sys.platform != "linux":
+        return None
+    libc = ctypes.CDLL(None)
+
+    def ask_the_kernel() -> None:
+        libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+    return ask_the_kernel
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:], Path.cwd()))

@@ -1,0 +1,106 @@
+"""The banner of a start: one [SUCCESS] or [ERROR] line for each thing the server needs, then the addresses.
+
+The launcher runs it as a process of its own, because the checks load torch and the launcher must stay small. Exit
+code 0: start the server; 2: something is missing, and its line says what to do.
+"""
+
+import ipaddress
+import socket
+import sys
+from collections.abc import Callable, Sequence
+from typing import TextIO
+
+import psutil
+
+from i2v import __version__, doctor
+from i2v.doctor import Check
+from i2v.flags import settings_from
+from i2v.settings import Settings, SettingsError
+
+CANNOT_START = 2
+RULE = "=" * 78
+
+
+def main(
+    arguments: Sequence[str], out: TextIO = sys.stdout, run: Callable[[Settings], list[Check]] = doctor.run
+) -> int:
+    """Print the banner for a command line of server flags; return the exit code."""
+    try:
+        settings = settings_from(arguments)
+    except SettingsError as error:
+        print(f"[ERROR] settings: {error}", file=out, flush=True)
+        return CANNOT_START
+    if settings is None:  # --help
+        return 0
+    print(f"{RULE}\n i2v {__version__}: image to video with I2VGen-XL\n{RULE}", file=out, flush=True)
+    checks = [_with_holder(check, settings.port) for check in run(settings)]
+    for check in checks:
+        print(f"[{'SUCCESS' if check.ok else 'ERROR'}] {check.name}: {check.text}", file=out)
+    for warning in warnings(settings):
+        print(f"[WARNING] {warning}", file=out)
+    if not all(check.ok for check in checks):
+        print("[ERROR] the server was not started; mend the lines marked [ERROR] and start again", file=out, flush=True)
+        return CANNOT_START
+    web, *more = addresses(settings)
+    print(f"\n  Web page   {web}/", *(f"             {address}/" for address in more), sep="\n", file=out)
+    print(f"  API        {web}/api/predict/   {web}/v1/videos", file=out)
+    print(f"  Reference  {web}/docs", file=out)
+    print(f"  Ctrl-C ends the server.\n{RULE}", file=out, flush=True)
+    return 0
+
+
+def warnings(settings: Settings) -> list[str]:
+    """What starts all the same but should be known."""
+    if settings.api_token is None and not _is_loopback(settings.host):
+        return [
+            f"{settings.host} opens the server to the network and no token is set: "
+            "anyone who reaches it may use it (set I2V_API_TOKEN)"
+        ]
+    return []
+
+
+def addresses(settings: Settings) -> list[str]:
+    """Where a browser finds the server; for a wildcard host every IPv4 address of the machine."""
+    if settings.public_url:
+        return [settings.public_url.rstrip("/")]
+    host = settings.host
+    if host not in ("0.0.0.0", "::"):  # noqa: S104  (compared, not bound)
+        return [f"http://{f'[{host}]' if ':' in host else host}:{settings.port}"]
+    found = [a.address for nic in psutil.net_if_addrs().values() for a in nic if a.family == socket.AF_INET]
+    return [f"http://{address}:{settings.port}" for address in dict.fromkeys(["127.0.0.1", *found])]
+
+
+def holder(port: int) -> str | None:
+    """The process that listens on `port`, as "process 123 (python server.py)"; None when it may not be seen."""
+    try:
+        listening = [c for c in psutil.net_connections("tcp") if c.status == psutil.CONN_LISTEN]
+        pids = [c.pid for c in listening if c.laddr and c.laddr.port == port and c.pid]
+        if not pids:
+            return None
+        command = " ".join(psutil.Process(pids[0]).cmdline())
+    except psutil.Error:
+        return None
+    shortened = command if len(command) <= 100 else f"{command[:97]}..."
+    return f"process {pids[0]} ({shortened or 'unnamed'})"
+
+
+def _with_holder(check: Check, port: int) -> Check:
+    if check.name != "port" or check.ok:
+        return check
+    found = holder(port)
+    if found is None:
+        return check
+    pid = found.split()[1]
+    text = f"port {port} is held by {found}; stop it with `kill {pid}`, or choose another port with --port"
+    return Check(check.name, False, text)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
