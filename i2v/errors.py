@@ -8,6 +8,7 @@
     ├── MethodNotAllowed 405
     ├── Conflict 409              not ready, already final, idempotency key reused
     ├── BodyTooLarge 413
+    ├── RangeNotSatisfiable 416
     ├── InvalidRequest 422        a field's value; names the field
     │   ├── InvalidImage 422
     │   └── DoesNotFit 422        this machine's memory cannot hold the job
@@ -71,6 +72,10 @@ class Conflict(I2VError):
 
 class BodyTooLarge(I2VError):
     status, code = 413, "too_large"
+
+
+class RangeNotSatisfiable(I2VError):
+    status, code = 416, "range_not_satisfiable"
 
 
 class InvalidRequest(I2VError):

@@ -1,0 +1,204 @@
+"""The composition of a server: settings -> queue -> engine, loaded in a thread -> app -> web page -> uvicorn.
+
+The port opens before the model is loaded, so that `/livez` and `/readyz` answer meanwhile. The only place that
+knows all the parts; called by `i2v serve` and by `server.py`.
+"""
+
+import logging
+import os
+import resource
+import socket
+import threading
+from collections.abc import Callable
+from contextlib import AbstractContextManager, suppress
+from functools import partial
+from types import FrameType
+
+import uvicorn
+from fastapi import FastAPI
+
+from i2v.engine.fake import FakeEngine
+from i2v.engine.mutex import GpuMutex, lock_file_for
+from i2v.engine.protocol import EngineProtocol, OnLoad
+from i2v.errors import EXIT_RESTART, FatalEngineError
+from i2v.jobs.queue import JobQueue
+from i2v.jobs.schema import DataError
+from i2v.server.app import create_app
+from i2v.server.logs import configure_logging
+from i2v.server.protocol import bounded_protocol
+from i2v.settings import Settings
+
+log = logging.getLogger("i2v.serve")
+
+EXIT_FAILED = 1
+GRACE_S = 5  # how long open streams and downloads may go on after a signal
+EXIT_BY_FORCE_S = 90.0
+SHORT_TOKEN = 16
+SPARE_FILES = 500  # videos, database, libraries
+_LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
+
+
+def serve(settings: Settings) -> int:
+    """Run until a signal comes or the engine is lost. Returns the exit code: 0, 1, or 86 for "start me again"."""
+    configure_logging(settings.log_level, as_json=settings.log_json)
+    _raise_file_limit(settings.max_connections)
+    mutex = LateMutex()
+    queue = JobQueue(settings, mutex=mutex)
+    try:
+        listener = _listen(settings)
+        queue.start()
+    except OSError as error:
+        log.error("cannot listen on %s port %d: %s", settings.host, settings.port, error.strerror or error)
+        return EXIT_FAILED
+    except DataError as error:
+        log.error("%s", error)
+        return EXIT_FAILED
+    app = create_app(settings, queue, start_queue=False)
+    if settings.ui:
+        from i2v.ui import mount_ui  # gradio takes seconds to import, and `--no-ui` does without
+
+        app = mount_ui(app, settings, queue)
+    server = Server(settings, app, _address(settings, listener))
+    server.once_listening = partial(_load, settings, queue, mutex, server)
+    queue.on_fatal = lambda: server.end(EXIT_RESTART)
+    _warn(settings)
+    server.run(sockets=[listener])
+    return server.exit_code
+
+
+class LateMutex:
+    """The GPU mutex of a device that is only known once the engine is loaded."""
+
+    def __init__(self) -> None:
+        self.chosen = GpuMutex()
+
+    def hold(
+        self, on_wait: Callable[[str], None] | None = None, cancelled: Callable[[], bool] | None = None
+    ) -> AbstractContextManager[None]:
+        return self.chosen.hold(on_wait, cancelled)
+
+
+class Server(uvicorn.Server):
+    """uvicorn with our bounds, which ends with an exit code instead of by raising its signal again."""
+
+    def __init__(self, settings: Settings, app: FastAPI, address: str) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app,
+                http=bounded_protocol(settings.receive_timeout_s, settings.max_connections),
+                ws="none",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                proxy_headers=settings.public_url is not None,
+                timeout_graceful_shutdown=GRACE_S,
+            )
+        )
+        self.app = app
+        self.address = address
+        self.once_listening: Callable[[], None] = lambda: None  # runs on a thread of its own
+        self.exit_code = 0
+
+    def end(self, exit_code: int) -> None:
+        """Stop gracefully, from any thread; by force where a lost engine keeps the process from ending."""
+        self.exit_code = exit_code
+        self.should_exit = True
+        last_resort = threading.Timer(EXIT_BY_FORCE_S, os._exit, (exit_code,))
+        last_resort.daemon = True
+        last_resort.start()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """The first signal stops gracefully, the second at once."""
+        self.force_exit = self.should_exit
+        self.should_exit = True
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        log.info("listening on %s; loading the model", self.address)
+        threading.Thread(target=self.once_listening, name="i2v-load", daemon=True).start()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self.app.state.context.stopping.set()  # routes that wait answer before connections are closed
+        await super().shutdown(sockets)
+
+
+def _load(settings: Settings, queue: JobQueue, mutex: LateMutex, server: Server) -> None:
+    """Load the engine and hand it to the queue; a model that cannot be loaded ends the server with its reason."""
+    try:
+        engine = load_engine(settings, queue.report_loading)
+        mutex.chosen = _mutex_for(settings)
+        queue.attach(engine)
+    except Exception as error:
+        queue.fail_loading(str(error))
+        log.error("the model could not be loaded: %s", error, exc_info=log.isEnabledFor(logging.DEBUG))
+        server.end(EXIT_RESTART if isinstance(error, FatalEngineError) else EXIT_FAILED)
+        return
+    info = engine.info
+    log.info("model: %s on %s (%s) %s", info.title, info.device, info.dtype, info.note)
+    pages = "web page, " if settings.ui else ""
+    log.info("ready at %s (%sPOST /api/predict/, /v1/videos, /docs)", server.address, pages)
+
+
+def load_engine(settings: Settings, on_load: OnLoad) -> EngineProtocol:
+    """The engine that `settings.model` names. Torch is imported here, on the loading thread, and nowhere earlier."""
+    if settings.model == "fake":
+        return FakeEngine()
+    on_load("importing the engine", None)
+    from i2v.engine.engine import Engine
+
+    return Engine.load(
+        settings.model,
+        device=settings.device,
+        dtype=settings.dtype,
+        conventions=settings.conventions,
+        revision=settings.revision,
+        cache_dir=settings.cache_dir,
+        offline=settings.offline,
+        memory=settings.memory,
+        max_vram_gb=settings.max_vram_gb,
+        on_load=on_load,
+    )
+
+
+def _mutex_for(settings: Settings) -> GpuMutex:
+    """The mutex shared with other processes on the same device; the fake engine shares with nobody."""
+    if settings.model == "fake":
+        return GpuMutex()
+    from i2v.engine.weights import choose_device
+
+    return GpuMutex(lock_file_for(choose_device(settings.device), settings.outputs))
+
+
+def _listen(settings: Settings) -> socket.socket:
+    """The listening socket, taken before anything slow, so that a busy port is said at once. Raises OSError."""
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    return socket.create_server((settings.host, settings.port), family=family, backlog=2048)
+
+
+def _address(settings: Settings, listener: socket.socket) -> str:
+    """Where a browser on this machine finds the server."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(settings.host, settings.host)  # noqa: S104 - compared only
+    host = f"[{host}]" if ":" in host and not host.startswith("[") else host
+    return f"http://{host}:{listener.getsockname()[1]}"
+
+
+def _warn(settings: Settings) -> None:
+    token = settings.api_token.get_secret_value() if settings.api_token else None
+    if token is None and settings.host not in _LOOPBACK:
+        log.warning("=" * 78)
+        log.warning("OPEN TO THE NETWORK WITHOUT A TOKEN: whoever reaches %s can use this server,", settings.host)
+        log.warning("see every photo and video, and delete them. Set I2V_API_TOKEN to close it.")
+        log.warning("=" * 78)
+    elif token is not None and len(token) < SHORT_TOKEN:
+        log.warning("the token has %d characters; one of at least %d cannot be guessed", len(token), SHORT_TOKEN)
+
+
+def _raise_file_limit(connections: int) -> None:
+    """Every connection takes a descriptor, and the usual soft limit of 1024 is soon reached."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = connections + SPARE_FILES
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with suppress(ValueError, OSError):
+            resource.setrlimit(
+                resource.RLIMIT_NOFILE, (wanted if hard == resource.RLIM_INFINITY else min(wanted, hard), hard)
+            )

@@ -1,0 +1,111 @@
+"""Turns an `I2VError` into the one answer a client sees. Every error body of the server is written here.
+
+Two shapes: `/v1` speaks OpenAI's `{"error": {...}}`, every other path `{"error": text, "detail": [...]}`.
+Knows nothing of jobs or of where an error came from.
+"""
+
+import json
+from typing import Any
+
+from fastapi import Request
+from fastapi.exceptions import RequestValidationError
+from pydantic import ValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from i2v.errors import (
+    BadRequest,
+    BodyTooLarge,
+    I2VError,
+    InvalidRequest,
+    MethodNotAllowed,
+    NotFound,
+)
+
+UNKNOWN_PATH = "no such path; generate with POST /api/predict/ or POST /v1/videos, and see /docs"
+UNEXPECTED = "the server met an unexpected error; its log has the details under this request id"
+
+_OPENAI_TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
+
+
+class JSONAnswer(Response):
+    """JSON in pure ASCII, so that no string can break the encoding; NaN is refused rather than written."""
+
+    media_type = "application/json"
+
+    def render(self, content: Any) -> bytes:
+        return json.dumps(content, ensure_ascii=True, allow_nan=False, separators=(",", ":")).encode("ascii")
+
+
+def speaks_openai(path: str) -> bool:
+    return path == "/v1" or path.startswith("/v1/")
+
+
+def error_body(error: I2VError, path: str) -> dict[str, Any]:
+    """The body for `error` on `path`, in the shape that path speaks."""
+    if speaks_openai(path):
+        kind = _OPENAI_TYPES.get(error.status, "server_error" if error.status >= 500 else "invalid_request_error")
+        return {"error": {"message": error.message, "type": kind, "param": error.field, "code": error.code}}
+    loc = ["body", "data", error.field] if error.field else ["body"]
+    return {"error": error.message, "detail": [{"loc": loc, "msg": error.message, "type": error.code}]}
+
+
+def error_answer(error: I2VError, path: str, headers: dict[str, str] | None = None) -> Response:
+    """The whole answer: status, body, and `Retry-After` where the error carries one."""
+    all_headers = dict(headers or {})
+    if error.retry_after is not None:
+        all_headers["Retry-After"] = str(max(1, error.retry_after))
+    return JSONAnswer(error_body(error, path), status_code=error.status, headers=all_headers)
+
+
+def invalid(error: ValidationError | RequestValidationError) -> InvalidRequest:
+    """The first problem that pydantic found, without the input it found it in."""
+    problem = error.errors()[0]
+    field = ".".join(str(part) for part in problem["loc"] if part not in ("body", "query", "path", "header"))
+    field = field.encode("ascii", "backslashreplace").decode()[:60]
+    if problem["type"] == "extra_forbidden":
+        return InvalidRequest(f"{field} is not a known field", field=field)
+    message = str(problem["msg"]).removeprefix("Value error, ")
+    received = "nothing" if problem["type"] == "missing" else json_type(problem.get("input"))
+    return InvalidRequest(f"{field or 'body'}: {message}; received {received}", field=field or None)
+
+
+def json_type(value: object) -> str:
+    """What JSON calls the value, for messages that must not repeat it."""
+    names: dict[type, str] = {
+        type(None): "null",
+        bool: "a boolean",
+        int: "an integer",
+        float: "a number",
+        str: "a string",
+        list: "a list",
+        dict: "an object",
+    }
+    return names.get(type(value), f"a {type(value).__name__}")
+
+
+async def answer_i2v_error(request: Request, error: Exception) -> Response:
+    if not isinstance(error, I2VError):  # Starlette's signature is wider than what is registered
+        raise error
+    return error_answer(error, request.url.path)
+
+
+async def answer_validation_error(request: Request, error: Exception) -> Response:
+    if not isinstance(error, RequestValidationError):
+        raise error
+    return error_answer(invalid(error), request.url.path)
+
+
+async def answer_http_exception(request: Request, error: Exception) -> Response:
+    """What the framework itself refuses: unknown paths, methods, broken forms."""
+    if not isinstance(error, HTTPException):
+        raise error
+    headers = dict(error.headers or {})
+    if error.status_code == 404:
+        return error_answer(NotFound(UNKNOWN_PATH), request.url.path, headers)
+    if error.status_code == 405:
+        allow = headers.get("Allow", "POST")
+        return error_answer(MethodNotAllowed(f"this path takes {allow}"), request.url.path, headers)
+    if error.status_code == 413:
+        return error_answer(BodyTooLarge("the request body is too large"), request.url.path, headers)
+    return error_answer(BadRequest("the request body cannot be read"), request.url.path, headers)

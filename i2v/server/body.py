@@ -1,0 +1,50 @@
+"""Reads a request body and its JSON, strictly and without ever building more than a request can hold.
+
+Knows no dialect: what the values mean is the business of `positional.py` and `videos.py`.
+"""
+
+from fastapi import Request
+from pydantic_core import from_json
+from starlette.requests import ClientDisconnect
+
+from i2v.errors import BadRequest
+
+# A request has a handful of values. Without this bound, 24 MB of `{"a":1},` keep the parser, and with it the
+# interpreter lock, busy for more than two seconds; counting commas costs 10 ms.
+MAX_VALUES = 20_000
+
+
+async def read_body(request: Request) -> bytes:
+    """The whole body; `BadRequest` for compressed bodies and for a client that stopped sending."""
+    encoding = request.headers.get("content-encoding", "identity").strip().lower()
+    if encoding not in ("", "identity"):
+        raise BadRequest("compressed request bodies are not taken; send the body without Content-Encoding")
+    try:
+        return await request.body()
+    except ClientDisconnect:
+        raise BadRequest("the connection closed before the whole body had arrived") from None
+
+
+def parse_json(data: bytes) -> object:
+    """The value of a JSON text in UTF-8 (a byte order mark is skipped). NaN and Infinity come back as floats, so
+    that the reader of the field they stand in can name it; the last of duplicate keys counts.
+    """
+    if data[:2] == b"\x1f\x8b":
+        raise BadRequest("the body is gzip data; send it uncompressed")
+    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        raise BadRequest("the body is UTF-16; JSON is sent as UTF-8")
+    data = data.removeprefix(b"\xef\xbb\xbf")
+    if not data.strip():
+        raise BadRequest("the body is empty; a JSON object is wanted")
+    if data.count(b",") > MAX_VALUES:
+        raise BadRequest(f"the body holds more than {MAX_VALUES} values")
+    try:
+        return from_json(data, allow_inf_nan=True, cache_strings="keys")
+    except ValueError as error:
+        # The parser's own words (what was expected, line and column) hold nothing of the body.
+        raise BadRequest(f"the body is not valid JSON: {error}") from None
+
+
+async def read_json(request: Request) -> object:
+    """The JSON value of the body, whatever its Content-Type says: plain scripts often send none, or a wrong one."""
+    return parse_json(await read_body(request))

@@ -1,0 +1,41 @@
+"""What the routes share: one frozen object in `app.state`, made by `create_app`. Nothing here does any work."""
+
+import asyncio
+from dataclasses import dataclass, field
+
+from fastapi import Request
+
+from i2v.jobs.queue import JobQueue
+from i2v.server.metrics import Metrics
+from i2v.settings import Settings
+
+# A photo of the largest size taken needs about 400 MB while it is decoded; two at once keep 64 callers from
+# needing 25 GB, and two cores busy.
+DECODERS = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """`stopping` is set when the process was asked to end: routes that wait answer their callers then."""
+
+    settings: Settings
+    queue: JobQueue
+    metrics: Metrics
+    decoding: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(DECODERS))
+    stopping: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+def context_of(request: Request) -> Context:
+    context: Context = request.app.state.context
+    return context
+
+
+def caller_of(request: Request) -> str | None:
+    """Who counts as one caller for shares of the queue: the client's address."""
+    return request.client.host if request.client else None
+
+
+def public_base(request: Request) -> str:
+    """Scheme and host that clients reach this server under, without a final slash."""
+    configured = context_of(request).settings.public_url
+    return (configured or str(request.base_url)).rstrip("/")

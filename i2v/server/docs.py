@@ -1,0 +1,83 @@
+"""`/docs`: the API on one page that needs no other machine, made from the same schema as `/openapi.json`."""
+
+import json
+from html import escape
+from typing import Any
+
+from fastapi import APIRouter, Request
+from starlette.responses import HTMLResponse
+
+from i2v.server.context import public_base
+
+router = APIRouter()
+
+_CSP = "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'self'; base-uri 'none'; form-action 'none'"
+
+_PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<title>{title}</title><style>
+body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222 }}
+pre {{ background: #f4f4f4; padding: .8rem; overflow-x: auto }} code {{ font-family: ui-monospace, monospace }}
+h2 {{ margin-top: 2rem }} .method {{ font-weight: bold; margin-right: .5rem }} dt {{ font-weight: bold }}
+@media (prefers-color-scheme: dark) {{ body {{ background: #181818; color: #ddd }} pre {{ background: #262626 }} }}
+</style></head><body>
+<h1>{title}</h1><p>{summary}. The machine-readable form is at <a href="/openapi.json">/openapi.json</a>.</p>
+<h2>From the shell</h2><pre><code>{shell}</code></pre>
+<h2>From Python</h2><pre><code>{python}</code></pre>
+{routes}
+</body></html>"""
+
+_SHELL = """curl {base}/api/predict/ -H 'Content-Type: application/json' -d @- <<EOF
+{{"data": ["data:image/jpeg;base64,$(base64 -w0 photo.jpg)", "the scene at sunset", 512, 16, 8, 50, 9.0]}}
+EOF"""
+
+_PYTHON = """import base64, requests
+
+photo = "data:image/jpeg;base64," + base64.b64encode(open("photo.jpg", "rb").read()).decode()
+answer = requests.post("{base}/api/predict/", json={{"data": [photo, "the scene at sunset", 512, 16, 8, 50, 9.0]}})
+print(answer.json()["data"])
+
+from openai import OpenAI
+
+videos = OpenAI(base_url="{base}/v1", api_key="the token, or any word where none is set").videos
+video = videos.create_and_poll(prompt="the scene at sunset", input_reference=open("photo.jpg", "rb"))
+videos.download_content(video.id).write_to_file("video.mp4")"""
+
+
+@router.get("/docs", include_in_schema=False)
+async def docs(request: Request) -> HTMLResponse:
+    """The page; it loads nothing and runs no script."""
+    schema = request.app.openapi()
+    base = public_base(request)
+    page = _PAGE.format(
+        title=escape(f"{schema['info']['title']} {schema['info']['version']}"),
+        summary=escape(schema["info"].get("summary", "")),
+        shell=escape(_SHELL.format(base=base)),
+        python=escape(_PYTHON.format(base=base)),
+        routes="\n".join(
+            _route(path, method, operation)
+            for path, operations in schema["paths"].items()
+            for method, operation in operations.items()
+        ),
+    )
+    return HTMLResponse(page, headers={"Content-Security-Policy": _CSP})
+
+
+def _route(path: str, method: str, operation: dict[str, Any]) -> str:
+    """One operation: what it does, what it takes, what it answers."""
+    parts = [f'<h2><span class="method">{method.upper()}</span><code>{escape(path)}</code></h2>']
+    parts.append(f"<p>{escape(operation.get('description', operation.get('summary', '')))}</p>")
+    parameters = operation.get("parameters", [])
+    if parameters:
+        items = (f"<dt>{escape(p['name'])} ({escape(p['in'])})</dt><dd>{_json(p['schema'])}</dd>" for p in parameters)
+        parts.append(f"<dl>{''.join(items)}</dl>")
+    for kind, content in operation.get("requestBody", {}).get("content", {}).items():
+        parts.append(f"<details><summary>Body, {escape(kind)}</summary><pre>{_json(content['schema'])}</pre></details>")
+    answers = operation.get("responses", {})
+    items = (f"<dt>{escape(status)}</dt><dd>{escape(answer['description'])}</dd>" for status, answer in answers.items())
+    parts.append(f"<details><summary>Answers</summary><dl>{''.join(items)}</dl></details>")
+    return "\n".join(parts)
+
+
+def _json(value: Any) -> str:
+    return escape(json.dumps(value, indent=2, ensure_ascii=False))

@@ -1,0 +1,73 @@
+"""`/livez`, `/readyz` and `/metrics`: what an operator's machinery asks. None of them enqueues work."""
+
+from typing import Any
+
+from fastapi import APIRouter, Request
+from starlette.concurrency import run_in_threadpool
+from starlette.responses import Response
+
+from i2v.jobs.queue import JobQueue
+from i2v.server.answers import JSONAnswer
+from i2v.server.context import context_of
+from i2v.server.metrics import CONTENT_TYPE
+
+router = APIRouter(tags=["operations"])
+
+_RETRY_AFTER = {"Retry-After": "5"}
+
+
+@router.get("/livez")
+@router.head("/livez", include_in_schema=False)
+async def livez() -> Response:
+    """200 while the process answers at all."""
+    return JSONAnswer({"status": "alive"})
+
+
+@router.get("/readyz", responses={503: {"description": "not ready, and why"}})
+@router.head("/readyz", include_in_schema=False)
+async def readyz(request: Request) -> Response:
+    """200 when the engine is loaded, the storage can be written and the queue is open; else 503 and what is missing."""
+    queue = context_of(request).queue
+    status, why = await run_in_threadpool(readiness, queue)
+    content: dict[str, Any] = {"status": status, "queue_length": queue.queue_length, "model": describe_model(queue)}
+    if why is None:
+        return JSONAnswer(content)
+    if status == "loading":
+        what, fraction = queue.loading
+        content["loading"] = {"what": what, "fraction": fraction}
+    content |= {"error": why, "detail": [{"loc": [status], "msg": why, "type": "not_ready"}]}
+    return JSONAnswer(content, status_code=503, headers=_RETRY_AFTER)
+
+
+@router.get("/metrics")
+async def metrics(request: Request) -> Response:
+    """Measurements in Prometheus' text format."""
+    return Response(await run_in_threadpool(context_of(request).metrics.render), media_type=CONTENT_TYPE)
+
+
+def readiness(queue: JobQueue) -> tuple[str, str | None]:
+    """A word for the state, and a sentence on what is missing (None when jobs can run)."""
+    if queue.state == "loading":
+        what, fraction = queue.loading
+        share = "" if fraction is None else f" ({fraction:.0%})"
+        return "loading", f"the model is not loaded yet: {what or 'starting'}{share}"
+    if queue.state != "ready":
+        return queue.state, queue.failure or f"the server is {queue.state}"
+    if not queue.storage_ok():
+        return "storage", "the outputs folder cannot be written or is full"
+    return "ready", None
+
+
+def describe_model(queue: JobQueue) -> dict[str, Any] | None:
+    """What is loaded, as every surface shows it."""
+    model = queue.model
+    if model is None:
+        return None
+    return {
+        "name": model.name,
+        "kind": model.kind,
+        "title": model.title,
+        "device": model.device,
+        "dtype": model.dtype,
+        "note": model.note,
+    }

@@ -1,0 +1,57 @@
+"""What `/metrics` shows, in a registry of its own: requests as they are answered, jobs as the queue tells.
+
+Knows the queue's public face only. Values that the queue owns are read when they are asked for, never copied.
+"""
+
+from collections.abc import Iterable
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from i2v.jobs.queue import JobQueue
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+_SECONDS = (0.005, 0.02, 0.1, 0.5, 2, 10, 60, 300)
+
+
+class Metrics:
+    """One server's measurements; nothing is global, so two servers in one process do not share any."""
+
+    def __init__(self, queue: JobQueue) -> None:
+        self.registry = CollectorRegistry()
+        self.requests = Counter(
+            "i2v_http_requests_total", "Answered requests.", ("method", "route", "status"), registry=self.registry
+        )
+        self.seconds = Histogram(
+            "i2v_http_request_seconds", "Time to answer.", ("route",), buckets=_SECONDS, registry=self.registry
+        )
+        self.registry.register(_QueueCollector(queue))
+
+    def answered(self, method: str, route: str, status: int, seconds: float) -> None:
+        known = method if method in ("GET", "HEAD", "POST", "DELETE") else "other"
+        self.requests.labels(known, route, str(status or "none")).inc()
+        self.seconds.labels(route).observe(seconds)
+
+    def render(self) -> bytes:
+        return generate_latest(self.registry)
+
+
+class _QueueCollector(Collector):
+    def __init__(self, queue: JobQueue) -> None:
+        self.queue = queue
+
+    def describe(self) -> Iterable[Metric]:
+        return []  # nothing is asked of the queue at registration
+
+    def collect(self) -> Iterable[Metric]:
+        jobs = GaugeMetricFamily("i2v_jobs", "Jobs in the table by state.", labels=("status",))
+        for status, number in self.queue.counts().items():
+            jobs.add_metric((status,), number)
+        yield jobs
+        yield GaugeMetricFamily("i2v_queue_length", "Jobs waiting.", value=self.queue.queue_length)
+        yield GaugeMetricFamily("i2v_ready", "1 when jobs can run.", value=float(self.queue.state == "ready"))
+        yield GaugeMetricFamily("i2v_storage_ok", "1 when files can be written.", value=float(self.queue.storage_ok()))
+        yield GaugeMetricFamily(
+            "i2v_job_seconds_average", "Mean inference time of a job.", value=self.queue.average_duration
+        )

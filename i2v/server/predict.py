@@ -1,0 +1,104 @@
+"""`POST /api/predict/`: the positional dialect of existing scripts, answered when the video is there.
+
+The handler only waits: reading, decoding and queueing run in threads, the job on the queue's worker. A caller that
+goes away frees its place.
+"""
+
+import asyncio
+import contextlib
+import logging
+from functools import partial
+from typing import Any
+
+from fastapi import APIRouter, Request
+from starlette.concurrency import run_in_threadpool
+from starlette.responses import Response
+
+from i2v.errors import I2VError, JobFailed, NotReady, error_from_code
+from i2v.jobs.job import Job
+from i2v.jobs.queue import JobQueue
+from i2v.jobs.summary import summary
+from i2v.server.answers import JSONAnswer
+from i2v.server.body import parse_json, read_body
+from i2v.server.context import caller_of, context_of, public_base
+from i2v.server.openapi import PREDICT
+from i2v.server.positional import data_of, read_predict
+
+router = APIRouter()
+log = logging.getLogger("i2v.server")
+
+_CLIENT_GONE = 499  # never read by anyone; logs and metrics tell it from a success
+
+
+@router.post("/api/predict/", tags=["predict"], operation_id="predict", **PREDICT)
+@router.post("/api/predict", include_in_schema=False)
+@router.post("/run/predict/", include_in_schema=False)
+@router.post("/run/predict", include_in_schema=False)
+async def predict(request: Request) -> Response:
+    """Make one video and answer when it is finished."""
+    context = context_of(request)
+    body = await read_body(request)
+    async with context.decoding:
+        data = data_of(await run_in_threadpool(parse_json, body))
+        generate, photo = await run_in_threadpool(read_predict, data, context.settings)
+    submit = partial(context.queue.submit, generate, photo, door="predict", caller=caller_of(request))
+    job = await run_in_threadpool(submit)
+    log.info("accepted", extra={"job": job.id, "request": request.scope["i2v.request_id"]})
+    finished = await outcome(request, context.queue, job.id)
+    if finished is None:
+        return Response(status_code=_CLIENT_GONE)
+    return answer_for(finished, context.queue, public_base(request))
+
+
+async def outcome(request: Request, queue: JobQueue, job_id: str) -> Job | None:
+    """The finished job, or None when its caller went away first, which frees the job's place.
+
+    Raises `NotReady` when the server stops while the job waits or runs.
+    """
+    stopping = context_of(request).stopping
+    waiting = asyncio.ensure_future(queue.wait(job_id))
+    others = [asyncio.ensure_future(_gone(request)), asyncio.ensure_future(stopping.wait())]
+    try:
+        await asyncio.wait({waiting, *others}, return_when=asyncio.FIRST_COMPLETED)
+        if waiting.done():
+            return waiting.result()
+        if stopping.is_set():
+            raise NotReady(f"the server is stopping; the job {job_id} continues when it runs again", retry_after=10)
+        await run_in_threadpool(queue.abandon, job_id)
+        return None
+    finally:
+        await _cancelled(waiting, *others)
+
+
+def answer_for(job: Job, queue: JobQueue, base: str) -> Response:
+    """The success body of the dialect; raises the error that a job ended with."""
+    if job.result is None:
+        raise error_of(job)
+    started, completed = job.started_at or job.created_at, job.completed_at
+    duration = (completed - started).total_seconds() if completed else job.result.seconds
+    content = {
+        "data": [str(queue.video_path(job).resolve()), summary(job), f"{job.result.seconds:.1f}s"],
+        "is_generating": False,
+        "duration": duration,
+        "average_duration": queue.average_duration,
+    }
+    return JSONAnswer(content, headers={"X-Job-Id": job.id, "X-Video-Url": f"{base}/outputs/{job.result.file}"})
+
+
+def error_of(job: Job) -> I2VError:
+    """The error a job that is final and not completed ended with."""
+    return error_from_code(job.error_code or JobFailed.code, job.error_message or f"the job ended as {job.status}")
+
+
+async def _gone(request: Request) -> None:
+    """Returns when the client has closed its connection; the body has been read, so nothing else can come."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _cancelled(*tasks: asyncio.Future[Any]) -> None:
+    for task in tasks:
+        task.cancel()
+    for task in tasks:
+        with contextlib.suppress(asyncio.CancelledError, Exception):
+            await task

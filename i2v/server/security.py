@@ -1,0 +1,180 @@
+"""Who may ask: pure ASGI layers around every route and around the mounted web page alike.
+
+Three checks look at a request's head, in this order: its Host (DNS rebinding), its origin (foreign pages), its token.
+`BodyLimit` counts what follows. They know paths and headers, nothing of jobs.
+"""
+
+import base64
+import binascii
+import hmac
+import ipaddress
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from i2v.errors import BodyTooLarge, Forbidden, I2VError, Unauthorized
+from i2v.server.answers import error_answer
+from i2v.settings import Settings
+
+PROBES = frozenset({"/livez", "/readyz"})
+SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
+MB = 1_000_000
+
+
+class HeadGuard:
+    """Refuses a request by its head alone, before a byte of its body is read."""
+
+    def __init__(self, app: ASGIApp, *, settings: Settings) -> None:
+        self.app = app
+        self.hosts = _allowed_names(settings)
+        self.origins = {urlsplit(settings.public_url).netloc.lower()} if settings.public_url else set()
+        self.token = settings.api_token.get_secret_value().encode() if settings.api_token else None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        try:
+            check_host(headers, self.hosts)
+            if scope["method"] not in SAFE_METHODS:
+                check_origin(headers, self.origins)
+            if self.token is not None and scope["path"] not in PROBES:
+                check_token(headers, self.token)
+        except Unauthorized as error:
+            await error_answer(error, scope["path"], _challenge(headers))(scope, receive, send)
+        except I2VError as error:
+            await error_answer(error, scope["path"])(scope, receive, send)
+        else:
+            await self.app(scope, receive, send)
+
+
+def check_host(headers: Headers, allowed: frozenset[str]) -> None:
+    """Loopback names, IP literals and configured names pass, and so does a client too old to send Host.
+
+    A page of another site whose name was made to resolve to this machine sends its own name, and is refused.
+    """
+    host = headers.get("host")
+    if host is None:
+        return
+    name = _name_of(host)
+    if name not in allowed and not _is_ip(name):
+        raise Forbidden("this Host is not served here; add its name to the setting allowed_hosts")
+
+
+def check_origin(headers: Headers, own: set[str]) -> None:
+    """A browser says where a request comes from; programs say nothing, and pass.
+
+    `Sec-Fetch-Site` cannot be set by a page. Browsers leave it out on plain-http addresses, where `Origin` decides.
+    """
+    site = headers.get("sec-fetch-site")
+    if site is not None:
+        if site.strip().lower() not in ("same-origin", "none"):
+            raise Forbidden("requests from pages of other sites are refused")
+        return
+    origin = headers.get("origin")
+    if origin is None:
+        return
+    netloc = urlsplit(origin).netloc.lower() if origin.isascii() and origin != "null" else ""
+    if not netloc or netloc not in own | {headers.get("host", "").lower()}:
+        raise Forbidden("requests from pages of other sites are refused")
+
+
+def check_token(headers: Headers, token: bytes) -> None:
+    """`Authorization: Bearer TOKEN`, or `Basic` with the token as password: that is how a browser logs in."""
+    given = _given_token(headers.get("authorization", ""))
+    if not hmac.compare_digest(given, token):
+        raise Unauthorized("a valid token is wanted: Authorization: Bearer TOKEN")
+
+
+def _given_token(authorization: str) -> bytes:
+    scheme, _, value = authorization.partition(" ")
+    value = value.strip()
+    if scheme.lower() == "bearer":
+        return value.encode("latin-1", "replace")
+    if scheme.lower() == "basic":
+        try:
+            return base64.b64decode(value, validate=True).partition(b":")[2]
+        except (binascii.Error, ValueError):
+            return b""
+    return b""
+
+
+def _challenge(headers: Headers) -> dict[str, str]:
+    """Browsers opening a page are asked to log in (any user name, the token as password); programs are not."""
+    scheme = "Basic" if "text/html" in headers.get("accept", "") else "Bearer"
+    return {"WWW-Authenticate": f'{scheme} realm="i2v"'}
+
+
+def _allowed_names(settings: Settings) -> frozenset[str]:
+    names = {"localhost", *(name.lower() for name in settings.allowed_hosts)}
+    if settings.public_url:
+        names.add(_name_of(urlsplit(settings.public_url).netloc))
+    return frozenset(names)
+
+
+def _name_of(host: str) -> str:
+    """The host name without port and brackets, in lower case."""
+    host = host.strip().lower()
+    if host.startswith("["):
+        return host[1:].partition("]")[0]
+    return host.partition(":")[0].rstrip(".")
+
+
+def _is_ip(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
+class _TooLarge(Exception):
+    """Raised into the app when its body outgrows the limit."""
+
+
+class BodyLimit:
+    """Bodies of at most `max_body_mb`: a larger declared one is refused unread, a longer chunked one on the way.
+
+    The framework's own limit answers in plain text; this one keeps the server's error form.
+    """
+
+    def __init__(self, app: ASGIApp, *, settings: Settings) -> None:
+        self.app = app
+        self.limit = int(settings.max_body_mb * MB)
+        self.error = BodyTooLarge(f"the request body is larger than {settings.max_body_mb:g} MB")
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        declared = Headers(scope=scope).get("content-length", "0")
+        if not declared.isdecimal() or int(declared[:20]) > self.limit:
+            await error_answer(self.error, scope["path"])(scope, receive, send)
+            return
+        received = 0
+        answered = False
+
+        async def counted() -> Message:
+            nonlocal received
+            message = await receive()
+            received += len(message.get("body", b""))
+            if received > self.limit:
+                raise _TooLarge
+            return message
+
+        async def watched(message: Message) -> None:
+            nonlocal answered
+            if received <= self.limit:
+                answered = True
+                await send(message)
+            # Past the limit the app may turn our exception into an answer of its own; ours goes out instead.
+
+        try:
+            await self.app(scope, counted, watched)
+        except Exception:
+            if received <= self.limit:
+                raise
+        if received > self.limit and not answered:
+            await error_answer(self.error, scope["path"])(scope, receive, send)

@@ -1,0 +1,102 @@
+"""The outermost ASGI layers: a request id and fixed headers on every answer, JSON for what nobody expected.
+
+They cover the mounted web page too. They know nothing of who may ask; that is `security.py`.
+"""
+
+import logging
+import re
+import time
+import uuid
+from collections.abc import Callable
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from i2v.errors import I2VError, NotFound
+from i2v.server.answers import UNEXPECTED, UNKNOWN_PATH, error_answer
+
+log = logging.getLogger("i2v.server")
+
+# Called once a request has been answered: method, route template, status (0: never answered), seconds.
+OnAnswer = Callable[[str, str, int, float], None]
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+_FIXED_HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "SAMEORIGIN",
+    "Referrer-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+}
+
+
+class Stamp:
+    """Request id and fixed headers on every answer, one log record and one measurement for each request."""
+
+    def __init__(self, app: ASGIApp, *, on_answer: OnAnswer) -> None:
+        self.app = app
+        self.on_answer = on_answer
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self.app(scope, receive, send)
+            return
+        if scope["type"] == "websocket":  # no route here speaks it
+            await send({"type": "websocket.close", "code": 1000})
+            return
+        request_id = scope["i2v.request_id"] = _request_id(scope)
+        started = time.perf_counter()
+        status = 0
+
+        async def stamped(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                headers = MutableHeaders(scope=message)
+                headers["X-Request-Id"] = request_id
+                for name, value in _FIXED_HEADERS.items():
+                    headers.setdefault(name, value)
+            await send(message)
+
+        try:
+            await self.app(scope, receive, stamped)
+        except Exception:
+            log.exception("unexpected error", extra={"request": request_id})
+            if not status:
+                await error_answer(I2VError(UNEXPECTED), scope["path"])(scope, receive, stamped)
+        finally:
+            seconds = time.perf_counter() - started
+            self.on_answer(scope["method"], route_of(scope), status, seconds)
+            log.debug("%s %s %d", scope["method"], scope["path"], status, extra={"request": request_id, "s": seconds})
+
+
+class OwnNotFound:
+    """A 404 of an app that is mounted inside ours, in its framework's words, becomes our own."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        owner = scope.get("app")
+        replaced = False
+
+        async def own(message: Message) -> None:
+            nonlocal replaced
+            if message["type"] == "http.response.start" and message["status"] == 404 and scope.get("app") is not owner:
+                replaced = True
+                await error_answer(NotFound(UNKNOWN_PATH), scope["path"])(scope, receive, send)
+            elif not replaced:
+                await send(message)
+
+        await self.app(scope, receive, own if scope["type"] == "http" else send)
+
+
+def route_of(scope: Scope) -> str:
+    """The template of the route that answered, for labels with a bounded number of values."""
+    path = getattr(scope.get("route"), "path", None)
+    return path if isinstance(path, str) and path else "other"
+
+
+def _request_id(scope: Scope) -> str:
+    """The caller's own id where it is a plain word, so that both logs can be matched; a fresh one otherwise."""
+    given = Headers(scope=scope).get("x-request-id", "")
+    return given if _REQUEST_ID.fullmatch(given) else f"req_{uuid.uuid4().hex}"
