@@ -57,16 +57,13 @@ class Hub:
         for wake, _steps in self._of(id):
             wake()
 
-    def everyone(self) -> None:
-        """Something that concerns every watcher: the queue is going down."""
+    def everyone(self, *, steps_only: bool = False) -> None:
+        """Something that concerns every watcher: the queue goes down; or only those who follow steps: it has moved."""
         with self._lock:
-            wakes = [wake for watchers in self._watchers.values() for wake, _steps in watchers.values()]
-        for wake in wakes:
-            wake()
-
-    def watched(self, id: str) -> bool:
-        with self._lock:
-            return id in self._watchers
+            found = [watcher for watchers in self._watchers.values() for watcher in watchers.values()]
+        for wake, steps in found:
+            if steps or not steps_only:
+                wake()
 
     def __len__(self) -> int:
         """How many are watching; 0 when nobody waits."""

@@ -1,5 +1,6 @@
 """What is known only in memory of the jobs that this process runs right now: step, preview, the wish to stop it."""
 
+import logging
 import threading
 import time
 from dataclasses import replace
@@ -10,6 +11,8 @@ from numpy.typing import NDArray
 from i2v.engine.protocol import Progress
 from i2v.jobs.job import Job
 from i2v.jobs.store import Claim
+
+log = logging.getLogger(__name__)
 
 PREVIEW_EVERY_S = 0.5
 
@@ -45,7 +48,10 @@ class Live:
         now = time.monotonic()
         if progress.preview is not None and self.preview_wanted and now - self._previewed >= PREVIEW_EVERY_S:
             self._previewed, self.preview_wanted = now, False
-            self.preview = progress.preview()
+            try:
+                self.preview = progress.preview()
+            except Exception:
+                log.exception("job %s: no preview", self.job.id)  # a picture to look at is not worth the job
 
     def writing(self) -> None:
         self._stage, self._step = "write", self.job.request.steps
@@ -70,15 +76,31 @@ class Board:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._by_id: dict[str, Live] = {}
+        self._doomed: set[str] = set()  # cancelled between the row's claim and `add`
 
     def add(self, live: Live) -> None:
         with self._lock:
             self._by_id[live.job.id] = live
+            live.cancelled = live.cancelled or live.job.id in self._doomed
 
     def remove(self, live: Live) -> None:
         with self._lock:
+            self._doomed.discard(live.job.id)
             if self._by_id.get(live.job.id) is live:
                 del self._by_id[live.job.id]
+
+    def cancel(self, id: str) -> None:
+        """Ask a job to end after its current step, even one whose thread has not added it yet."""
+        with self._lock:
+            if (live := self._by_id.get(id)) is not None:
+                live.cancelled = True
+            else:
+                self._doomed.add(id)
+
+    def spare(self, id: str) -> None:
+        """Forget `cancel` for a job that had ended before."""
+        with self._lock:
+            self._doomed.discard(id)
 
     def get(self, id: str) -> Live | None:
         with self._lock:

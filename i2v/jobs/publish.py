@@ -85,27 +85,33 @@ class Publisher:
 
     def stop(self, timeout: float | None = None) -> bool:
         """Write what was taken, then end; False when that took longer than `timeout` seconds."""
-        if not self._thread.is_alive():
+        if not self._thread.is_alive() or self._thread is threading.current_thread():
             return True
         self._parcels.put(None)
         self._thread.join(timeout)
         return not self._thread.is_alive()
 
     def _run(self) -> None:
-        while (parcel := self._parcels.get()) is not None:
-            live = parcel.live
-            try:
-                self._publish(parcel)
-            except JobCancelled:
-                self._verdicts.cancelled(live)
-            except I2VError as error:
-                self._verdicts.failed(live, error)
-            except Exception:
-                log.exception("job %s: the video could not be written", live.job.id)
-                self._verdicts.failed(live, GenerationFailed("the video could not be written"))
-            finally:
+        try:
+            while (parcel := self._parcels.get()) is not None:
+                self._settle(parcel)
                 del parcel  # the frames, before the next wait
                 self._room.release()
+        except Exception:  # a defect of ours: see the worker
+            log.exception("the publisher failed")
+            self._verdicts.broken(GenerationFailed("the publisher failed; the server restarts"))
+
+    def _settle(self, parcel: _Parcel) -> None:
+        live = parcel.live
+        try:
+            self._publish(parcel)
+        except JobCancelled:
+            self._verdicts.cancelled(live)
+        except I2VError as error:
+            self._verdicts.failed(live, error)
+        except Exception:
+            log.exception("job %s: the video could not be written", live.job.id)
+            self._verdicts.failed(live, GenerationFailed("the video could not be written"))
 
     def _publish(self, parcel: _Parcel) -> None:
         live, job = parcel.live, parcel.live.job
@@ -132,7 +138,11 @@ class Publisher:
             sidecar.unlink(missing_ok=True)
             raise
         stages = parcel.result.stage_seconds | {"write": time.perf_counter() - start}
-        self._verdicts.completed(live, replace(parcel.result, bytes=path.stat().st_size, stage_seconds=stages))
+        done = replace(parcel.result, bytes=path.stat().st_size, stage_seconds=stages)
+        if not self._verdicts.completed(live, done):
+            path.unlink(missing_ok=True)
+            sidecar.unlink(missing_ok=True)
+        self._failpoint("committed")
 
 
 def result_of(file: str, result: GenerationResult, info: ModelInfo) -> JobResult:

@@ -4,16 +4,12 @@ Thread-safe. Methods block for milliseconds (a database write, a PNG) unless the
 call them through a thread; `wait` and `events` are coroutines. Nothing here polls. Knows no HTTP and imports no engine.
 """
 
-import asyncio
-import hashlib
-import io
 import logging
-import math
 import shutil
 import threading
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,21 +18,23 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from sqlalchemy.exc import SQLAlchemyError
 
 from i2v.engine.protocol import EngineProtocol, Frames, ModelInfo
 from i2v.errors import Conflict, I2VError, NotFound, NotReady, QueueFull, StorageFull
 from i2v.jobs import retention
+from i2v.jobs.admission import decode_png, encode_png, fingerprint
 from i2v.jobs.events import Hub
 from i2v.jobs.job import Door, Job, Status
+from i2v.jobs.line import Line
 from i2v.jobs.live import Board
 from i2v.jobs.lock import FolderLock
 from i2v.jobs.pace import RECENT, Pace
 from i2v.jobs.publish import Failpoint, Publisher, WriteVideo
-from i2v.jobs.schema import sqlite_url
+from i2v.jobs.schema import DataError, sqlite_url
 from i2v.jobs.store import Clock, InvalidTransition, JobStore, NewJob
 from i2v.jobs.verdicts import Verdicts
-from i2v.jobs.worker import Mutex, Worker
+from i2v.jobs.waits import Waits
+from i2v.jobs.worker import Mutex, PlainMutex, Worker
 from i2v.request import GenerateRequest
 from i2v.settings import Settings
 
@@ -45,23 +43,6 @@ log = logging.getLogger(__name__)
 State = Literal["loading", "ready", "failed", "stopping", "dead"]
 
 DATABASE_NAME = "jobs.sqlite3"
-STORED_SIDE = 2560  # px; a larger photo is stored reduced: twice what the largest video shows of it
-UNKNOWN_PACE_S = 5  # Retry-After before the first job has finished
-MAX_RETRY_S = 600
-
-
-class PlainMutex:
-    """One thread lock: enough where this process alone uses the GPU."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-
-    @contextmanager
-    def hold(
-        self, on_wait: Callable[[str], None] | None = None, cancelled: Callable[[], bool] | None = None
-    ) -> Iterator[None]:
-        with self._lock:
-            yield
 
 
 class JobQueue:
@@ -69,6 +50,7 @@ class JobQueue:
 
     `on_fatal` is called (once, on a worker thread) after the engine was lost and every waiter has been woken: the
     process should end its HTTP answers and exit with `errors.EXIT_RESTART`.
+    `on_final` callables get each job once it is final, on the thread that ended it; they must be quick and not raise.
     Tests hand in `clock` (aware UTC), `free_space` (bytes free at a path), `write_video` and `failpoint`.
     """
 
@@ -84,6 +66,7 @@ class JobQueue:
         failpoint: Failpoint | None = None,
     ) -> None:
         self.on_fatal: Callable[[], None] | None = None
+        self.on_final: list[Callable[[Job], None]] = []
         self._settings = settings
         self._folder = settings.outputs.resolve()
         self._clock = clock or _now
@@ -102,8 +85,8 @@ class JobQueue:
         self._failure = ""
         self._engine: EngineProtocol | None = None
         self._store: JobStore | None = None
-        self._line: dict[str, tuple[int, float]] | None = None
-        self._line_lock = threading.Lock()
+        self._line = Line(lambda: self._opened().waiting(), self._board, self._pace)
+        self._waits = Waits(self._hub, self._get_or_down)
 
     # -- life ---------------------------------------------------------------------------------------------------
 
@@ -118,17 +101,22 @@ class JobQueue:
             self._store = JobStore(url, uuid.uuid4().hex, self._clock)
             self._clean_up(self._store)
             self._build(self._store)
-        except BaseException:
+        except BaseException as error:
             if self._store is not None:
                 self._store.close()
                 self._store = None
             self._folder_lock.release()
+            if isinstance(error, I2VError):
+                raise DataError(error.message) from error
             raise
         if self._first_engine is not None:
             self.attach(self._first_engine)
 
     def attach(self, engine: EngineProtocol) -> None:
         """The engine is loaded: jobs run from now on."""
+        if self._store is None:
+            self._first_engine = engine  # `start` comes back here
+            return
         self._engine = engine
         with self._state_lock:
             if self._state in ("loading", "failed"):
@@ -188,7 +176,7 @@ class JobQueue:
             if self._store is None or not self._verdicts.storage_works or not retention.writable(self._folder):
                 return False
             self._store.counts()
-        except (OSError, SQLAlchemyError):
+        except (OSError, I2VError):
             return False
         return self._has_room()
 
@@ -213,6 +201,14 @@ class JobQueue:
 
         Raises NotReady, DoesNotFit, QueueFull, TooManyJobs, StorageFull, Conflict; NotFound for an unknown `extends`.
         """
+        store = self._accepting(request)
+        if extends is not None:
+            self.video_path(self.get(extends))
+        if not self._has_room():
+            raise StorageFull("the disk is nearly full; no job is taken until there is room for its video")
+        length = self._settings.queue.length
+        if idempotency_key is None and len(self._line) >= length:  # before the photo is packed; `insert` has the word
+            raise self._full(length)
         png = encode_png(image)
         new = NewJob(
             id=f"video_{uuid.uuid4().hex[:24]}",
@@ -222,30 +218,24 @@ class JobQueue:
             caller=caller,
             priority=priority,
             idempotency_key=idempotency_key,
-            fingerprint=_fingerprint(request, png, extends) if idempotency_key is not None else None,
+            fingerprint=fingerprint(request, png, extends) if idempotency_key is not None else None,
             extends=extends,
         )
-        store = self._accepting(request)
-        if extends is not None:
-            self.video_path(self.get(extends))
-        if not self._has_room():
-            raise StorageFull("the disk is nearly full; no job is taken until there is room for its video")
-        length, share = self._settings.queue.length, self._settings.queue.per_caller
         try:
-            job, replayed = store.insert(new, capacity=length, per_caller=share)
-        except QueueFull as error:
-            raise QueueFull(error.message, retry_after=self._retry_after()) from None
+            job, replayed = store.insert(new, capacity=length, per_caller=self._settings.queue.per_caller)
+        except QueueFull:
+            raise self._full(length) from None
         if replayed:
-            return replace(self._with_live(job), replayed=True)
-        self._stir(job.id)
+            return replace(self._line.fill_in(job), replayed=True)
+        self._moved(job.id)
         self._worker.stir()
-        return self._with_live(job)
+        return self._line.fill_in(job)
 
     # -- reading ------------------------------------------------------------------------------------------------
 
     def get(self, id: str) -> Job:
         """The job as it stands. Raises `NotFound`."""
-        return self._with_live(self._opened().get(id))
+        return self._line.fill_in(self._opened().get(id))
 
     def list(
         self,
@@ -261,12 +251,11 @@ class JobQueue:
         Raises `NotFound` when `after` is unknown.
         """
         found = self._opened().list(after=after, limit=limit, order=order, status=status, search=search)
-        return [self._with_live(job) for job in found]
+        return [self._line.fill_in(job) for job in found]
 
     def input_image(self, id: str) -> Image.Image:
-        """The photo the job was given, RGB, as stored (at most `STORED_SIDE` px). Raises `NotFound`."""
-        with Image.open(io.BytesIO(self._opened().png(id)), formats=("PNG",)) as picture:
-            return picture.convert("RGB")
+        """The photo the job was given, RGB, as stored (at most `admission.STORED_SIDE` px). Raises `NotFound`."""
+        return decode_png(self._opened().png(id))
 
     def preview(self, id: str) -> NDArray[np.uint8] | None:
         """A small RGB picture (h, w, 3) of the running job, None before its first step and when it does not run.
@@ -301,7 +290,7 @@ class JobQueue:
     @property
     def queue_length(self) -> int:
         """Jobs that wait; the running one is not among them."""
-        return len(self._lineup())
+        return 0 if self._store is None else len(self._line)
 
     def counts(self) -> dict[Status, int]:
         """Jobs by state, for metrics."""
@@ -320,7 +309,7 @@ class JobQueue:
         if job.is_final:
             raise Conflict(f"the job is {job.status} already")
         self._ask_to_end(id)
-        return self._until_final(id)
+        return self.wait_sync(id)
 
     def abandon(self, id: str) -> None:
         """The caller has gone. A queued job is dropped; a running one goes by `predict.on_disconnect`. No wait."""
@@ -335,7 +324,9 @@ class JobQueue:
         store = self._opened()
         if not self.get(id).is_final:
             self._ask_to_end(id)
-            self._until_final(id)
+            self.wait_sync(id)
+        if store.continued(id):
+            raise Conflict("another job continues this video; cancel that one first")
         job = store.get(id)
         if job.result is not None:
             retention.remove_files(self._folder, job.result.file)
@@ -346,42 +337,18 @@ class JobQueue:
 
     async def wait(self, id: str) -> Job:
         """The job once it is final. Raises `NotFound`; `NotReady` when the server ends before the job does."""
-        with self._hub.signal(id, steps=False) as changed:
-            while True:
-                changed.clear()
-                job = await asyncio.to_thread(self._get_or_down, id)
-                if job.is_final:
-                    return job
-                await changed.wait()
+        return await self._waits.wait(id)
 
-    async def events(self, id: str) -> AsyncIterator[Job]:
+    def events(self, id: str) -> AsyncIterator[Job]:
         """A snapshot now and after every change (changes in quick succession give one), the final one last.
 
-        Raises as `wait` does.
+        Raises as `wait` does, when iterated.
         """
-        with self._hub.signal(id, steps=True) as changed:
-            last = None
-            while True:
-                changed.clear()
-                job = await asyncio.to_thread(self._get_or_down, id)
-                if job != last:
-                    yield job
-                if job.is_final:
-                    return
-                last = job
-                await changed.wait()
+        return self._waits.events(id)
 
     def wait_sync(self, id: str, timeout: float | None = None) -> Job:
         """The job once it is final. Raises `TimeoutError` after `timeout` seconds, and as `wait` does."""
-        changed = threading.Event()
-        with self._hub.watch(id, changed.set, steps=False):
-            while True:
-                changed.clear()
-                job = self._get_or_down(id)
-                if job.is_final:
-                    return job
-                if not changed.wait(timeout):
-                    raise TimeoutError(f"job {id} is still {job.status} after {timeout} s")
+        return self._waits.wait_sync(id, timeout)
 
     # -- inside -------------------------------------------------------------------------------------------------
 
@@ -401,10 +368,10 @@ class JobQueue:
 
         self._verdicts = Verdicts(
             store,
-            self._hub,
             self._board,
             self._pace,
             attempts=self._settings.queue.attempts,
+            moved=self._moved,
             after=self._after,
             on_lost=self._lost,
         )
@@ -449,61 +416,35 @@ class JobQueue:
         engine.check(request)
         return self._opened()
 
+    def _full(self, length: int) -> QueueFull:
+        return QueueFull(f"the queue is full: {length} jobs are waiting already", retry_after=self._line.retry_after())
+
     def _has_room(self) -> bool:
         try:
             return self._free_space(self._folder) >= self._settings.min_free_mb * 1_000_000
         except OSError:
             return False
 
-    def _retry_after(self) -> int:
-        """Whole seconds until the engine is through with the running job, and so a place is free."""
-        average = self._pace.average
-        if not average:
-            return UNKNOWN_PACE_S
-        running = [live.snapshot(self._pace.seconds(live.job.request)) for live in self._board.all()]
-        left = max((job.eta_s or 0.0 for job in running if job.stage != "write"), default=average)
-        return min(MAX_RETRY_S, max(1, math.ceil(left)))
-
-    def _with_live(self, job: Job) -> Job:
-        if job.status == "in_progress" and (live := self._board.get(job.id)) is not None:
-            return live.snapshot(self._pace.seconds(job.request))
-        if job.status == "queued" and (place := self._lineup().get(job.id)) is not None:
-            position, ahead = place
-            own = self._pace.seconds(job.request)
-            return replace(job, position=position, eta_s=None if own is None else round(self._left() + ahead + own, 1))
-        return job
-
-    def _left(self) -> float:
-        """Seconds that the engine is still busy."""
-        running = (live.snapshot(self._pace.seconds(live.job.request)) for live in self._board.all())
-        return sum(job.eta_s or 0.0 for job in running if job.stage != "write")
-
-    def _lineup(self) -> dict[str, tuple[int, float]]:
-        """Position and seconds of work ahead of each waiting job; read again after every change of the queue."""
-        with self._line_lock:
-            if self._line is None:
-                self._line, ahead = {}, 0.0
-                for position, job in enumerate(self._opened().waiting()):
-                    self._line[job.id] = (position, ahead)
-                    ahead += self._pace.seconds(job.request) or 0.0
-            return self._line
-
-    def _stir(self, id: str) -> None:
-        """The queue has changed."""
-        with self._line_lock:
-            self._line = None
+    def _moved(self, id: str) -> None:
+        """A job is in another state, so the places of those behind it have changed, too."""
+        self._line.moved()
         self._hub.changed(id)
+        self._hub.everyone(steps_only=True)
 
     def _after(self, id: str) -> None:
-        self._stir(id)
         store = self._store
         if store is None:
             return
         try:
+            job = store.get(id)
             for gone in retention.enforce(store, self._folder, self._settings.retention, self._clock()):
-                self._hub.changed(gone)
-        except SQLAlchemyError as error:
-            log.warning("old videos could not be removed: %s", error)
+                self._moved(gone)
+        except I2VError as error:
+            log.warning("after job %s: %s", id, error.message)
+            return
+        if job.is_final:
+            for listener in self.on_final:
+                listener(job)
 
     def _lost(self, error: I2VError) -> None:
         with self._state_lock:
@@ -525,21 +466,16 @@ class JobQueue:
             self._opened().cancel_queued(id)
         except InvalidTransition:
             return False
-        self._stir(id)
+        self._moved(id)
         return True
 
     def _ask_to_end(self, id: str) -> None:
         """Drop a queued job, or mark a running one, which its thread notices after the step it is in."""
-        while not self._cancel_queued(id):
-            live = self._board.get(id)
-            if live is not None:
-                live.cancelled = True
-                return
-            if self.get(id).is_final:
-                return
-
-    def _until_final(self, id: str) -> Job:
-        return self.wait_sync(id)
+        if self._cancel_queued(id):
+            return
+        self._board.cancel(id)
+        if self.get(id).is_final:
+            self._board.spare(id)
 
     def _get_or_down(self, id: str) -> Job:
         job = self.get(id)
@@ -548,24 +484,6 @@ class JobQueue:
         if self._state == "dead" or (self._state == "stopping" and job.status == "queued"):
             raise NotReady(f"the server restarts; job {id} keeps its place and runs afterwards", retry_after=10)
         return job
-
-
-def encode_png(image: Image.Image) -> bytes:
-    """The photo as it is stored: RGB PNG, at most `STORED_SIDE` px on its longer side."""
-    picture = image.convert("RGB")
-    if max(picture.size) > STORED_SIDE:
-        picture.thumbnail((STORED_SIDE, STORED_SIDE), Image.Resampling.LANCZOS, reducing_gap=3.0)
-    out = io.BytesIO()
-    picture.save(out, "PNG", compress_level=1)
-    return out.getvalue()
-
-
-def _fingerprint(request: GenerateRequest, png: bytes, extends: str | None) -> str:
-    """What makes two requests the same: everything the caller sent, before a seed was drawn."""
-    digest = hashlib.sha256(request.model_dump_json().encode())
-    digest.update(str(extends).encode())
-    digest.update(png)
-    return digest.hexdigest()
 
 
 def _now() -> datetime:

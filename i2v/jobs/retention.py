@@ -58,7 +58,11 @@ def enforce(store: JobStore, folder: Path, limits: RetentionSettings, now: datet
     """Remove what is over the limits, oldest first; returns the ids that went."""
     gone: list[str] = []
     if limits.days:
-        gone += _remove(store, folder, [video.id for video in store.videos(before=now - timedelta(days=limits.days))])
+        gone += _remove(
+            store,
+            folder,
+            [video.id for video in store.videos(removable=True, before=now - timedelta(days=limits.days))],
+        )
     if limits.count or limits.gigabytes:
         gone += _remove(store, folder, _surplus(store, limits))
     store.forget_failures(FAILURES_KEPT)
@@ -69,7 +73,7 @@ def _surplus(store: JobStore, limits: RetentionSettings) -> list[str]:
     number, size = store.videos_total()
     allowed = limits.gigabytes * 1e9
     found = []
-    for video in store.videos() if _over(number, size, limits.count, allowed) else ():
+    for video in store.videos(removable=True) if _over(number, size, limits.count, allowed) else ():
         if not _over(number, size, limits.count, allowed):
             break
         found.append(video.id)

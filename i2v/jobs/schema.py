@@ -4,7 +4,9 @@ Knows no job logic. `open_database` creates what is missing and refuses, in a re
 a newer schema, a file that is no database, a folder that cannot be written.
 """
 
+import os
 from pathlib import Path
+from sqlite3 import DatabaseError
 from typing import Any
 
 from sqlalchemy import (
@@ -92,15 +94,16 @@ def open_database(url: str) -> Engine:
     engine = _engine(url)
     shown = engine.url.render_as_string(hide_password=True)
     try:
+        _make_private(engine.url)
         with engine.begin() as connection:
             _check_version(connection, shown)
             _check_file(connection, shown)
             metadata.create_all(connection)
             if connection.scalar(select(meta.c.value).where(meta.c.key == "schema")) is None:
                 connection.execute(insert(meta).values(key="schema", value=str(SCHEMA_VERSION)))
-    except SQLAlchemyError as error:
+    except (SQLAlchemyError, DatabaseError, OSError) as error:  # what a connect listener meets comes unwrapped
         engine.dispose()
-        reason = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
+        reason = getattr(error, "strerror", None) or str(getattr(error, "orig", None) or error).strip().splitlines()[0]
         raise DataError(
             f"the job table {shown} cannot be opened: {reason}. If the file is damaged, move it away: "
             "the videos stay, the list of jobs starts anew"
@@ -128,6 +131,12 @@ def _engine(url: str) -> Engine:
     event.listen(engine, "connect", _prepare_sqlite)
     event.listen(engine, "begin", _begin_sqlite)
     return engine
+
+
+def _make_private(url: URL) -> None:
+    """The table holds prompts and photos: nobody but the server's own user reads them. SQLite's side files follow."""
+    if url.get_backend_name() == "sqlite" and url.database not in (None, "", ":memory:"):
+        os.close(os.open(str(url.database), os.O_RDWR | os.O_CREAT, 0o600))
 
 
 def _prepare_sqlite(connection: Any, _record: Any) -> None:

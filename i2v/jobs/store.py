@@ -9,19 +9,29 @@ attempt still does can touch it. Order is priority, then sequence, never time. K
 """
 
 import json
+import logging
+import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any, Literal
 
-from sqlalchemy import ColumnElement, Connection, RowMapping, and_, delete, func, insert, select, update
+from sqlalchemy import ColumnElement, Connection, and_, delete, func, insert, select, update
+from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from i2v.errors import Conflict, NotFound, QueueFull, TooManyJobs
+from i2v.errors import Conflict, NotFound, QueueFull, StorageFull, TooManyJobs, Unavailable
 from i2v.jobs.job import FINAL, Door, Job, JobResult, Status
+from i2v.jobs.rows import CANCELLED, LOST, LOST_MESSAGE, NO_FILE, QUEUED, job_of, recovered
 from i2v.jobs.schema import POSTGRES_LOCK, DataError, inputs, jobs, open_database
 from i2v.request import GenerateRequest
+
+log = logging.getLogger(__name__)
+
+CACHED = 1000
+_ID = re.compile(r"video_[0-9a-f]{24}")
 
 Clock = Callable[[], datetime]  # aware UTC
 
@@ -74,6 +84,9 @@ class JobStore:
         self._clock = clock
         self._engine = open_database(url)
         self._write = threading.RLock()
+        self._cache: dict[str, Job] = {}  # rows as read since the last write: pollers ask for the same few
+        self._cache_lock = threading.Lock()
+        self._version = 0
         self._guard: Connection | None = None
         try:
             self._take_database_lock()
@@ -128,11 +141,20 @@ class JobStore:
 
     def get(self, id: str) -> Job:
         """The job. Raises `NotFound`."""
+        with self._cache_lock:
+            version, known = self._version, self._cache.get(id)
+        if known is not None:
+            return known
         with self._reading() as connection:
-            return _read(connection, id)
+            job = _read(connection, id)
+        with self._cache_lock:
+            if version == self._version and len(self._cache) < CACHED:
+                self._cache[id] = job
+        return job
 
     def png(self, id: str) -> bytes:
         """The photo the job was given, as stored. Raises `NotFound`."""
+        _check_id(id)
         with self._reading() as connection:
             found = connection.scalar(select(inputs.c.png).where(inputs.c.job_id == id))
         if found is None:
@@ -153,20 +175,22 @@ class JobStore:
         if status is not None:
             query = query.where(jobs.c.status == status)
         if search:
+            search = search.replace("\0", "").encode("utf-8", "ignore").decode()  # what no stored prompt holds
             query = query.where(jobs.c.prompt.icontains(search, autoescape=True))
         with self._reading() as connection:
             if after is not None:
+                _check_id(after)
                 seq = connection.scalar(select(jobs.c.seq).where(jobs.c.id == after))
                 if seq is None:
                     raise _unknown(after)
                 query = query.where(jobs.c.seq < seq if order == "desc" else jobs.c.seq > seq)
-            return [_job(row) for row in connection.execute(query).mappings()]
+            return [job_of(row) for row in connection.execute(query).mappings()]
 
     def waiting(self) -> Sequence[Job]:
         """The queued jobs, next one first."""
         query = select(jobs).where(jobs.c.status == "queued").order_by(jobs.c.priority.desc(), jobs.c.seq)
         with self._reading() as connection:
-            return [_job(row) for row in connection.execute(query).mappings()]
+            return [job_of(row) for row in connection.execute(query).mappings()]
 
     def counts(self) -> dict[Status, int]:
         """Jobs by state; states without jobs are left out."""
@@ -217,14 +241,14 @@ class JobStore:
         self._finish(claim, "completed", values)
 
     def fail(self, claim: Claim, code: str, message: str) -> None:
-        self._finish(claim, "failed", {"error_code": code, "error_message": message, **_NO_FILE})
+        self._finish(claim, "failed", {"error_code": code, "error_message": message, **NO_FILE})
 
     def cancel_running(self, claim: Claim) -> None:
-        self._finish(claim, "cancelled", {"error_code": "cancelled", "error_message": CANCELLED, **_NO_FILE})
+        self._finish(claim, "cancelled", {"error_code": "cancelled", "error_message": CANCELLED, **NO_FILE})
 
     def requeue(self, claim: Claim, *, count: bool) -> None:
         """Back to its place in the queue. `count` False gives the attempt back: the job was not at fault."""
-        values = {**_QUEUED, "attempt": claim.attempt if count else claim.attempt - 1}
+        values = {**QUEUED, "attempt": claim.attempt if count else claim.attempt - 1}
         self._change(claim, values)
 
     # -- a job nobody runs --------------------------------------------------------------------------------------
@@ -238,6 +262,7 @@ class JobStore:
 
     def delete(self, id: str) -> None:
         """Forget a finished job and its photo. Raises `InvalidTransition` when it is not finished, `NotFound`."""
+        _check_id(id)
         with self._writing() as connection:
             gone = connection.execute(delete(jobs).where(jobs.c.id == id, jobs.c.status.in_(FINAL)))
             if not gone.rowcount:
@@ -245,7 +270,7 @@ class JobStore:
 
     def mark_lost(self, id: str) -> None:
         """The one change of a finished row: its file has vanished, so `completed` would be untrue."""
-        values = {"status": "failed", "error_code": LOST, "error_message": LOST_MESSAGE, **_NO_FILE}
+        values = {"status": "failed", "error_code": LOST, "error_message": LOST_MESSAGE, **NO_FILE}
         with self._writing() as connection:
             _move(connection, id, jobs.c.status == "completed", values)
 
@@ -259,18 +284,24 @@ class JobStore:
         with self._writing() as connection:
             rows = connection.execute(select(jobs).where(jobs.c.status == "in_progress")).mappings().all()
             for row in rows:
-                values = _recovered(row, attempts, size_of, self._now())
+                values = recovered(row, attempts, size_of, self._now())
                 _move(connection, row["id"], and_(jobs.c.status == "in_progress"), values)
                 decided[row["id"]] = values["status"]
         return decided
 
+    def continued(self, id: str) -> bool:
+        """Whether a job that is not finished needs this one's video."""
+        with self._reading() as connection:
+            return bool(_count(connection, jobs.c.extends == id, jobs.c.status.not_in(FINAL)))
+
     # -- retention ----------------------------------------------------------------------------------------------
 
-    def videos(self, *, before: datetime | None = None, limit: int | None = None) -> Sequence[VideoRow]:
-        """Finished videos, oldest arrival first, without those that an unfinished job continues."""
-        needed = select(jobs.c.extends).where(jobs.c.status.in_(("queued", "in_progress")), jobs.c.extends.is_not(None))
-        query = select(jobs.c.id, jobs.c.file, jobs.c.bytes).where(jobs.c.status == "completed")
-        query = query.where(jobs.c.id.not_in(needed)).order_by(jobs.c.seq).limit(limit)
+    def videos(self, *, removable: bool = False, before: datetime | None = None) -> Sequence[VideoRow]:
+        """Finished videos, oldest arrival first; `removable` leaves out those that an unfinished job continues."""
+        query = select(jobs.c.id, jobs.c.file, jobs.c.bytes).where(jobs.c.status == "completed").order_by(jobs.c.seq)
+        if removable:
+            needed = select(jobs.c.extends).where(jobs.c.status.not_in(FINAL), jobs.c.extends.is_not(None))
+            query = query.where(jobs.c.id.not_in(needed))
         if before is not None:
             query = query.where(jobs.c.completed_at < before.timestamp())
         with self._reading() as connection:
@@ -298,7 +329,7 @@ class JobStore:
         """The newest completed jobs, oldest of them first: what the pace is learnt from after a start."""
         query = select(jobs).where(jobs.c.status == "completed").order_by(jobs.c.seq.desc()).limit(limit)
         with self._reading() as connection:
-            return [_job(row) for row in connection.execute(query).mappings()][::-1]
+            return [job_of(row) for row in connection.execute(query).mappings()][::-1]
 
     # -- inside -------------------------------------------------------------------------------------------------
 
@@ -313,12 +344,18 @@ class JobStore:
 
     @contextmanager
     def _writing(self) -> Iterator[Connection]:
-        with self._write, self._engine.begin() as connection:
-            yield connection
+        with self._write:
+            try:
+                with _translated(), self._engine.begin() as connection:
+                    yield connection
+            finally:
+                with self._cache_lock:
+                    self._version += 1
+                    self._cache.clear()
 
     @contextmanager
     def _reading(self) -> Iterator[Connection]:
-        with self._engine.connect().execution_options(i2v_readonly=True) as connection:
+        with _translated(), self._engine.connect().execution_options(i2v_readonly=True) as connection:
             yield connection
 
     def _change(self, claim: Claim, values: dict[str, Any]) -> None:
@@ -331,34 +368,6 @@ class JobStore:
 
     def _now(self) -> float:
         return self._clock().timestamp()
-
-
-CANCELLED = "the job was cancelled"
-INTERRUPTED = "the server stopped each time this job ran ({attempts} starts); it is not started again"
-LOST = "video_lost"
-LOST_MESSAGE = "the video's file is no longer in the outputs folder"
-_NO_FILE: dict[str, Any] = {"file": None, "result": None, "bytes": None}
-_QUEUED: dict[str, Any] = {
-    "status": "queued",
-    "boot_id": None,
-    "slot": None,
-    "stage": None,
-    "step": 0,
-    "started_at": None,
-    **_NO_FILE,
-}
-
-
-def _recovered(row: RowMapping, attempts: int, size_of: Callable[[str], int | None], now: float) -> dict[str, Any]:
-    size = size_of(row["file"]) if row["file"] and row["result"] else None
-    if size is not None:
-        result = json.dumps({**json.loads(row["result"]), "bytes": size})
-        return {"status": "completed", "slot": None, "completed_at": now, "bytes": size, "result": result}
-    if row["attempt"] >= attempts:
-        message = INTERRUPTED.format(attempts=row["attempt"])
-        values = {"status": "interrupted", "slot": None, "completed_at": now, **_NO_FILE}
-        return {**values, "error_code": "interrupted", "error_message": message}
-    return dict(_QUEUED)
 
 
 def _move(connection: Connection, id: str, guard: ColumnElement[bool], values: dict[str, Any]) -> None:
@@ -376,47 +385,41 @@ def _find_key(connection: Connection, new: NewJob) -> Job | None:
         return None
     if row["fingerprint"] != new.fingerprint:
         raise Conflict("this idempotency key was used before with another request", field="Idempotency-Key")
-    return _job(row)
+    return job_of(row)
 
 
 def _count(connection: Connection, *where: ColumnElement[bool]) -> int:
     return connection.scalar(select(func.count()).select_from(jobs).where(*where)) or 0
 
 
+@contextmanager
+def _translated() -> Iterator[None]:
+    """A database that fails is the server's trouble of the moment, told without its words: they hold paths and SQL."""
+    try:
+        yield
+    except IntegrityError:
+        raise
+    except (DBAPIError, PoolTimeout) as error:
+        reason = str(getattr(error, "orig", error))
+        log.error("the job table: %s", reason)
+        if "full" in reason or "No space" in reason:
+            raise StorageFull("the disk is full; the job table takes no change") from error
+        raise Unavailable("the job table cannot be read or written at the moment", retry_after=5) from error
+
+
+def _check_id(id: str) -> None:
+    """Only what could be an id reaches the database."""
+    if _ID.fullmatch(id) is None:
+        raise _unknown(id)
+
+
 def _read(connection: Connection, id: str) -> Job:
+    _check_id(id)
     row = connection.execute(select(jobs).where(jobs.c.id == id)).mappings().first()
     if row is None:
         raise _unknown(id)
-    return _job(row)
+    return job_of(row)
 
 
 def _unknown(id: str) -> NotFound:
-    return NotFound(f"there is no video {id[:40]!r}" if id.isascii() and id.isprintable() else "there is no such video")
-
-
-def _job(row: RowMapping) -> Job:
-    return Job(
-        id=row["id"],
-        status=row["status"],
-        request=GenerateRequest.model_validate_json(row["request"]),
-        door=row["door"],
-        created_at=_when(row["created_at"]),
-        started_at=_when(row["started_at"]) if row["started_at"] is not None else None,
-        completed_at=_when(row["completed_at"]) if row["completed_at"] is not None else None,
-        attempt=row["attempt"],
-        stage=row["stage"] if row["status"] == "in_progress" else None,
-        step=row["step"],
-        error_code=row["error_code"],
-        error_message=row["error_message"],
-        result=_result(row["result"]) if row["status"] == "completed" else None,
-        extends=row["extends"],
-    )
-
-
-def _when(seconds: float) -> datetime:
-    return datetime.fromtimestamp(seconds, UTC)
-
-
-def _result(text: str) -> JobResult:
-    value = json.loads(text)
-    return JobResult(**{**value, "notes": tuple(value["notes"]), "warnings": tuple(value["warnings"])})
+    return NotFound(f"there is no video {id}" if _ID.fullmatch(id) else "there is no such video")

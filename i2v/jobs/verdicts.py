@@ -10,10 +10,7 @@ from collections.abc import Callable
 from itertools import chain, repeat
 from typing import TypeVar
 
-from sqlalchemy.exc import InterfaceError, OperationalError
-
-from i2v.errors import I2VError
-from i2v.jobs.events import Hub
+from i2v.errors import I2VError, StorageFull, Unavailable
 from i2v.jobs.job import JobResult
 from i2v.jobs.live import Board, Live
 from i2v.jobs.pace import Pace
@@ -27,57 +24,65 @@ T = TypeVar("T")
 
 
 class Verdicts:
-    """`on_lost(error)` is called once when the engine is beyond repair, after its job's row and waiters were settled.
-
-    `after(job id)` is called after every change of a row, on the thread that made it.
+    """`moved(id)` tells whoever watches a job that it changed; `after(id)` follows once a job has left this process'
+    hands, for what may take longer; `on_lost(error)` once the engine is beyond repair and its job's row is settled.
     """
 
     def __init__(
         self,
         store: JobStore,
-        hub: Hub,
         board: Board,
         pace: Pace,
         *,
         attempts: int,
+        moved: Callable[[str], None],
         after: Callable[[str], None],
         on_lost: Callable[[I2VError], None],
     ) -> None:
         self._store = store
-        self._hub = hub
         self._board = board
         self._pace = pace
         self._attempts = attempts
+        self._moved = moved
         self._after = after
         self._on_lost = on_lost
         self._stopping = threading.Event()
         self.storage_works = True
 
-    def completed(self, live: Live, result: JobResult) -> None:
+    def started(self, live: Live) -> None:
+        self._board.add(live)
+        self._moved(live.job.id)
+
+    def completed(self, live: Live, result: JobResult) -> bool:
+        """False when the row had been settled by somebody else, so that the file belongs to nobody."""
         self._pace.record(live.job.request, result.seconds)
-        self._settle(live, lambda: self._store.complete(live.claim, result))
         log.info("job %s completed in %.1f s: %s", live.job.id, result.seconds, result.file)
+        return self._settle(live, lambda: self._store.complete(live.claim, result))
 
     def failed(self, live: Live, error: I2VError) -> None:
-        self._settle(live, lambda: self._store.fail(live.claim, error.code, error.message))
         log.warning("job %s failed: %s (%s)", live.job.id, error.message, error.code)
+        self._settle(live, lambda: self._store.fail(live.claim, error.code, error.message))
 
     def cancelled(self, live: Live) -> None:
-        self._settle(live, lambda: self._store.cancel_running(live.claim))
         log.info("job %s cancelled", live.job.id)
+        self._settle(live, lambda: self._store.cancel_running(live.claim))
 
     def requeued(self, live: Live) -> None:
         """The server stops in good order: the attempt does not count."""
-        self._settle(live, lambda: self._store.requeue(live.claim, count=False))
         log.info("job %s goes back to the queue", live.job.id)
+        self._settle(live, lambda: self._store.requeue(live.claim, count=False))
 
     def engine_lost(self, live: Live, error: I2VError, *, again: bool) -> None:
         """`again`: one more attempt after the restart, when there is one left."""
+        log.critical("job %s lost the engine: %s", live.job.id, error.message)
         if again and live.claim.attempt < self._attempts:
             self._settle(live, lambda: self._store.requeue(live.claim, count=True))
         else:
             self._settle(live, lambda: self._store.fail(live.claim, error.code, error.message))
-        log.critical("job %s lost the engine: %s", live.job.id, error.message)
+        self._on_lost(error)
+
+    def broken(self, error: I2VError) -> None:
+        """The worker itself failed: what it ran is dealt with by the next start, as after any death."""
         self._on_lost(error)
 
     def give_up(self) -> None:
@@ -89,9 +94,9 @@ class Verdicts:
         for wait in chain(RETRY_S, repeat(RETRY_S[-1])):
             try:
                 done = change()
-            except (OperationalError, InterfaceError) as error:
+            except (Unavailable, StorageFull) as error:
                 self.storage_works = False
-                log.error("the job table does not take a change, trying again in %.1f s: %s", wait, error.orig)
+                log.error("%s; trying again in %.1f s", error.message, wait)
                 if self._stopping.wait(wait):
                     return None
             else:
@@ -99,11 +104,14 @@ class Verdicts:
                 return done
         return None
 
-    def _settle(self, live: Live, change: Callable[[], None]) -> None:
+    def _settle(self, live: Live, change: Callable[[], None]) -> bool:
         try:
             self.persist(change)
+            ours = True
         except InvalidTransition as error:
             log.warning("job %s had been settled before: %s", live.job.id, error)
+            ours = False
         self._board.remove(live)
+        self._moved(live.job.id)
         self._after(live.job.id)
-        self._hub.changed(live.job.id)
+        return ours

@@ -40,7 +40,7 @@ class Watchdog:
             self._closed = True
             self._deadline = self._on_hang = None
             self._changed.notify()
-        if self._thread.is_alive():
+        if self._thread.is_alive() and self._thread is not threading.current_thread():
             self._thread.join()
 
     def _run(self) -> None:

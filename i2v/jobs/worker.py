@@ -4,19 +4,26 @@ Knows no HTTP and imports no engine: one is given to it. Whatever a job does, th
 except when the engine itself is lost; then it stops for good and says so.
 """
 
-import io
 import logging
 import threading
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
 from PIL import Image
-from sqlalchemy.exc import SQLAlchemyError
 
 from i2v.engine.protocol import EngineProtocol, GenerationResult, Progress
-from i2v.errors import FatalEngineError, GenerationFailed, I2VError, JobCancelled, OutOfMemory
+from i2v.errors import (
+    FatalEngineError,
+    GenerationFailed,
+    I2VError,
+    JobCancelled,
+    OutOfMemory,
+    StorageFull,
+    Unavailable,
+)
+from i2v.jobs.admission import decode_png
 from i2v.jobs.events import Hub
 from i2v.jobs.live import Board, Live
 from i2v.jobs.publish import Failpoint, Publisher, result_of
@@ -35,6 +42,21 @@ class Mutex(Protocol):
     def hold(
         self, on_wait: Callable[[str], None] | None = None, cancelled: Callable[[], bool] | None = None
     ) -> AbstractContextManager[None]: ...
+
+
+class PlainMutex:
+    """One thread lock: enough where only this queue uses the GPU."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def hold(
+        self, on_wait: Callable[[str], None] | None = None, cancelled: Callable[[], bool] | None = None
+    ) -> Iterator[None]:
+        del on_wait, cancelled  # nobody else holds it, so nobody is waited for
+        with self._lock:
+            yield
 
 
 class Worker:
@@ -66,6 +88,7 @@ class Worker:
         self._wake = threading.Condition()
         self._stirred = False
         self._stopping = threading.Event()
+        self._hangs = False
         self._thread = threading.Thread(target=self._run, name="i2v-worker", daemon=True)
 
     def start(self) -> None:
@@ -85,12 +108,12 @@ class Worker:
     def stop(self, timeout: float) -> bool:
         """Let the running job finish within `timeout` seconds; else put it back into the queue at its next step.
 
-        False when even that step did not end within another `timeout` seconds.
+        False when even that step did not end within another `timeout` seconds, or when it is known to hang.
         """
         self.halt()
-        if self._thread.is_alive():
+        if self._thread.is_alive() and not self._hangs:
             self._thread.join(timeout)
-        if self._thread.is_alive():
+        if self._thread.is_alive() and not self._hangs:
             for live in self._board.all():
                 live.interrupted = True
             self._thread.join(max(timeout, 1.0))
@@ -104,12 +127,17 @@ class Worker:
         self.stir()
 
     def _run(self) -> None:
-        while not self._stopping.is_set():
-            live = self._claim()
-            if live is None:
-                self._sleep()
-            else:
-                self._serve(live)
+        try:
+            while not self._stopping.is_set():
+                live = self._claim()
+                if live is None:
+                    self._sleep()
+                else:
+                    self._serve(live)
+        except Exception:  # a defect of ours: a server whose queue stands still for ever is worse than a restart
+            log.exception("the worker failed")
+            self.halt()
+            self._verdicts.broken(GenerationFailed("the worker failed; the server restarts"))
 
     def _sleep(self) -> None:
         with self._wake:
@@ -125,8 +153,7 @@ class Worker:
             return None
         self._failpoint("claimed")
         live = Live(*found)
-        self._board.add(live)
-        self._hub.changed(live.job.id)
+        self._verdicts.started(live)
         return live
 
     def _serve(self, live: Live) -> None:
@@ -165,13 +192,12 @@ class Worker:
         png = self._verdicts.persist(lambda: self._store.png(id))
         if png is None:
             raise JobCancelled("the server stops")
-        with Image.open(io.BytesIO(png), formats=("PNG",)) as picture:
-            return picture.convert("RGB")
+        return decode_png(png)
 
     def _on_step(self, live: Live, progress: Progress) -> None:
         self._watchdog.feed()
-        live.report(progress)
         self._failpoint("step")
+        live.report(progress)
         if live.must_end:
             raise JobCancelled("the job was cancelled")
         self._save_progress(live)
@@ -186,11 +212,12 @@ class Worker:
             self._store.save_progress(live.claim, live.stage, live.step)
         except InvalidTransition:
             live.cancelled = True  # the row has been settled without this thread: stop working on it
-        except SQLAlchemyError as error:
-            log.warning("job %s: its progress could not be stored: %s", live.job.id, error)
+        except (Unavailable, StorageFull) as error:
+            log.warning("job %s: its progress could not be stored: %s", live.job.id, error.message)
 
     def _hung(self, live: Live) -> None:
         """On the watchdog's thread. The engine's thread is beyond help, so the process has to end."""
+        self._hangs = True
         self.halt()
         text = f"a step of the {live.stage} stage took longer than the time limit; the server restarts"
         self._verdicts.engine_lost(live, GenerationFailed(text), again=False)
