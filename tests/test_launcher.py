@@ -1,0 +1,615 @@
+"""start_app.sh, scripts/install and the launcher, driven as a user would: real processes, a stub `server.py`."""
+
+import io
+import os
+import re
+import shutil
+import signal
+import site
+import socket
+import subprocess
+import sys
+import sysconfig
+import time
+import venv
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+
+import psutil
+import pytest
+
+from i2v import doctor, launcher, preflight
+from i2v.doctor import Check
+from i2v.errors import EXIT_RESTART
+from i2v.settings import Settings, load_settings
+from tests.conftest import ROOT
+
+DEADLINE_S = 120
+STUB = """
+import json, pathlib, signal, sys, time
+here = pathlib.Path(__file__).parent
+starts = here / "starts"
+count = len(starts.read_text().splitlines()) if starts.exists() else 0
+with starts.open("a") as file:
+    file.write(json.dumps(sys.argv[1:]) + "\\n")
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+signal.signal(signal.SIGINT, lambda *_: sys.exit(0))
+print(f"stub server, start {count + 1}")
+codes = (here / "codes").read_text().split()
+if codes[count] == "stay":
+    print("stub server is up")
+    while True:
+        time.sleep(0.05)
+sys.exit(int(codes[count]))
+"""
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An active environment in which i2v and what it needs are importable, made without installing anything."""
+    folder = tmp_path_factory.mktemp("env")
+    venv.create(folder, with_pip=False, symlinks=True)
+    packages = Path(sysconfig.get_path("purelib", vars={"base": str(folder)}))
+    (packages / "here.pth").write_text("\n".join([str(ROOT), *site.getsitepackages()]) + "\n")
+    return folder
+
+
+def make_checkout(folder: Path) -> Path:
+    """What start_app.sh needs of a checkout, in a folder with a space in its name, and a server that only notes."""
+    folder.mkdir()
+    for name in ("start_app.sh", "scripts/install", "scripts/environment.sh", "pyproject.toml", "constraints.txt"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        shutil.copy(ROOT / name, folder / name)
+    (folder / "server.py").write_text(STUB)
+    (folder / "codes").write_text("0")
+    return folder
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    return make_checkout(tmp_path / "a checkout")
+
+
+class Started:
+    """A running start_app.sh; output is collected by `until`."""
+
+    def __init__(self, checkout: Path, environment: Path, *flags: str, **variables: str) -> None:
+        self.text = ""
+        self.process = subprocess.Popen(
+            ["bash", str(checkout / "start_app.sh"), "--model", "fake", *flags],
+            cwd=checkout.parent,  # not the checkout: the command must work from anywhere
+            env=os.environ | {"VIRTUAL_ENV": str(environment)} | variables,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+
+    def until(self, wanted: str) -> str:
+        deadline = time.monotonic() + DEADLINE_S
+        assert self.process.stdout is not None
+        while wanted not in self.text and time.monotonic() < deadline:
+            line = self.process.stdout.readline()
+            if not line:
+                break
+            self.text += line
+        assert wanted in self.text, self.text
+        return self.text
+
+    def end(self) -> int:
+        rest, _ = self.process.communicate(timeout=DEADLINE_S)
+        self.text += rest
+        return self.process.returncode
+
+    def server(self) -> psutil.Process:
+        found = [child for child in psutil.Process(self.process.pid).children() if "server.py" in child.cmdline()[1]]
+        assert len(found) == 1
+        return found[0]
+
+
+@pytest.fixture
+def start(checkout: Path, environment: Path) -> Iterator[type[Started]]:
+    running: list[Started] = []
+
+    def begin(*flags: str, **variables: str) -> Started:
+        running.append(Started(checkout, environment, *flags, **variables))
+        return running[-1]
+
+    yield begin
+    for one in running:
+        if one.process.poll() is None:
+            one.process.terminate()
+        one.process.communicate(timeout=DEADLINE_S)
+
+
+def starts(checkout: Path) -> list[str]:
+    return (checkout / "starts").read_text().splitlines()
+
+
+def free_port() -> int:
+    return launcher.free_port("127.0.0.1")
+
+
+@pytest.fixture(scope="module")
+def plain(environment: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Started, list[str]]:
+    """One whole start that several tests look at: its checkout, what it showed, the environment's files before it."""
+    files = sorted(path.name for path in environment.rglob("*"))
+    checkout = make_checkout(tmp_path_factory.mktemp("plain") / "a checkout")
+    started = Started(checkout, environment, "--port", "0", "--queue-length", "3")
+    assert started.end() == 0, started.text
+    return checkout, started, files
+
+
+def test_a_start_prints_one_line_for_each_check_and_the_addresses(plain) -> None:
+    _, started, _ = plain
+    marks = re.findall(r"^\[(SUCCESS|ERROR|WARNING)\] (\w+):", started.text, re.MULTILINE)
+    assert {mark for mark, _ in marks} == {"SUCCESS"}
+    assert {"log", "python", "torch", "device", "ffmpeg", "outputs", "disk", "model", "port"} <= {n for _, n in marks}
+    assert re.search(r"http://127.0.0.1:\d+/api/predict/", started.text)
+
+
+def test_the_server_gets_the_flags_and_a_free_port_that_a_restart_can_keep(plain) -> None:
+    checkout, _, _ = plain
+    (flags,) = starts(checkout)
+    assert flags.startswith('["--model", "fake", "--port", "0", "--queue-length", "3", "--port", "')
+
+
+def test_everything_shown_is_in_a_log_file_of_its_own(plain) -> None:
+    checkout, started, _ = plain
+    (log,) = (checkout / "logs").glob("app_*.log")
+    assert re.fullmatch(r"app_\d{8}_\d{6}\.log", log.name)
+    assert "stub server, start 1" in log.read_text()
+    assert log.read_text() == started.text
+
+
+def test_nothing_is_installed_into_an_active_environment_that_has_i2v(plain, environment: Path) -> None:
+    _, started, files = plain
+    assert "installing" not in started.text
+    assert sorted(path.name for path in environment.rglob("*")) == files
+
+
+def test_exit_code_86_starts_the_server_again_on_the_same_port(start, checkout: Path) -> None:
+    (checkout / "codes").write_text(f"{EXIT_RESTART} 7")
+    started = start("--port", "0")
+    assert started.end() == 7, "another code ends the launcher, and is its own"
+    assert started.text.count("stub server, start") == 2
+    first, second = starts(checkout)
+    assert first == second
+    assert re.search(r'"--port", "[1-9]\d+"\]', first), "the launcher chose the port"
+
+
+def test_a_busy_port_names_the_process_to_stop(start, checkout: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as busy:
+        port = busy.getsockname()[1]
+        started = start("--port", str(port))
+        assert started.end() == 2
+    assert f"[ERROR] port: port {port} is held by process {os.getpid()} (" in started.text
+    assert f"kill {os.getpid()}" in started.text
+    assert not (checkout / "starts").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_signal_ends_launcher_and_server(start, checkout: Path, number: signal.Signals) -> None:
+    (checkout / "codes").write_text("stay")
+    started = start("--port", "0")
+    started.until("stub server is up")
+    server = started.server()
+    started.process.send_signal(number)
+    assert started.end() == 0
+    assert not server.is_running()
+
+
+def test_a_server_whose_launcher_is_killed_ends_too(start, checkout: Path) -> None:
+    """A launcher killed with -9 used to leave its server on the port, in nobody's hands."""
+    (checkout / "codes").write_text("stay")
+    started = start("--port", "0")
+    started.until("stub server is up")
+    server = started.server()
+    started.process.kill()
+    server.wait(timeout=DEADLINE_S)
+
+
+def test_a_variable_and_a_file_decide_the_port_as_they_do_for_the_server(start, checkout: Path) -> None:
+    (checkout / "my.yaml").write_text("port: 1\nhost: 127.0.0.1\n")
+    port = free_port()
+    with_file = start("--config", "my.yaml", I2V_PORT=str(port))
+    assert with_file.end() == 0
+    assert f"http://127.0.0.1:{port}/" in with_file.text, "a variable overrides the file"
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (("--port", "70000"), "port: Input should be less than or equal to 65535; received '70000'"),
+        (("--prot", "1"), "No such option: --prot"),
+        (("--config", "missing.yaml"), "missing.yaml cannot be read"),
+    ],
+)
+def test_a_setting_that_is_wrong_ends_the_start_with_its_name(
+    start, checkout: Path, flags: tuple[str, ...], words: str
+) -> None:
+    started = start(*flags)
+    assert started.end() == 2
+    assert "[ERROR] settings: " in started.text
+    assert words in started.text
+    assert not (checkout / "starts").exists()
+
+
+def test_help_lists_the_flags_and_starts_nothing(start, checkout: Path) -> None:
+    started = start("--help")
+    assert started.end() == 0
+    assert "--queue-length INTEGER" in started.text
+    assert not (checkout / "starts").exists()
+
+
+# The restart loop, with an injected clock.
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.waits: list[float] = []
+
+    def __call__(self) -> float:
+        return self.now
+
+    def wait(self, seconds: float) -> bool:
+        self.waits.append(seconds)
+        self.now += seconds
+        return True
+
+
+def test_restarts_wait_twice_as_long_each_time_up_to_a_minute() -> None:
+    clock, codes = Clock(), iter([EXIT_RESTART] * 9 + [0])
+    assert launcher.supervise(lambda: next(codes), lambda text: None, clock.wait, clock) == 0
+    assert clock.waits == [1, 2, 4, 8, 16, 32, 60, 60, 60]
+
+
+def test_a_long_healthy_run_resets_the_wait() -> None:
+    clock, runs = Clock(), iter([(1.0, 86), (1.0, 86), (launcher.HEALTHY_S, 86), (1.0, 86), (1.0, 3)])
+
+    def run() -> int:
+        seconds, code = next(runs)
+        clock.now += seconds
+        return code
+
+    assert launcher.supervise(run, lambda text: None, clock.wait, clock) == 3
+    assert clock.waits == [1, 2, 1, 2]
+
+
+@pytest.mark.parametrize("code", [0, 1, 2, 85, 87, 137, 143])
+def test_only_code_86_restarts(code: int) -> None:
+    clock = Clock()
+    assert launcher.supervise(lambda: code, lambda text: None, clock.wait, clock) == code
+    assert clock.waits == []
+
+
+def test_a_stop_during_the_wait_starts_nothing_more() -> None:
+    codes = iter([EXIT_RESTART])
+    assert launcher.supervise(lambda: next(codes), lambda text: None, lambda seconds: False) == EXIT_RESTART
+
+
+def test_a_stop_signal_cuts_the_wait_short() -> None:
+    with launcher.Launcher(launcher.Tee()) as running:
+        signal.raise_signal(signal.SIGTERM)
+        assert not running.wait(DEADLINE_S)
+        assert running.stopping == signal.SIGTERM
+
+
+# One command.
+
+
+def run_python(
+    code: str, *, grace_s: float = 60, stop_at: str = "", stop_with: int = signal.SIGTERM
+) -> tuple[int, str]:
+    """Run `python -c code` in a Launcher; when the output holds `stop_at`, send this process `stop_with`."""
+
+    class Watching(io.BytesIO):
+        def write(self, data: bytes) -> int:  # type: ignore[override]
+            written = super().write(data)
+            if stop_at and stop_at.encode() in data:
+                signal.raise_signal(stop_with)
+            return written
+
+    shown = Watching()
+    with launcher.Launcher(launcher.Tee(shown), grace_s=grace_s) as running:
+        exit_code = running.run([sys.executable, "-c", code])
+    return exit_code, shown.getvalue().decode()
+
+
+def test_output_and_errors_are_both_shown_to_the_last_byte() -> None:
+    code, text = run_python("import sys; print('x' * 200_000); print('end', file=sys.stderr)")
+    assert code == 0
+    assert text.strip("x\n") == "end"
+    assert text.count("x") == 200_000
+
+
+def test_death_by_a_signal_reads_as_in_a_shell() -> None:
+    code, _ = run_python("import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
+    assert code == 128 + signal.SIGKILL
+
+
+def test_a_server_that_does_not_end_is_killed_after_the_grace() -> None:
+    stubborn = (
+        "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up')\nwhile True: time.sleep(1)"
+    )
+    code, text = run_python(stubborn, grace_s=0.2, stop_at="up")
+    assert code == 128 + signal.SIGKILL
+    assert "did not end within" in text
+
+
+def test_a_closed_terminal_ends_the_server_as_a_plain_request_to_end_does() -> None:
+    code, text = run_python(
+        "import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit('ended')); print('up')\n"
+        "while True: time.sleep(0.05)",
+        stop_at="up",
+        stop_with=signal.SIGHUP,
+    )
+    assert code == 1
+    assert "ended" in text
+
+
+def test_what_the_server_leaves_behind_ends_with_it() -> None:
+    code, text = run_python(
+        "import subprocess, sys; child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)']);"
+        "print(child.pid)"
+    )
+    assert code == 0
+    left, deadline = int(text), time.monotonic() + DEADLINE_S
+    while runs(left):
+        assert time.monotonic() < deadline
+
+
+def runs(pid: int) -> bool:
+    """A killed orphan is a zombie until the machine's first process takes note of it."""
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def test_a_full_log_disk_does_not_stop_the_terminal() -> None:
+    class Full(io.BytesIO):
+        def write(self, data: bytes) -> int:  # type: ignore[override]
+            raise OSError(28, "No space left on device")
+
+    shown = io.BytesIO()
+    tee = launcher.Tee(Full(), shown)
+    tee.line("one")
+    tee.line("two")
+    assert shown.getvalue() == b"one\ntwo\n"
+
+
+def test_two_starts_within_a_second_have_two_logs(tmp_path: Path) -> None:
+    now = datetime(2026, 1, 2, 3, 4, 5)
+    names = []
+    for _ in range(3):
+        with launcher.open_log(tmp_path, now) as log:
+            names.append(Path(log.name).name)
+    assert names == ["app_20260102_030405.log", "app_20260102_030405_2.log", "app_20260102_030405_3.log"]
+
+
+# The banner.
+
+
+def banner(*flags: str, checks: list[Check] | None = None) -> tuple[int, str]:
+    out = io.StringIO()
+    found = checks if checks is not None else [Check("python", True, "Python 3.12")]
+    return preflight.main(flags, out, lambda settings: found), out.getvalue()
+
+
+def test_one_failed_check_keeps_the_server_from_starting() -> None:
+    code, text = banner(checks=[Check("python", True, "Python 3.12"), Check("ffmpeg", False, "no ffmpeg that runs")])
+    assert code == preflight.CANNOT_START
+    assert "[SUCCESS] python: Python 3.12\n[ERROR] ffmpeg: no ffmpeg that runs\n" in text
+    assert "Web page" not in text
+
+
+def test_an_open_server_without_a_token_warns(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "[WARNING] 0.0.0.0 opens the server to the network" in banner("--host", "0.0.0.0")[1]
+    assert "[WARNING]" not in banner("--host", "127.0.0.1")[1]
+    assert "[WARNING]" not in banner("--host", "::1")[1]
+    monkeypatch.setenv("I2V_API_TOKEN", "secret-word")
+    code, text = banner("--host", "0.0.0.0")
+    assert code == 0
+    assert "[WARNING]" not in text
+    assert "secret-word" not in text
+
+
+@pytest.mark.parametrize(
+    ("flags", "address"),
+    [
+        ({}, "http://127.0.0.1:7860"),
+        ({"host": "::1", "port": 8000}, "http://[::1]:8000"),
+        ({"public_url": "https://video.example.org/"}, "https://video.example.org"),
+        ({"host": "0.0.0.0"}, "http://127.0.0.1:7860"),
+    ],
+)
+def test_addresses_are_ones_a_browser_takes(flags: dict[str, object], address: str) -> None:
+    assert preflight.addresses(load_settings(**flags))[0] == address
+
+
+def test_the_holder_of_a_port_is_found_and_a_free_port_has_none() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as busy:
+        assert str(preflight.holder(busy.getsockname()[1])).startswith(f"process {os.getpid()} (")
+    assert preflight.holder(free_port()) is None
+
+
+def test_the_banner_reports_every_check_of_the_doctor() -> None:
+    out = io.StringIO()
+    preflight.main(["--model", "fake", "--port", "0"], out)
+    for check in doctor.run(Settings(model="fake", port=0)):
+        assert f"] {check.name}: " in out.getvalue()
+
+
+# scripts/install: with a stub interpreter, so that nothing is fetched.
+
+STUB_PYTHON = """#!/usr/bin/env bash
+# An interpreter that answers what scripts/install asks. VERSION, NO_VENV and PIP_SAYS steer it.
+echo "$*" >>"$NOTES"
+case "$*" in
+  *"%d.%d"*) echo "${VERSION:-3.12}" ;;
+  *"import ensurepip"*) [[ -z "${NO_VENV:-}" ]] ;;
+  "-m venv "*) mkdir -p "$3/bin" && cp "$0" "$3/bin/python" ;;
+  "-m pip --version") ;;
+  "-m pip install"*) [[ -z "${PIP_SAYS:-}" ]] || { echo "$PIP_SAYS" >&2; exit 1; } ;;
+  *hashlib*) cat pyproject.toml constraints.txt | cksum ;;
+  *) exit 1 ;;
+esac
+"""
+
+
+class Installing:
+    """scripts/install in a bare checkout, with stub interpreters under the names `pythons` and nothing fetched."""
+
+    def __init__(self, checkout: Path) -> None:
+        self.checkout = checkout
+        self.notes = checkout / "notes"
+        self.tools = checkout / "tools"
+        self.tools.mkdir()
+        for tool in ("bash", "cat", "cp", "mkdir", "dirname", "df", "awk", "grep", "tee", "cksum", "rm", "flock"):
+            if found := shutil.which(tool):
+                (self.tools / tool).symlink_to(found)
+
+    def program(self, name: str, text: str) -> None:
+        path = self.tools / name
+        path.unlink(missing_ok=True)
+        path.write_text(text)
+        path.chmod(0o755)
+
+    def run(self, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            ["bash", "scripts/install", *arguments],
+            cwd=self.checkout,
+            env={"PATH": str(self.tools), "NOTES": str(self.notes)} | variables,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=DEADLINE_S,
+        )
+
+    def pip_calls(self) -> list[str]:
+        noted = self.notes.read_text().splitlines() if self.notes.exists() else []
+        return [line for line in noted if line.startswith("-m pip install")]
+
+
+@pytest.fixture
+def installing(checkout: Path) -> Installing:
+    made = Installing(checkout)
+    made.program("python3", STUB_PYTHON)
+    return made
+
+
+def test_the_second_install_installs_nothing(installing: Installing) -> None:
+    assert installing.run().returncode == 0
+    assert len(installing.pip_calls()) == 1
+    second = installing.run()
+    assert second.returncode == 0
+    assert second.stdout == ""
+    assert len(installing.pip_calls()) == 1
+
+
+def test_the_install_takes_exact_versions_from_the_constraints(installing: Installing) -> None:
+    installing.run()
+    installing.run("test")
+    plain, test = installing.pip_calls()
+    assert plain.endswith("-c constraints.txt -e .")
+    assert test.endswith("-c constraints.txt -e .[test]")
+    assert re.search(r"^torch==2\.13\.0$", (installing.checkout / "constraints.txt").read_text(), re.MULTILINE)
+
+
+def test_an_install_with_tests_serves_a_plain_start_too(installing: Installing) -> None:
+    installing.run("test")
+    installing.run()
+    assert len(installing.pip_calls()) == 1
+
+
+def test_changed_constraints_install_again(installing: Installing) -> None:
+    installing.run()
+    with (installing.checkout / "constraints.txt").open("a") as file:
+        file.write("some-package==1.0\n")
+    installing.run()
+    assert len(installing.pip_calls()) == 2
+
+
+def test_a_failed_install_is_tried_again_and_not_stamped(installing: Installing) -> None:
+    assert installing.run(PIP_SAYS="something went wrong").returncode == 1
+    assert installing.run().returncode == 0
+    assert len(installing.pip_calls()) == 2
+
+
+@pytest.mark.parametrize(
+    ("pip_says", "words"),
+    [
+        ("OSError: [Errno 28] No space left on device", "the disk filled up"),
+        ("NewConnectionError: Failed to establish a new connection", "Check the network"),
+        ("ERROR: No matching distribution found for torch==2.13.0", "Check the network"),
+        ("error: metadata-generation-failed", "the lines above say why"),
+    ],
+)
+def test_a_failed_install_says_why(installing: Installing, pip_says: str, words: str) -> None:
+    done = installing.run(PIP_SAYS=pip_says)
+    assert done.returncode == 1
+    assert pip_says in done.stderr
+    assert words in done.stderr.splitlines()[-1]
+    assert done.stderr.splitlines()[-1].startswith("[ERROR]")
+
+
+@pytest.mark.parametrize("version", ["3.9", "3.10", "3.14", "2.7"])
+def test_a_python_that_is_too_old_or_too_new_is_named(installing: Installing, version: str) -> None:
+    done = installing.run(VERSION=version)
+    assert done.returncode == 1
+    assert f"python3 is {version}" in done.stderr
+    assert "Python 3.11, 3.12 or 3.13 is needed" in done.stderr
+
+
+def test_no_python_at_all_says_what_to_install(installing: Installing) -> None:
+    (installing.tools / "python3").unlink()
+    done = installing.run()
+    assert done.returncode == 1
+    assert "Python 3.11, 3.12 or 3.13 is needed and none was found" in done.stderr
+
+
+def test_a_missing_venv_module_names_the_package(installing: Installing) -> None:
+    done = installing.run(NO_VENV="1")
+    assert done.returncode == 1
+    assert "sudo apt install python3.12-venv" in done.stderr
+
+
+def test_a_full_disk_is_noticed_before_anything_is_made(installing: Installing) -> None:
+    installing.program("df", "#!/usr/bin/env bash\necho header\necho /dev/x 100000 99000 512000 99% /\n")
+    done = installing.run()
+    assert done.returncode == 1
+    assert "only 500 MB are free" in done.stderr
+    assert not (installing.checkout / ".venv").exists()
+
+
+def test_an_unknown_extra_is_refused(installing: Installing) -> None:
+    done = installing.run("tset")
+    assert done.returncode == 1
+    assert "unknown extra tset; known: test, postgres, cluster" in done.stderr
+
+
+def test_another_interpreter_can_be_named(installing: Installing) -> None:
+    (installing.tools / "python3").rename(installing.tools / "mine")
+    assert installing.run(PYTHON="mine").returncode == 0
+    assert len(installing.pip_calls()) == 1
+
+
+def test_a_half_made_environment_is_made_again(installing: Installing) -> None:
+    half = installing.checkout / ".venv" / "bin"
+    half.mkdir(parents=True)
+    (half / "python").write_text("#!/bin/sh\nexit 1\n")
+    (half / "python").chmod(0o755)
+    done = installing.run()
+    assert done.returncode == 0
+    assert "making it again" in done.stdout
+
+
+def test_no_file_that_installs_holds_a_registry_address() -> None:
+    names = ["start_app.sh", "constraints.txt", "pyproject.toml", ".ci/run", *sorted(os.listdir(ROOT / "scripts"))]
+    for name in names:
+        path = ROOT / name if (ROOT / name).exists() else ROOT / "scripts" / name
+        assert not re.search(r"index-url|find-links|https?://", path.read_text()), name
