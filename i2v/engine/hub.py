@@ -8,17 +8,18 @@ import hashlib
 import os
 import re
 import shutil
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import httpx
 from filelock import FileLock
 from huggingface_hub import HfApi, constants, hf_hub_url, snapshot_download
 from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.hf_api import RepoFile
-from huggingface_hub.utils import build_hf_headers
-from huggingface_hub.utils.tqdm import silent_tqdm
+from huggingface_hub.utils import build_hf_headers, tqdm
 
 from i2v.engine.protocol import OnLoad
 from i2v.errors import ModelUnavailable
@@ -42,6 +43,7 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 _CHUNK = 1 << 20  # bytes
 _ATTEMPTS = 5  # in a row without one new byte
 _TIMEOUT = httpx.Timeout(30.0)
+PAUSE_S = 2.0  # after an attempt that brought nothing, longer each time
 
 
 def is_hub_id(source: str) -> bool:
@@ -112,20 +114,30 @@ def select(files: Sequence[str], repo: str) -> list[str]:
 
 @dataclass(slots=True)
 class _Progress:
-    """Bytes on the disk over the bytes wanted, told to `on_load` about once a MiB."""
+    """Bytes on the disk over the bytes wanted, told to `on_load` a few hundred times a download."""
 
     what: str
     total: int
     on_load: OnLoad | None
     done: int = 0
+    said: int = -1
 
     def add(self, count: int) -> None:
         self.done += count
-        if self.on_load is not None:
+        now = 400 * self.done // max(1, self.total)
+        if self.on_load is not None and now != self.said:
+            self.said = now
             self.on_load(
                 f"{self.what} ({self.done / 1e9:.2f} of {self.total / 1e9:.2f} GB)",
                 min(1.0, self.done / max(1, self.total)),
             )
+
+
+class _Silent(tqdm):
+    """No bars on the terminal: progress goes to `on_load`."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **{**options, "disable": True})
 
 
 def _fetch(repo: str, revision: str, cache_dir: Path | None, on_load: OnLoad | None, endpoint: str | None) -> Path:
@@ -155,7 +167,7 @@ def _fetch(repo: str, revision: str, cache_dir: Path | None, on_load: OnLoad | N
             cache_dir=cache_folder(cache_dir),
             allow_patterns=names,
             endpoint=endpoint,
-            tqdm_class=silent_tqdm,
+            tqdm_class=_Silent,
         )
     )
 
@@ -166,49 +178,66 @@ def _fetch_blob(url: str, name: str, blob: Path, size: int, add: Callable[[int],
         add(size)
         return
     part = blob.with_name(f"{blob.name}.i2v.part")
-    digest = hashlib.sha256()
-    with part.open("a+b") as file:
-        file.seek(0)
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-        there = file.tell()
-        if there > size:  # not a beginning of this file
-            file.truncate(0)
-            there, digest = 0, hashlib.sha256()
-        add(there)
-        attempts = 0
-        with httpx.Client(follow_redirects=True, timeout=_TIMEOUT) as client:
-            while there < size:
-                before = there
-                try:
-                    headers = {**build_hf_headers(), "Accept-Encoding": "identity", "Range": f"bytes={there}-"}
-                    with client.stream("GET", url, headers=headers) as response:
-                        response.raise_for_status()
-                        if there and response.status_code != 206:  # the range was ignored: from the beginning
-                            file.truncate(0)
-                            add(-there)
-                            there, digest = 0, hashlib.sha256()
-                        for chunk in response.iter_bytes(_CHUNK):
-                            file.write(chunk)
-                            digest.update(chunk)
-                            there += len(chunk)
-                            add(len(chunk))
-                except httpx.TransportError:
-                    attempts = 0 if there > before else attempts + 1
-                    if attempts >= _ATTEMPTS:
-                        raise
-                else:
-                    if there < size and there == before:
-                        break
+    with part.open("a+b") as file, httpx.Client(follow_redirects=True, timeout=_TIMEOUT) as client:
+        stream = _Stream(file, size, add)
+        stream.read_what_is_there()
+        idle = 0  # attempts in a row that brought nothing
+        while stream.there < size and idle < _ATTEMPTS:
+            before = stream.there
+            try:
+                stream.go_on(client, url)
+            except httpx.TransportError:
+                if idle + 1 == _ATTEMPTS and stream.there == before:
+                    raise
+            idle = 0 if stream.there > before else idle + 1
+            if idle:
+                time.sleep(PAUSE_S * idle)
         file.flush()
         os.fsync(file.fileno())
-    if there != size or digest.hexdigest() != blob.name:
+    if stream.there != size or stream.digest.hexdigest() != blob.name:
         part.unlink()
         raise ModelUnavailable(
-            f"{name} came with {there} bytes and SHA-256 {digest.hexdigest()[:12]}...; {size} bytes and "
+            f"{name} came with {stream.there} bytes and SHA-256 {stream.digest.hexdigest()[:12]}...; {size} bytes and "
             f"{blob.name[:12]}... were wanted. It was removed; start again to fetch it once more"
         )
     part.replace(blob)
+
+
+class _Stream:
+    """A file that grows from an HTTP answer, hashed as it grows. `there` counts its bytes; `add` is told of each."""
+
+    def __init__(self, file: BinaryIO, size: int, add: Callable[[int], None]) -> None:
+        self.file, self.size, self.add = file, size, add
+        self.there, self.digest = 0, hashlib.sha256()
+
+    def read_what_is_there(self) -> None:
+        self.file.seek(0)
+        while chunk := self.file.read(_CHUNK):
+            self._count(chunk)
+        if self.there > self.size:  # not a beginning of this file
+            self._begin_again()
+
+    def go_on(self, client: httpx.Client, url: str) -> None:
+        headers = {**build_hf_headers(), "Accept-Encoding": "identity", "Range": f"bytes={self.there}-"}
+        with client.stream("GET", url, headers=headers) as response:
+            response.raise_for_status()
+            if self.there and response.status_code != httpx.codes.PARTIAL_CONTENT:  # the range was ignored
+                self._begin_again()
+            for chunk in response.iter_bytes():
+                self.file.write(chunk)
+                self._count(chunk)
+                if self.there > self.size:
+                    return  # more than was promised; the hash will refuse it
+
+    def _count(self, chunk: bytes) -> None:
+        self.digest.update(chunk)
+        self.there += len(chunk)
+        self.add(len(chunk))
+
+    def _begin_again(self) -> None:
+        self.file.truncate(0)
+        self.add(-self.there)
+        self.there, self.digest = 0, hashlib.sha256()
 
 
 def _cached(repo: str, revision: str, cache_dir: Path | None) -> Path | None:
@@ -235,12 +264,17 @@ def _refuse_full_disk(blobs: Path, files: list[RepoFile]) -> None:
         if not (blobs / blob).exists():
             part = blobs / f"{blob}.i2v.part"
             wanted += file.size - (part.stat().st_size if part.exists() else 0)
-    free = shutil.disk_usage(blobs).free
+    free = free_bytes(blobs)
     if wanted > free:
         raise ModelUnavailable(
             f"{wanted / 1e9:.2f} GB are still to be downloaded and only {free / 1e9:.2f} GB are free in {blobs}; "
             f"free some space or choose another cache_dir"
         )
+
+
+def free_bytes(folder: Path) -> int:
+    """Free space on the disk that holds `folder`."""
+    return shutil.disk_usage(folder).free
 
 
 def _first_line(error: BaseException) -> str:
