@@ -371,6 +371,7 @@ class JobStore:
 
 
 def _move(connection: Connection, id: str, guard: ColumnElement[bool], values: dict[str, Any]) -> None:
+    _check_id(id)
     changed = connection.execute(update(jobs).where(jobs.c.id == id, guard).values(**values))
     if not changed.rowcount:
         found = _read(connection, id)

@@ -1,0 +1,76 @@
+"""Stores on both databases, and queues on the fake engine with a quick writer in place of the encoder."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import postgres_server as postgres
+import pytest
+from job_doubles import Clock, quick_write
+from PIL import Image
+
+from i2v.engine.fake import FakeEngine
+from i2v.jobs.queue import JobQueue
+from i2v.jobs.schema import sqlite_url
+from i2v.jobs.store import JobStore
+from i2v.settings import Settings
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture(scope="session")
+def postgres_at() -> Iterator[str]:
+    with postgres.server() as url:
+        yield url
+
+
+@pytest.fixture
+def postgres_url(postgres_at: str) -> Iterator[str]:
+    yield postgres_at
+    postgres.empty(postgres_at)
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Every test that asks for it runs on both databases."""
+    if request.param == "sqlite":
+        return sqlite_url(tmp_path / "jobs.sqlite3")
+    found: str = request.getfixturevalue("postgres_url")
+    return found
+
+
+@pytest.fixture
+def store(url: str, clock: Clock) -> Iterator[JobStore]:
+    opened = JobStore(url, "boot-1", clock)
+    yield opened
+    opened.close()
+
+
+MakeQueue = Callable[..., JobQueue]
+
+
+@pytest.fixture
+def make_queue(tmp_path: Path) -> Iterator[MakeQueue]:
+    """Queues on `tmp_path/outputs` that are stopped afterwards; `settings` are keyword fields of `Settings`."""
+    made: list[JobQueue] = []
+
+    def make(engine: Any = None, *, settings: dict[str, Any] | None = None, **seams: Any) -> JobQueue:
+        fields: dict[str, Any] = {"outputs": tmp_path / "outputs", **(settings or {})}
+        seams = {"write_video": quick_write, "engine": engine or FakeEngine(), **seams}
+        queue = JobQueue(Settings(**fields), **seams)
+        queue.start()
+        made.append(queue)
+        return queue
+
+    yield make
+    for queue in made:
+        queue.stop(5.0)
+
+
+@pytest.fixture
+def dot() -> Image.Image:
+    """The smallest photo, where a test is not about pictures."""
+    return Image.new("RGB", (8, 8), (200, 100, 50))
