@@ -20,7 +20,7 @@ from starlette.types import Receive, Scope, Send
 import i2v
 from i2v.errors import I2VError, MethodNotAllowed, NotFound
 from i2v.jobs.queue import JobQueue
-from i2v.server import docs, files, health, predict
+from i2v.server import docs, files, health, predict, videos
 from i2v.server.answers import (
     UNKNOWN_PATH,
     answer_http_exception,
@@ -36,7 +36,7 @@ from i2v.settings import Settings
 
 STOP_TIMEOUT_S = 20.0
 
-_ROUTERS = (predict.router, files.router, health.router, docs.router)
+_ROUTERS = (predict.router, videos.router, files.router, health.router, docs.router)
 
 # First segments of paths that are ours alone: what no route there takes is a 404 of ours, not of the mounted page.
 _OWN_PREFIXES = ("/api", "/run", "/v1", "/outputs", "/generate")

@@ -14,11 +14,16 @@ from i2v.errors import BadRequest
 MAX_VALUES = 20_000
 
 
-async def read_body(request: Request) -> bytes:
-    """The whole body; `BadRequest` for compressed bodies and for a client that stopped sending."""
+def refuse_compressed(request: Request) -> None:
+    """A small compressed body can unpack to any size, and no client needs it: `BadRequest`."""
     encoding = request.headers.get("content-encoding", "identity").strip().lower()
     if encoding not in ("", "identity"):
         raise BadRequest("compressed request bodies are not taken; send the body without Content-Encoding")
+
+
+async def read_body(request: Request) -> bytes:
+    """The whole body; `BadRequest` for compressed bodies and for a client that stopped sending."""
+    refuse_compressed(request)
     try:
         return await request.body()
     except ClientDisconnect:

@@ -3,15 +3,20 @@
 import asyncio
 from dataclasses import dataclass, field
 
+import anyio
 from fastapi import Request
 
 from i2v.jobs.queue import JobQueue
 from i2v.server.metrics import Metrics
+from i2v.server.variants import Variants
 from i2v.settings import Settings
 
 # A photo of the largest size taken needs about 400 MB while it is decoded; two at once keep 64 callers from
 # needing 25 GB, and two cores busy.
 DECODERS = 2
+
+# Threads that wait for a running job to stop (cancel, delete): their own, so that they take none from other routes.
+WAITERS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +26,9 @@ class Context:
     settings: Settings
     queue: JobQueue
     metrics: Metrics
+    variants: Variants = field(default_factory=Variants)
     decoding: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(DECODERS))
+    waiting: anyio.CapacityLimiter = field(default_factory=lambda: anyio.CapacityLimiter(WAITERS))
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
 
 

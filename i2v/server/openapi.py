@@ -2,6 +2,10 @@
 
 from typing import Any
 
+from pydantic import BaseModel
+
+from i2v.server.video_request import CreateVideo, ExtendVideo, RemixVideo
+
 ERROR_SCHEMA: dict[str, Any] = {
     "type": "object",
     "required": ["error", "detail"],
@@ -101,3 +105,104 @@ PREDICT: dict[str, Any] = {
         **errors(400, 401, 403, 404, 409, 413, 422, 429, 500, 503, 507),
     },
 }
+
+OPENAI_ERROR_SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "required": ["error"],
+    "properties": {
+        "error": {
+            "type": "object",
+            "required": ["message", "type", "param", "code"],
+            "properties": {
+                "message": {"type": "string"},
+                "type": {"type": "string"},
+                "param": {"type": ["string", "null"]},
+                "code": {"type": "string"},
+            },
+        }
+    },
+}
+
+_VIDEO_OBJECT: dict[str, Any] = {
+    "type": "object",
+    "required": ["id", "object", "created_at", "status", "progress", "prompt", "seconds", "size"],
+    "properties": {
+        "id": {"type": "string"},
+        "object": {"const": "video"},
+        "created_at": {"type": "integer"},
+        "completed_at": {"type": ["integer", "null"]},
+        "expires_at": {"type": ["integer", "null"]},
+        "status": {"enum": ["queued", "in_progress", "completed", "failed", "cancelled"]},
+        "progress": {"type": "integer", "minimum": 0, "maximum": 100},
+        "error": {
+            "type": ["object", "null"],
+            "properties": {"code": {"type": "string"}, "message": {"type": "string"}},
+        },
+        "model": {"type": ["string", "null"]},
+        "prompt": {"type": "string"},
+        "seconds": {"type": "string"},
+        "size": {"type": "string"},
+        "seed": {"type": "integer"},
+        "position": {"type": ["integer", "null"]},
+        "eta_s": {"type": ["number", "null"]},
+        "stage_seconds": {"type": ["object", "null"]},
+        "peak_memory_mb": {"type": ["number", "null"]},
+        "notes": {"type": "array", "items": {"type": "string"}},
+    },
+}
+
+
+def _of(schema: dict[str, Any]) -> dict[str, Any]:
+    return {"application/json": {"schema": schema}}
+
+
+def _route(answer: dict[str, Any], *statuses: int, body: dict[str, Any] | None = None, **more: Any) -> dict[str, Any]:
+    """Keyword arguments of a `/v1` route: its 200, the errors it can give, its body."""
+    common = (401, 403, 500, 503)
+    route: dict[str, Any] = {
+        "responses": {
+            200: {"description": more.pop("description", "done"), "content": answer},
+            **errors(*common, *statuses, schema=OPENAI_ERROR_SCHEMA),
+        }
+    }
+    if body is not None:
+        route["openapi_extra"] = {"requestBody": {"required": True, "content": body}}
+    return route
+
+
+def _body(model: type[BaseModel], file_field: str | None = None) -> dict[str, Any]:
+    """A body that may be JSON, and a form where a file can be part of it."""
+    schema = model.model_json_schema()
+    schema.update(_inlined(schema, schema.pop("$defs", {})))
+    if file_field is None:
+        return _of(schema)
+    form = {**schema, "properties": {**schema["properties"], file_field: {"type": "string", "format": "binary"}}}
+    return {**_of(schema), "multipart/form-data": {"schema": form}}
+
+
+def _inlined(value: Any, definitions: dict[str, Any]) -> Any:
+    """The schema with its references written out; `/openapi.json` has no place of its own for them."""
+    if isinstance(value, list):
+        return [_inlined(item, definitions) for item in value]
+    if not isinstance(value, dict):
+        return value
+    if "$ref" in value:
+        return _inlined(definitions[value["$ref"].rpartition("/")[2]], definitions)
+    return {key: _inlined(item, definitions) for key, item in value.items()}
+
+
+_JOB_ERRORS = (400, 404, 409, 413, 422, 429, 507)
+_LIST_OF = {"type": "object", "properties": {"object": {"const": "list"}, "data": {"type": "array"}}}
+
+CREATE = _route(_of(_VIDEO_OBJECT), *_JOB_ERRORS, body=_body(CreateVideo, "input_reference"), description="queued")
+SYNC = _route({"video/mp4": {}}, *_JOB_ERRORS, body=_body(CreateVideo, "input_reference"), description="the MP4")
+EXTEND = _route(_of(_VIDEO_OBJECT), *_JOB_ERRORS, body=_body(ExtendVideo, "video"), description="queued")
+REMIX = _route(_of(_VIDEO_OBJECT), *_JOB_ERRORS, body=_body(RemixVideo), description="queued")
+LIST = _route(_of(_LIST_OF), 404, 422)
+RETRIEVE = _route(_of(_VIDEO_OBJECT), 404)
+CONTENT = _route({"video/mp4": {}, "image/jpeg": {}, "image/gif": {}, "image/webp": {}}, 404, 409, 416, 422)
+EVENTS = _route({"text/event-stream": {}}, 404)
+CANCEL = _route(_of(_VIDEO_OBJECT), 404, 409)
+DELETE = _route(_of({"type": "object"}), 404)
+MODELS = _route(_of(_LIST_OF))
+MODEL = _route(_of({"type": "object"}), 404)

@@ -27,7 +27,7 @@ from i2v.server.positional import data_of, read_predict
 router = APIRouter()
 log = logging.getLogger("i2v.server")
 
-_CLIENT_GONE = 499  # never read by anyone; logs and metrics tell it from a success
+CLIENT_GONE = 499  # never read by anyone; logs and metrics tell it from a success
 
 
 @router.post("/api/predict/", tags=["predict"], operation_id="predict", **PREDICT)
@@ -46,7 +46,7 @@ async def predict(request: Request) -> Response:
     log.info("accepted", extra={"job": job.id, "request": request.scope["i2v.request_id"]})
     finished = await outcome(request, context.queue, job.id)
     if finished is None:
-        return Response(status_code=_CLIENT_GONE)
+        return Response(status_code=CLIENT_GONE)
     return answer_for(finished, context.queue, public_base(request))
 
 

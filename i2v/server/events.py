@@ -1,0 +1,94 @@
+"""Server-sent events of one job: its state, its progress with a preview, its end. Knows no routes."""
+
+import asyncio
+import base64
+import contextlib
+import io
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from starlette.concurrency import run_in_threadpool
+
+from i2v.errors import I2VError
+from i2v.jobs.job import Job
+from i2v.server.answers import error_body
+from i2v.server.context import Context
+from i2v.server.video_object import video_object
+
+KEEP_ALIVE_S = 15.0  # proxies close connections that are silent for a minute
+_V1 = "/v1/videos"
+
+
+async def stream(context: Context, job_id: str) -> AsyncIterator[bytes]:
+    """`status`, `progress` and one `done`; `error` when the server stops before the job has ended."""
+    changes = context.queue.events(job_id)
+    status = None
+    try:
+        async for job in _with_pauses(changes, context.stopping):
+            if job is None:
+                yield b": still here\n\n"
+            elif job.is_final:
+                yield _event("done", video_object(job, context.queue, context.settings))
+            elif job.status != status:
+                status = job.status
+                yield _event("status", video_object(job, context.queue, context.settings))
+            else:
+                yield _event("progress", await run_in_threadpool(_progress, context, job))
+    except I2VError as error:
+        yield _event("error", error_body(error, _V1))
+
+
+async def _with_pauses(changes: AsyncIterator[Job], stopping: asyncio.Event) -> AsyncIterator[Job | None]:
+    """The changes, and None whenever nothing has changed for a while; ends early when the server stops."""
+    stopped = asyncio.ensure_future(stopping.wait())
+    following = asyncio.ensure_future(_next(changes))
+    try:
+        while True:
+            await asyncio.wait({following, stopped}, timeout=KEEP_ALIVE_S, return_when=asyncio.FIRST_COMPLETED)
+            if following.done():
+                job = following.result()
+                if job is None:
+                    return
+                yield job
+                following = asyncio.ensure_future(_next(changes))
+            elif stopped.done():
+                return
+            else:
+                yield None
+    finally:
+        for task in (stopped, following):
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError, Exception):
+                await task
+
+
+async def _next(changes: AsyncIterator[Job]) -> Job | None:
+    return await anext(changes, None)
+
+
+def _progress(context: Context, job: Job) -> dict[str, Any]:
+    picture = context.queue.preview(job.id)
+    return {
+        "id": job.id,
+        "status": job.status,
+        "progress": job.progress,
+        "stage": job.stage,
+        "step": job.step,
+        "steps": job.request.steps,
+        "eta_s": job.eta_s,
+        "preview": None if picture is None else _jpeg_url(picture),
+    }
+
+
+def _jpeg_url(picture: NDArray[np.uint8]) -> str:
+    file = io.BytesIO()
+    Image.fromarray(picture).save(file, "JPEG", quality=80)
+    return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode("ascii")
+
+
+def _event(name: str, data: dict[str, Any]) -> bytes:
+    return f"event: {name}\ndata: {json.dumps(data)}\n\n".encode("ascii")

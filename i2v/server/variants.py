@@ -1,0 +1,48 @@
+"""Pictures made from a finished video when they are asked for: thumbnail, sprite sheet, GIF, WebP."""
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+from i2v import video
+from i2v.engine.protocol import Frames
+
+KEPT: Final = 32  # a gallery of thumbnails asks for the same ones again and again
+
+# variant -> media type, file ending, maker of frames and fps
+_MAKERS: Final[dict[str, tuple[str, str, Callable[[Frames, int], bytes]]]] = {
+    "thumbnail": ("image/jpeg", "jpg", lambda frames, _fps: video.thumbnail(frames)),
+    "spritesheet": ("image/jpeg", "jpg", lambda frames, _fps: video.spritesheet(frames)),
+    "gif": ("image/gif", "gif", video.gif),
+    "webp": ("image/webp", "webp", video.webp),
+}
+VARIANTS: Final = ("video", *_MAKERS)
+
+
+class Variants:
+    """Makes a variant once and keeps the last `KEPT` of them in memory; thread-safe, one made at a time."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._made: OrderedDict[tuple[str, str], bytes] = OrderedDict()
+
+    def get(self, path: Path, fps: int, variant: str) -> bytes:
+        """The bytes of a variant other than `video`. Raises `InvalidRequest` when the file cannot be decoded."""
+        key = (path.name, variant)
+        with self._lock:
+            if key not in self._made:
+                self._made[key] = _MAKERS[variant][2](video.read_frames(path), fps)
+                if len(self._made) > KEPT:
+                    self._made.popitem(last=False)
+            self._made.move_to_end(key)
+            return self._made[key]
+
+
+def media_type(variant: str) -> str:
+    return _MAKERS[variant][0]
+
+
+def file_name(path: Path, variant: str) -> str:
+    return f"{path.stem}_{variant}.{_MAKERS[variant][1]}"

@@ -1,0 +1,258 @@
+"""`/v1/videos` in OpenAI's shape: create, watch, fetch, list, cancel, remix, extend, delete.
+
+Every route reads its request, asks the queue and answers at once; only `sync`, `cancel` and `delete` wait.
+"""
+
+import logging
+import re
+from functools import partial
+from typing import Annotated, Any, Literal
+
+import anyio.to_thread
+from fastapi import APIRouter, Query, Request
+from PIL import Image
+from starlette.concurrency import run_in_threadpool
+from starlette.responses import Response, StreamingResponse
+
+from i2v.errors import InvalidRequest, NotFound
+from i2v.jobs.job import Job, Status
+from i2v.request import GenerateRequest
+from i2v.server import openapi
+from i2v.server.answers import JSONAnswer
+from i2v.server.context import Context, caller_of, context_of
+from i2v.server.events import stream
+from i2v.server.extension import source_of
+from i2v.server.files import in_memory, ranged, video_answer
+from i2v.server.predict import CLIENT_GONE, error_of, outcome
+from i2v.server.variants import VARIANTS, file_name, media_type
+from i2v.server.video_object import poll_after_ms, video_object
+from i2v.server.video_request import (
+    CreateVideo,
+    ExtendVideo,
+    RemixVideo,
+    check_model,
+    checked,
+    frames_for,
+    parse,
+    photo_of,
+    placement_note,
+    receive,
+    request_of,
+)
+
+router = APIRouter(prefix="/v1", tags=["videos"])
+log = logging.getLogger("i2v.server")
+
+_KEY = re.compile(r"[\x21-\x7e]{1,255}")
+
+
+@router.post("/videos", **openapi.CREATE)
+async def create(request: Request) -> Response:
+    """Queue a video. The answer is its object; ask for it again, or listen to its events, until it is final."""
+    job, note = await _create(request)
+    notes = {} if job.result else {"notes": [note]}
+    answer = _object_answer(context_of(request), job, **notes)
+    if job.replayed:
+        answer.headers["Idempotent-Replayed"] = "true"
+    return answer
+
+
+@router.post("/videos/sync", **openapi.SYNC)
+async def create_and_wait(request: Request) -> Response:
+    """Queue a video, wait for it, and answer the MP4. A caller that goes away frees its place."""
+    context = context_of(request)
+    job, _ = await _create(request)
+    finished = await outcome(request, context.queue, job.id)
+    if finished is None:
+        return Response(status_code=CLIENT_GONE)
+    if finished.result is None:
+        raise error_of(finished)
+    path = await run_in_threadpool(context.queue.video_path, finished)
+    answer = await video_answer(request, path, download=True)
+    answer.headers["X-Job-Id"] = job.id
+    return answer
+
+
+@router.post("/videos/extensions", **openapi.EXTEND)
+async def extend(request: Request) -> Response:
+    """Continue a finished video from its last frame; the result is the whole clip, old part and new."""
+    context = context_of(request)
+    received = await receive(request, "video")
+    body = parse(ExtendVideo, received)
+    async with context.decoding:
+        source, last_frame = await run_in_threadpool(source_of, context.queue, body, received.file)
+    frames = frames_for(body.seconds, source.request.fps)
+    generate = checked(_values(source, prompt=body.prompt.strip(), num_frames=frames, seed=None), context.settings)
+    job = await _submit(request, generate, last_frame, extends=source.id)
+    return _object_answer(context, job)
+
+
+@router.get("/videos", **openapi.LIST)
+async def list_videos(
+    request: Request,
+    after: Annotated[str | None, Query(max_length=200)] = None,
+    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+    order: Literal["asc", "desc"] = "desc",
+    status: Status | None = None,
+    search: Annotated[str | None, Query(max_length=200)] = None,
+) -> Response:
+    """A page of all jobs, whichever door they came through, by time of arrival."""
+    context = context_of(request)
+    asked = partial(context.queue.list, after=after, limit=limit + 1, order=order, status=status, search=search)
+    found = await run_in_threadpool(asked)
+    page = await run_in_threadpool(lambda: [_object(context, job) for job in found[:limit]])
+    return JSONAnswer(
+        {
+            "object": "list",
+            "data": page,
+            "first_id": page[0]["id"] if page else None,
+            "last_id": page[-1]["id"] if page else None,
+            "has_more": len(found) > limit,
+        }
+    )
+
+
+@router.get("/videos/{video_id}", **openapi.RETRIEVE)
+async def retrieve(request: Request, video_id: str) -> Response:
+    """One video's object, with its progress."""
+    context = context_of(request)
+    return _object_answer(context, await run_in_threadpool(context.queue.get, video_id))
+
+
+@router.get("/videos/{video_id}/content", response_class=Response, **openapi.CONTENT)
+@router.head("/videos/{video_id}/content", include_in_schema=False)
+async def content(request: Request, video_id: str, variant: Annotated[str, Query(max_length=20)] = "video") -> Response:
+    """The finished MP4, or a picture made from it; whole or in ranges."""
+    context = context_of(request)
+    if variant not in VARIANTS:
+        raise InvalidRequest(f"variant must be one of {', '.join(VARIANTS)}", field="variant")
+    job = await run_in_threadpool(context.queue.get, video_id)
+    path = await run_in_threadpool(context.queue.video_path, job)
+    if variant == "video":
+        return await video_answer(request, path, download=True)
+    async with context.decoding:
+        data = await run_in_threadpool(context.variants.get, path, job.request.fps, variant)
+    disposition = f'inline; filename="{file_name(path, variant)}"'
+    return ranged(request, in_memory(data), {"Content-Type": media_type(variant), "Content-Disposition": disposition})
+
+
+@router.get("/videos/{video_id}/events", **openapi.EVENTS)
+async def events(request: Request, video_id: str) -> Response:
+    """Server-sent events: `status` when the state changes, `progress` with a preview, `done` with the final object."""
+    context = context_of(request)
+    await run_in_threadpool(context.queue.get, video_id)
+    headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+    return StreamingResponse(stream(context, video_id), media_type="text/event-stream", headers=headers)
+
+
+@router.post("/videos/{video_id}/cancel", **openapi.CANCEL)
+async def cancel(request: Request, video_id: str) -> Response:
+    """Stop a job within one step; answers when it has stopped."""
+    context = context_of(request)
+    job = await anyio.to_thread.run_sync(context.queue.cancel, video_id, limiter=context.waiting)
+    return _object_answer(context, job)
+
+
+@router.post("/videos/{video_id}/remix", **openapi.REMIX)
+async def remix(request: Request, video_id: str) -> Response:
+    """A new job with the same photo, settings and seed, and another prompt."""
+    context = context_of(request)
+    body = parse(RemixVideo, await receive(request, "input_reference"))
+    source = await run_in_threadpool(context.queue.get, video_id)
+    generate = checked(_values(source, prompt=body.prompt.strip()), context.settings)
+    photo = await run_in_threadpool(context.queue.input_image, video_id)
+    return _object_answer(context, await _submit(request, generate, photo))
+
+
+@router.delete("/videos/{video_id}", **openapi.DELETE)
+async def delete(request: Request, video_id: str) -> Response:
+    """Cancel the job if it runs, and remove its video and its record."""
+    context = context_of(request)
+    await anyio.to_thread.run_sync(context.queue.delete, video_id, limiter=context.waiting)
+    return JSONAnswer({"id": video_id, "object": "video.deleted", "deleted": True})
+
+
+@router.get("/models", **openapi.MODELS)
+async def models(request: Request) -> Response:
+    """The model that is loaded; the list is empty while it loads."""
+    found = _model(context_of(request))
+    return JSONAnswer({"object": "list", "data": [found] if found else []})
+
+
+@router.get("/models/{model_id:path}", **openapi.MODEL)
+async def model(request: Request, model_id: str) -> Response:
+    """One model by its name."""
+    found = _model(context_of(request))
+    if found is None or found["id"] != model_id:
+        raise NotFound("that model is not loaded here; see /v1/models")
+    return JSONAnswer(found)
+
+
+async def _create(request: Request) -> tuple[Job, str]:
+    """The queued job, and how its photo was fitted."""
+    context = context_of(request)
+    received = await receive(request, "input_reference")
+    body = parse(CreateVideo, received)
+    loaded = context.queue.model
+    check_model(body.model, loaded.name if loaded else None)
+    generate = request_of(body, context.settings)
+    async with context.decoding:
+        photo = await run_in_threadpool(photo_of, received, body, context.settings)
+    return await _submit(request, generate, photo), placement_note(photo, generate)
+
+
+async def _submit(
+    request: Request, generate: GenerateRequest, photo: Image.Image, *, extends: str | None = None
+) -> Job:
+    context = context_of(request)
+    submit = partial(
+        context.queue.submit,
+        generate,
+        photo,
+        door="videos",
+        caller=caller_of(request),
+        idempotency_key=_idempotency_key(request),
+        extends=extends,
+    )
+    job = await run_in_threadpool(submit)
+    log.info("accepted", extra={"job": job.id, "request": request.scope["i2v.request_id"]})
+    return job
+
+
+def _idempotency_key(request: Request) -> str | None:
+    key = request.headers.get("idempotency-key")
+    if key is not None and not _KEY.fullmatch(key):
+        raise InvalidRequest("Idempotency-Key must be 1 to 255 printable ASCII characters", field="Idempotency-Key")
+    return key
+
+
+def _values(job: Job, **changed: Any) -> dict[str, Any]:
+    return job.request.model_dump() | changed
+
+
+def _object(context: Context, job: Job) -> dict[str, Any]:
+    return video_object(job, context.queue, context.settings)
+
+
+def _object_answer(context: Context, job: Job, **changed: Any) -> Response:
+    headers = {} if job.is_final else {"openai-poll-after-ms": str(poll_after_ms(job))}
+    return JSONAnswer(_object(context, job) | changed, headers=headers)
+
+
+def _model(context: Context) -> dict[str, Any] | None:
+    model = context.queue.model
+    if model is None:
+        return None
+    return {
+        "id": model.name,
+        "object": "model",
+        "created": 0,
+        "owned_by": "i2v",
+        "kind": model.kind,
+        "title": model.title,
+        "device": model.device,
+        "dtype": model.dtype,
+        "note": model.note,
+        "vocabulary": list(model.vocabulary),
+        "guidance_range": list(model.guidance_range) if model.guidance_range else None,
+    }
