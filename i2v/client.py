@@ -491,7 +491,7 @@ def _transport_error(failure: httpx.TransportError, *, sent: bool) -> ClientErro
         return TimedOut("the server did not answer in time", code="timeout")
     if sent:
         return ConnectionFailed("the connection to the server was lost", code="connection_lost")
-    return ConnectionFailed("no server answers at this address", code="unreachable")
+    return ConnectionFailed(f"no server answers at {failure.request.url.copy_with(raw_path=b'/')}", code="unreachable")
 
 
 def _pause(error: ClientError, attempt: int, safe: bool) -> float | None:

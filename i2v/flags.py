@@ -7,7 +7,7 @@ variable and a line in the file meet the same ranges and the same words.
 
 import inspect
 import types
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -47,18 +47,26 @@ def flags() -> Iterator[Flag]:
             yield Flag((name,), field)
 
 
-def takes_settings(function: Callable[[Settings], Any]) -> Callable[..., Any]:
+def takes_settings(
+    function: Callable[..., Any], *, only: Collection[str] | None = None, panel: str | None = None
+) -> Callable[..., Any]:
     """Make a Typer command, with `--config` and one option for each setting, out of a function that takes `Settings`.
 
-    Usage: `app.command("serve")(takes_settings(serve))`. A bad value raises `SettingsError` when the command runs.
+    Usage: `app.command("serve")(takes_settings(serve))`. The settings are the function's first parameter; further ones
+    stay options and arguments of their own, before the flags. `only` names the settings that become flags (none: all),
+    `panel` the heading they get in the help. A bad value raises `SettingsError` when the command runs.
     """
+    chosen = [flag for flag in flags() if only is None or flag.path[0] in only]
+    own = list(inspect.signature(function).parameters.values())[1:]
 
     def command(config: Path | None = None, **given: Any) -> Any:
-        return function(load_settings(config, **_nested(given)))
+        flagged = {flag.parameter: given.pop(flag.parameter, None) for flag in chosen}
+        return function(load_settings(config, **_nested(flagged)), **given)
 
-    parameters = [_parameter("config", Path | None, typer.Option("--config", envvar="I2V_CONFIG", help=CONFIG_HELP))]
-    parameters += [_flag_parameter(flag) for flag in flags()]
-    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    config = typer.Option("--config", envvar="I2V_CONFIG", help=CONFIG_HELP, rich_help_panel=panel)
+    parameters = [*own, _parameter("config", Path | None, config), *(_flag_parameter(flag, panel) for flag in chosen)]
+    keyword_only = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in parameters]
+    command.__signature__ = inspect.Signature(keyword_only)  # type: ignore[attr-defined]
     command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     command.__doc__ = function.__doc__
     command.__name__ = getattr(function, "__name__", "serve")
@@ -100,11 +108,17 @@ def _nested(given: dict[str, Any]) -> dict[str, Any]:
     return settings
 
 
-def _flag_parameter(flag: Flag) -> inspect.Parameter:
+def _flag_parameter(flag: Flag, panel: str | None) -> inspect.Parameter:
     kind, metavar = _kind(flag.field.annotation)
     names = [f"{flag.option}/--no-{flag.option[2:]}"] if kind is bool else [flag.option]
     annotation = list[str] if kind is list else bool if kind is bool else str
-    option = typer.Option(*names, help=_help(flag.field), metavar=None if kind is bool else metavar, show_default=False)
+    option = typer.Option(
+        *names,
+        help=_help(flag.field),
+        metavar=None if kind is bool else metavar,
+        show_default=False,
+        rich_help_panel=panel,
+    )
     return _parameter(flag.parameter, annotation | None, option)
 
 

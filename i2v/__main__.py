@@ -1,0 +1,5 @@
+"""`python -m i2v` is the `i2v` command."""
+
+from i2v.cli import main
+
+main()

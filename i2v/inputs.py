@@ -1,0 +1,90 @@
+"""What the command line is given: photos, videos made here, and the place a new video goes to.
+
+Every refusal is one sentence that names the file. Knows no engine and no terminal.
+"""
+
+import errno
+import json
+import secrets
+from pathlib import Path
+
+from PIL import Image
+from pydantic import ValidationError
+
+from i2v import images, video
+from i2v.errors import I2VError, InvalidImage, InvalidRequest, StorageFull
+from i2v.request import GenerateRequest
+from i2v.settings import Settings
+
+
+def read_photo(path: Path, settings: Settings) -> Image.Image:
+    """The photo in a file, upright RGB. Raises `InvalidImage`."""
+    if str(path).startswith(("http:", "https:")):
+        raise InvalidImage("an address is not taken; download the photo and give its path", field="image")
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise InvalidImage(f"the photo {path} cannot be read: {error.strerror}", field="image") from None
+    return images.decode(data, max_pixels=settings.max_image_pixels)
+
+
+def read_settings(path: Path) -> GenerateRequest:
+    """The request that a video made here holds. Raises `InvalidRequest`."""
+    stored = _metadata(path).get("request")
+    if stored is None:
+        raise InvalidRequest(f"{path} holds no settings; only videos made by i2v do", field="video")
+    try:
+        return GenerateRequest.model_validate_json(stored)
+    except ValidationError:
+        raise InvalidRequest(f"the settings in {path} are of another version or damaged", field="video") from None
+
+
+def first_frame(path: Path) -> Image.Image:
+    """The first frame of a video, which is nearly the photo it was made from. Raises `InvalidRequest`."""
+    return Image.fromarray(video.read_frames(path, max_frames=1)[0])
+
+
+def describe_video(path: Path) -> dict[str, object]:
+    """What a video is and the settings it was made with, for `i2v inspect`. Raises `InvalidRequest`."""
+    metadata = _metadata(path)
+    facts = video.probe(path)
+    found: dict[str, object] = {
+        "file": str(path),
+        "frames": facts.frames,
+        "fps": facts.fps,
+        "size": f"{facts.width}x{facts.height}",
+        "codec": facts.codec,
+        "pix_fmt": facts.pix_fmt,
+    }
+    request = metadata.pop("request", None)
+    found |= metadata
+    if request is not None:
+        try:
+            found |= {f"request.{name}": value for name, value in json.loads(request).items()}
+        except (ValueError, AttributeError):
+            found["request"] = "damaged"
+    return found
+
+
+def check_target(path: Path) -> Path:
+    """The path of a video to be written, looked at before minutes of work. Raises `I2VError` when it cannot be."""
+    if path.suffix.lower() != ".mp4":
+        raise InvalidRequest(f"{path} does not end in .mp4; only MP4 is written", field="out")
+    if path.is_dir():
+        raise InvalidRequest(f"{path} is a folder", field="out")
+    if not path.parent.is_dir():
+        raise InvalidRequest(f"there is no folder {path.parent}", field="out")
+    trial = path.with_name(f".{path.stem}.{secrets.token_hex(4)}.part")
+    try:
+        trial.touch()
+        trial.unlink()
+    except OSError as error:
+        kind = StorageFull if error.errno == errno.ENOSPC else I2VError
+        raise kind(f"{path.parent} cannot be written to: {error.strerror}") from None
+    return path
+
+
+def _metadata(path: Path) -> dict[str, str]:
+    if not path.is_file():
+        raise InvalidRequest(f"there is no file {path}", field="video")
+    return video.read_metadata(path)

@@ -1,0 +1,87 @@
+"""One job after the other on this machine without a server: load, check, hold the GPU mutex, generate, write the file.
+
+Knows nothing of terminals, HTTP or the job table. Called by `i2v generate` and `i2v batch`.
+"""
+
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+from PIL import Image
+
+from i2v import video
+from i2v.engine.mutex import GpuMutex, lock_file_for
+from i2v.engine.protocol import EngineProtocol, OnLoad, OnStep
+from i2v.jobs.job import Job
+from i2v.jobs.publish import metadata_of, result_of
+from i2v.request import GenerateRequest
+from i2v.settings import Settings
+
+OnWait = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Local:
+    """A loaded engine and the mutex that a server on the same device holds too."""
+
+    engine: EngineProtocol
+    mutex: GpuMutex
+
+    def run(
+        self,
+        request: GenerateRequest,
+        image: Image.Image,
+        path: Path,
+        *,
+        on_wait: OnWait | None = None,
+        on_step: OnStep | None = None,
+    ) -> Job:
+        """Generate into `path` and return the finished job, as the server would have it.
+
+        Raises what `EngineProtocol.check` and `generate` and `video.write_video` raise; `path` is then as it was.
+        """
+        self.engine.check(request)
+        request = request.with_seed()
+        created = datetime.now(UTC)
+        with self.mutex.hold(on_wait):
+            started = datetime.now(UTC)
+            made = self.engine.generate(request, image, on_step=on_step)
+        result = result_of(path.name, made, self.engine.info)
+        job = Job(
+            id=f"video_{secrets.token_hex(12)}",
+            status="completed",
+            request=request,
+            door="cli",
+            created_at=created,
+            started_at=started,
+            step=request.steps,
+            result=result,
+        )
+        video.write_video(made.frames, path, fps=request.fps, metadata=metadata_of(job, result))
+        result = replace(result, bytes=path.stat().st_size)
+        return replace(job, result=result, completed_at=datetime.now(UTC))
+
+    def close(self) -> None:
+        self.engine.close()
+
+
+def load(settings: Settings, on_load: OnLoad) -> Local:
+    """Load the engine that the settings name. Raises `ModelUnavailable`."""
+    from i2v.serve import load_engine  # brings the web stack
+
+    engine = load_engine(settings, on_load)
+    return Local(engine, _mutex(settings))
+
+
+def _mutex(settings: Settings) -> GpuMutex:
+    """The fake engine shares with nobody; nor does a CPU where no server has ever used the outputs folder."""
+    if settings.model == "fake":
+        return GpuMutex()
+    from i2v.engine.source import choose_device
+
+    device = choose_device(settings.device)
+    if device.type == "cpu" and not settings.outputs.is_dir():
+        return GpuMutex()
+    return GpuMutex(lock_file_for(device, settings.outputs))
