@@ -1,0 +1,167 @@
+"""Everything the model is told besides the noise, computed once a request: prompt, picture, position masks, motion fps.
+
+Called by `engine.generate`; knows nothing of sampling. Formulas follow the published I2VGen-XL code; `Conventions` says
+where its two implementations part.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from i2v.engine.conventions import Conventions
+from i2v.images import fit_image
+from i2v.request import GenerateRequest
+
+
+@dataclass(frozen=True, slots=True)
+class Conditioning:
+    """Constant over all steps. B is 2 with guidance (negative first, then the prompt's), else 1.
+
+    `text` (B, 77, D) and `image_embedding` (B, 1, P) in the encoders' dtype; `image_latents` (1, 4, F, h, w) fp32: the
+    picture's latents, then one position mask a frame; `motion_fps` an int; `notes` what the caller should know.
+    """
+
+    text: Tensor
+    image_embedding: Tensor
+    image_latents: Tensor
+    motion_fps: int
+    guidance_scale: float
+    image_concat_scale: float = 1.0  # see `Conventions`
+    notes: tuple[str, ...] = ()
+
+    @property
+    def guided(self) -> bool:
+        return self.text.shape[0] == 2
+
+
+def encode(
+    parts: Any,
+    request: GenerateRequest,
+    image: Image.Image,
+    generator: torch.Generator,
+    conventions: Conventions,
+    guidance_scale: float,
+    device: torch.device,
+) -> Conditioning:
+    """Encode one request. `parts` are the loaded model's; `generator` (CPU) draws the VAE's posterior sample."""
+    guided = guidance_scale > 1.0
+    negative = conventions.negative_prompt if request.negative_prompt is None else request.negative_prompt
+    picture, clip_picture, crop_note = fit_picture(image, request, conventions)
+    text, notes = encode_text(parts, request.prompt, conventions, device, "prompt")  # (1, 77, D)
+    embedding = embed_picture(parts, clip_picture, device)  # (1, 1, P)
+    if guided:
+        negative_text, negative_notes = encode_text(parts, negative, conventions, device, "negative prompt")
+        text = torch.cat([negative_text, text])
+        embedding = torch.cat([torch.zeros_like(embedding), embedding])
+        notes += negative_notes
+    latents = encode_picture(parts.vae, picture, generator, conventions, device)  # (1, 4, h, w)
+    return Conditioning(
+        text=text,
+        image_embedding=embedding,
+        image_latents=with_position_masks(latents, request.num_frames),
+        motion_fps=request.motion_fps,
+        guidance_scale=guidance_scale,
+        image_concat_scale=conventions.image_concat_scale,
+        notes=crop_note + notes,
+    )
+
+
+def encode_text(
+    parts: Any, prompt: str, conventions: Conventions, device: torch.device, what: str
+) -> tuple[Tensor, tuple[str, ...]]:
+    """Text to the penultimate layer's output through the final layer norm, (1, 77, D), and a note when it was cut.
+
+    The encoder's last layer is unused: the model was trained on open_clip's penultimate layer.
+    """
+    length = parts.tokenizer.model_max_length
+    ids = parts.tokenizer(prompt, truncation=False, verbose=False).input_ids
+    notes: tuple[str, ...] = ()
+    if len(ids) > length:
+        cut = len(ids) - length
+        notes = (f"The {what} is {len(ids)} tokens long; the model reads {length}, so its last {cut} were not used.",)
+        ids = ids[: length - 1] + ids[-1:]  # the end-of-text token stays
+    padding = parts.tokenizer.pad_token_id if conventions.pad_token_id is None else conventions.pad_token_id
+    ids = ids + [padding] * (length - len(ids))
+    encoder = parts.text_encoder
+    hidden = encoder(torch.tensor([ids], device=device), output_hidden_states=True).hidden_states[-2]
+    # transformers 5 took one level out of CLIPTextModel; both names are the same layer
+    norm = encoder.final_layer_norm if hasattr(encoder, "final_layer_norm") else encoder.text_model.final_layer_norm
+    return norm(hidden), notes
+
+
+def embed_picture(parts: Any, picture: Image.Image, device: torch.device) -> Tensor:
+    """A square picture to the CLIP image embedding, (1, 1, P)."""
+    extractor = parts.feature_extractor
+    size = _crop_size(extractor)
+    pixels = to_tensor(picture.resize((size, size), Image.Resampling.BILINEAR))  # (1, 3, 224, 224)
+    mean, std = (torch.tensor(list(x))[None, :, None, None] for x in (extractor.image_mean, extractor.image_std))
+    encoder = parts.image_encoder
+    embedding: Tensor = encoder(((pixels - mean) / std).to(device, encoder.dtype)).image_embeds
+    return embedding[:, None]
+
+
+def to_tensor(picture: Image.Image) -> Tensor:
+    """RGB picture to (1, 3, H, W) fp32 in 0..1."""
+    return torch.from_numpy(np.asarray(picture, dtype=np.float32) / 255.0).permute(2, 0, 1)[None]
+
+
+def encode_picture(
+    vae: Any, picture: Image.Image, generator: torch.Generator, conventions: Conventions, device: torch.device
+) -> Tensor:
+    """A picture to one posterior sample of scaled latents, (1, 4, h, w) fp32.
+
+    The sample is drawn in fp32 on the CPU from `generator`, so a seed means the same on any device and dtype.
+    """
+    posterior = vae.encode((to_tensor(picture) * 2 - 1).to(device, vae.dtype)).latent_dist
+    if conventions.vae_sample == "upstream":
+        sample: Tensor = posterior.sample()  # the global random state
+    else:
+        noise = torch.randn(posterior.mean.shape, generator=generator).to(device)
+        sample = posterior.mean.float() + posterior.std.float() * noise
+    return sample.float() * latent_scale(vae, conventions)
+
+
+def latent_scale(vae: Any, conventions: Conventions) -> float:
+    return float(vae.config.scaling_factor if conventions.latent_scale is None else conventions.latent_scale)
+
+
+def with_position_masks(latents: Tensor, num_frames: int) -> Tensor:
+    """(1, 4, h, w) to (1, 4, F, h, w): the latents as frame 0, then frame f filled with f / (F - 1)."""
+    frames = [latents]
+    for frame in range(1, num_frames):
+        frames.append(torch.full_like(latents, frame / (num_frames - 1)))
+    return torch.stack(frames, dim=2)
+
+
+def fit_picture(
+    image: Image.Image, request: GenerateRequest, conventions: Conventions
+) -> tuple[Image.Image, Image.Image, tuple[str, ...]]:
+    """The picture at the video's size, a square one for CLIP (side = width, as trained), and the note on the crop."""
+    image = image.convert("RGB")
+    width, height, fit = request.width, request.height, request.fit
+    if conventions.crop == "upstream" and fit == "crop":
+        return upstream_crop(image, width, height), upstream_crop(image, width, width), ()
+    picture, placement = fit_image(image, width, height, fit)
+    square, _ = fit_image(image, width, width, fit)
+    described = placement.describe()
+    return picture, square, (described,) if described else ()
+
+
+def upstream_crop(image: Image.Image, width: int, height: int) -> Image.Image:
+    """diffusers' `_center_crop_wide`, floor division included: in 33 to 45% of sizes it leaves a black row or column.
+
+    Kept for parity tests alone; `fit_image` is the crop of the product.
+    """
+    scale = min(image.width / width, image.height / height)
+    image = image.resize((round(image.width // scale), round(image.height // scale)), Image.Resampling.BOX)
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image.crop((left, top, left + width, top + height))
+
+
+def _crop_size(extractor: Any) -> int:
+    size = extractor.crop_size
+    return int(size["height"] if hasattr(size, "__getitem__") else size)
