@@ -1,0 +1,240 @@
+"""The documents against the code: they fail when a setting, route, error code, command or flag is missing or gone."""
+
+import ast
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from fastapi.routing import APIRoute
+from pydantic import BaseModel
+from starlette.routing import Route
+
+from i2v import cli, errors, flags
+from i2v.engine.fake import FakeEngine
+from i2v.errors import I2VError
+from i2v.jobs.queue import JobQueue
+from i2v.server import app as server_app
+from i2v.server import protocol
+from i2v.settings import Settings
+from tests.conftest import ROOT
+
+DOCS = ROOT / "docs"
+API = (DOCS / "api.md").read_text()
+OPERATIONS = (DOCS / "operations.md").read_text()
+ARCHITECTURE = (DOCS / "architecture.md").read_text()
+TEXTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted(DOCS.glob("*.md"))]
+
+
+def rows(text: str) -> dict[str, str]:
+    """Table rows by the code word of their first cell."""
+    found = {}
+    for line in text.splitlines():
+        if match := re.match(r"\| `([^`]+)`", line):
+            found[match.group(1)] = line
+    return found
+
+
+def section(text: str, heading: str) -> str:
+    """The text below a heading, up to the next one of the same level."""
+    level = heading.split()[0]
+    _, found, rest = text.partition(f"\n{heading}\n")
+    assert found, heading
+    return re.split(rf"\n{level} ", rest)[0]
+
+
+# Settings
+
+
+def settings() -> Iterator[tuple[str, Any]]:
+    for name, field in Settings.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            yield from ((f"{name}.{inner}", inner_field) for inner, inner_field in kind.model_fields.items())
+        else:
+            yield name, field
+
+
+def test_every_setting_has_a_row_with_its_default_variable_and_flag() -> None:
+    table = rows(section(OPERATIONS, "## Settings"))
+    assert set(table) == {name for name, _ in settings()}
+    options = {".".join(flag.path): flag.option for flag in flags.flags()}
+    for name, field in settings():
+        variable = "I2V_" + name.replace(".", "__").upper()
+        assert f"`{variable}`" in table[name]
+        assert f"`{options[name]}`" in table[name] if name in options else "no flag" in table[name]
+        assert f"| {shown(field.default)} |" in table[name], name
+
+
+def shown(default: Any) -> str:
+    if isinstance(default, bool):
+        return "on" if default else "off"
+    if default is None or default == ():
+        return "none"
+    return ", ".join(map(str, default)) if isinstance(default, tuple) else str(default)
+
+
+# Routes and errors
+
+
+@pytest.fixture(scope="module")
+def routes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, set[str]]:
+    """path -> methods, as the application declares them; what it mounts for 404 and 405 is left out."""
+    settings = Settings(outputs=tmp_path_factory.mktemp("outputs"), model="fake")
+    app = server_app.create_app(settings, JobQueue(settings, engine=FakeEngine()))
+    declared = [*app.routes, *(route for router in server_app._ROUTERS for route in router.routes)]
+    found: dict[str, set[str]] = {}
+    for route in declared:
+        if isinstance(route, APIRoute) or (isinstance(route, Route) and route.path == "/openapi.json"):
+            found.setdefault(route.path, set()).update(route.methods or ())
+    return found
+
+
+def test_every_route_is_in_the_contract_with_its_methods(routes: dict[str, set[str]]) -> None:
+    assert "/api/predict/" in routes
+    for path, methods in routes.items():
+        plain = path.replace(":path}", "}")
+        for method in methods - {"HEAD"}:
+            assert f"`{method} {plain}`" in API, f"{method} {plain}"
+
+
+def test_the_contract_names_no_route_that_is_gone(routes: dict[str, set[str]]) -> None:
+    known = {f"{method} {path.replace(':path}', '}')}" for path, methods in routes.items() for method in methods}
+    for named in re.findall(r"`((?:GET|POST|DELETE|PUT|PATCH) /[^`?]*)", API):
+        assert named.strip() in known | {"GET /"}, named
+
+
+def error_classes(root: type[I2VError] = I2VError) -> Iterator[type[I2VError]]:
+    yield root
+    for child in root.__subclasses__():
+        if child.__module__ in (errors.__name__, protocol.__name__):
+            yield from error_classes(child)
+
+
+def test_every_error_code_is_in_the_contract_with_its_status() -> None:
+    table = rows(section(API, "## Errors"))
+    for kind in error_classes():
+        assert kind.code in table, kind
+        assert f"| {kind.status} |" in table[kind.code], kind
+    assert set(table) == {kind.code for kind in error_classes()}
+
+
+def test_every_field_of_a_video_request_is_in_the_contract() -> None:
+    from i2v.server.video_request import CreateVideo
+
+    table = rows(section(API, "## 2. `/v1/videos`"))
+    for name in CreateVideo.model_fields:
+        assert name in table, name
+
+
+def test_the_ranges_in_the_contract_are_the_ones_that_are_checked() -> None:
+    limits = Settings().limits
+    table = rows(section(API, "## 1. `POST /api/predict/`"))
+    for name in ("num_frames", "fps", "steps", "guidance_scale"):
+        low, high = getattr(limits, name)
+        assert f"{low} to {high}" in table[name], name
+    assert ", ".join(map(str, limits.resolutions)) in table["resolution"]
+
+
+def test_every_metric_is_in_the_operations_guide(tmp_path: Path) -> None:
+    settings = Settings(outputs=tmp_path, model="fake")
+    queue = JobQueue(settings, engine=FakeEngine())
+    queue.start()
+    try:
+        app = server_app.create_app(settings, queue, start_queue=False)
+        text = app.state.context.metrics.render().decode()
+    finally:
+        queue.stop()
+    names = set(re.findall(r"^# TYPE (\w+)", text, re.MULTILINE))
+    names = {name for name in names if not name.endswith("_created")}
+    assert names
+    for name in names:
+        assert f"`{name}`" in OPERATIONS, name
+
+
+# Command line
+
+
+def commands() -> Iterator[tuple[str, list[str]]]:
+    """Each command of `i2v` with its own options: those that are no setting of the server."""
+    setting_options = {flag.option for flag in flags.flags()}
+    group = typer.main.get_command(cli.app)
+    for name, command in group.commands.items():  # type: ignore[attr-defined]
+        found = []
+        for parameter in command.params:
+            options = [option for option in parameter.opts if option.startswith("--")]
+            found += [option for option in options if option not in setting_options and option != "--help"]
+        yield name, found
+
+
+def test_every_command_and_its_flags_are_in_the_operations_guide() -> None:
+    text = section(OPERATIONS, "## Command line")
+    for name, options in commands():
+        part = section("\n" + text, f"### `i2v {name}`")
+        for option in options:
+            assert f"`{option}`" in part or f"`{option} " in part, f"{name} {option}"
+
+
+def test_the_operations_guide_names_no_command_that_is_gone() -> None:
+    named = set(re.findall(r"^### `i2v (\w+)`", OPERATIONS, re.MULTILINE))
+    assert named == {name for name, _ in commands()}
+
+
+# The text itself
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=lambda path: path.name)
+def test_links_and_their_anchors_lead_somewhere(path: Path) -> None:
+    for target in re.findall(r"\]\(([^)]+)\)", path.read_text()):
+        if target.startswith("http"):
+            continue
+        name, _, anchor = target.partition("#")
+        found = (path.parent / name) if name else path
+        assert found.exists(), target
+        if anchor:
+            headings = re.findall(r"^#+ (.+)$", found.read_text(), re.MULTILINE)
+            assert anchor in {slug(heading) for heading in headings}, target
+
+
+def slug(heading: str) -> str:
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=lambda path: path.name)
+def test_python_examples_are_python_and_import_what_exists(path: Path) -> None:
+    for block in re.findall(r"```python\n(.*?)```", path.read_text(), re.DOTALL):
+        for node in ast.walk(ast.parse(block)):
+            if isinstance(node, ast.ImportFrom) and str(node.module).startswith("i2v"):
+                module = __import__(str(node.module), fromlist=["x"])
+                for alias in node.names:
+                    assert hasattr(module, alias.name), alias.name
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=lambda path: path.name)
+def test_files_that_are_named_exist(path: Path) -> None:
+    for name in re.findall(r"`((?:i2v|scripts|configs|docs|tests|bench|\.ci)/[\w./-]+)`", path.read_text()):
+        assert (ROOT / name).exists(), name
+
+
+def test_the_layout_names_every_part_of_the_package() -> None:
+    layout = section(ARCHITECTURE, "## Layout")
+    tracked = subprocess.run(
+        ["git", "ls-files", "i2v"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    parts = {"/".join(Path(name).parts[1:2]) for name in tracked if name.endswith(".py")}
+    for part in sorted(parts - {"__init__.py", "__main__.py"}):
+        assert re.search(rf"^\s+{re.escape(part)}\b", layout, re.MULTILINE), part
+
+
+def test_every_script_is_in_the_readme_or_the_operations_guide() -> None:
+    text = (ROOT / "README.md").read_text() + OPERATIONS + ARCHITECTURE
+    for script in sorted((ROOT / "scripts").iterdir()):
+        if script.is_file():
+            assert f"scripts/{script.name}" in text, script.name
+
+
+def test_the_changelog_has_an_unreleased_heading() -> None:
+    assert "\n## Unreleased\n" in (ROOT / "CHANGELOG.md").read_text()
