@@ -1,5 +1,6 @@
 """start_app.sh, scripts/install and the launcher, driven as a user would: real processes, a stub `server.py`."""
 
+import base64
 import io
 import os
 import re
@@ -16,6 +17,7 @@ from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 
+import httpx
 import psutil
 import pytest
 
@@ -23,7 +25,7 @@ from i2v import doctor, launcher, preflight
 from i2v.doctor import Check
 from i2v.errors import EXIT_RESTART
 from i2v.settings import Settings, load_settings
-from tests.conftest import ROOT
+from tests.conftest import ASSETS, ROOT
 
 DEADLINE_S = 120
 STUB = """
@@ -242,6 +244,32 @@ def test_help_lists_the_flags_and_starts_nothing(start, checkout: Path) -> None:
     assert started.end() == 0
     assert "--queue-length INTEGER" in started.text
     assert not (checkout / "starts").exists()
+
+
+def test_one_command_leads_to_a_video_and_ctrl_c_ends_it_all(start, checkout: Path) -> None:
+    """The real server behind the real launcher; a second start names it; nothing is left on the port."""
+    shutil.copy(ROOT / "server.py", checkout / "server.py")
+    started = start("--port", "0", "--log-level", "info")
+    address = re.findall(r"API +(\S+)/api/predict/", started.until("/v1/videos"))[0]
+    started.until(f"ready at {address}")
+    server = started.server()
+    photo = "data:image/jpeg;base64," + base64.b64encode((ASSETS / "coffee.jpg").read_bytes()).decode()
+    body = {"data": [photo, "the scene at sunset", 256, 8, 8, 20, 7.5]}
+    answer = httpx.post(f"{address}/api/predict/", json=body, timeout=DEADLINE_S, trust_env=False)
+    assert answer.status_code == 200, answer.text
+    video = Path(answer.json()["data"][0])
+    assert video.parent == checkout / "outputs"
+    assert video.stat().st_size > 1000
+
+    second = start("--port", address.rpartition(":")[2], "--outputs", "elsewhere")
+    assert second.end() == 2
+    assert f"is held by process {server.pid} (" in second.text
+
+    started.process.send_signal(signal.SIGINT)
+    assert started.end() == 0
+    assert not server.is_running()
+    with socket.create_server(("127.0.0.1", int(address.rpartition(":")[2]))):
+        pass  # the port is free again
 
 
 # The restart loop, with an injected clock.
