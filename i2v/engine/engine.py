@@ -182,7 +182,15 @@ class Job:
             sampling = sampler.PRESETS[request.preset]
             scheduler, timesteps = sampler.schedule(self.parts.scheduler.config, sampling, request.steps)
             latents = sampler.denoise(
-                self.parts.unet, scheduler, timesteps, noise, conditioned, sampling, plan.guidance_passes, self.stepped
+                self.parts.unet,
+                scheduler,
+                timesteps,
+                noise,
+                conditioned,
+                sampling,
+                plan.guidance_passes,
+                plan.ff_chunks,
+                self.stepped,
             )
         return conditioned, latents
 

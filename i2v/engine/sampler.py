@@ -4,8 +4,7 @@
 dtype. The UNet is called in `begin` alone. Knows nothing of pictures.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -14,6 +13,7 @@ from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 from torch import Tensor
 
 from i2v.engine.conditioning import Conditioning
+from i2v.engine.unet import DeepCache, I2VGenXLUNet
 from i2v.errors import InvalidOutput, InvalidRequest
 from i2v.request import Preset
 
@@ -33,13 +33,16 @@ class Sampling:
 
     `max_steps` caps the request's steps (None: as asked). `guidance_interval` is the part of the steps, as fractions
     from the first to the last, that is guided (arXiv 2404.07724). `guidance_rescale` mixes in the prediction at the
-    conditional one's spread (arXiv 2305.08891, section 3.4). `approximates` is the sentence for the summary.
+    conditional one's spread (arXiv 2305.08891, section 3.4). `deep_cache` (interval, branch): every interval-th step is
+    a whole one, the others reuse its deep features (arXiv 2312.00858); interval 1 is off. `approximates` is the
+    sentence for the summary.
     """
 
     solver: Literal["ddim", "dpm++2m"]
     max_steps: int | None = None
     guidance_interval: tuple[float, float] = (0.0, 1.0)
     guidance_rescale: float = 0.0
+    deep_cache: tuple[int, int] = (1, 0)
     approximates: str = ""
 
     def steps(self, asked: int) -> int:
@@ -63,8 +66,9 @@ PRESETS: Mapping[Preset, Sampling] = {
         max_steps=16,
         guidance_interval=(0.0, 0.5),
         guidance_rescale=0.7,
+        deep_cache=(2, 1),
         approximates="Preset turbo: DPM-Solver++(2M) in {steps} steps stands in for DDIM in {asked}, "
-        "with guidance in the first half of them only.",
+        "with guidance in the first half of them only; every second step reuses deep features (DeepCache).",
     ),
 }
 
@@ -105,22 +109,23 @@ def draw_noise(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
 
 
 def denoise(
-    unet: Any,
+    unet: I2VGenXLUNet,
     scheduler: Any,
     timesteps: list[int],
     noise: Tensor,
     conditioning: Conditioning,
     sampling: Sampling,
     guidance_passes: int = 1,
+    ff_chunks: int = 1,
     on_step: OnDenoised | None = None,
 ) -> Tensor:
     """All steps from `noise` (1, 4, F, h, w) to clean latents of the same shape, fp32 on the noise's device.
 
-    `guidance_passes` 2 runs both halves of guidance one after the other, at half the activations. Raises InvalidOutput
-    when the latents are not finite.
+    `guidance_passes` 2 runs both halves of guidance one after the other, at half the activations; `ff_chunks` cuts the
+    feed-forwards. Raises InvalidOutput when the latents are not finite.
     """
     latents = noise.float() * float(scheduler.init_noise_sigma)
-    predict = begin(unet, conditioning, timesteps, guidance_passes)
+    predict = begin(unet, conditioning, timesteps, sampling, guidance_passes, ff_chunks)
     for index in range(len(timesteps)):
         latents, estimate = denoise_step(predict, scheduler, timesteps, index, latents, conditioning, sampling)
         if on_step is not None:
@@ -163,46 +168,33 @@ def advance(scheduler: Any, prediction: Tensor, timestep: int, latents: Tensor) 
     return step.prev_sample, scheduler.model_outputs[-1] if estimate is None else estimate
 
 
-def begin(unet: Any, conditioning: Conditioning, timesteps: list[int], guidance_passes: int = 1) -> Predict:
+def begin(
+    unet: I2VGenXLUNet,
+    conditioning: Conditioning,
+    timesteps: list[int],
+    sampling: Sampling,
+    guidance_passes: int = 1,
+    ff_chunks: int = 1,
+) -> Predict:
     """Give the UNet what is constant over a request; the function that comes back runs one step of it.
 
     The one place that calls the UNet.
     """
-    dtype, device = unet.dtype, conditioning.image_latents.device
-    image_latents = conditioning.image_latents.to(dtype)
-    last = conditioning.text.shape[0]
-
-    def run(latents: Tensor, timestep: int, rows: slice) -> Tensor:
-        text = conditioning.text[rows]
-        batch = text.shape[0]
-        with scaled_image_branch(unet, conditioning.image_concat_scale):
-            output: Tensor = unet(
-                latents.to(dtype).expand(batch, -1, -1, -1, -1),
-                torch.tensor(timestep, device=device),
-                fps=torch.full((batch,), conditioning.motion_fps, device=device),
-                image_latents=image_latents.expand(batch, -1, -1, -1, -1),
-                image_embeddings=conditioning.image_embedding[rows],
-                encoder_hidden_states=text,
-                return_dict=False,
-            )[0]
-        return output.float()
+    state = unet.begin(
+        conditioning.text,
+        conditioning.image_embedding,
+        conditioning.image_latents,
+        conditioning.motion_fps,
+        torch.tensor(timesteps),
+        image_concat_scale=conditioning.image_concat_scale,
+        ff_chunks=ff_chunks,
+        guidance_passes=guidance_passes,
+    )
+    interval, branch = sampling.deep_cache
+    cache = DeepCache(branch) if interval > 1 else None
 
     def predict(latents: Tensor, index: int, guided: bool) -> Tensor:
-        timestep = timesteps[index]
-        if not guided:
-            return run(latents, timestep, slice(last - 1, last))  # the prompt's row
-        if guidance_passes == 1:
-            return run(latents, timestep, slice(0, 2))
-        return torch.cat([run(latents, timestep, slice(row, row + 1)) for row in (0, 1)])
+        refresh = index % interval == 0 or (cache is not None and not cache.serves(guided))
+        return unet.step(state, latents, index, guided=guided, cache=cache, refresh=refresh).float()
 
     return predict
-
-
-@contextmanager
-def scaled_image_branch(unet: Any, scale: float) -> Iterator[None]:
-    """Multiply the image branch by `scale` where it leaves its encoder, right before conv_in."""
-    hook = unet.image_latents_temporal_encoder.register_forward_hook(lambda _module, _inputs, output: output * scale)
-    try:
-        yield
-    finally:
-        hook.remove()

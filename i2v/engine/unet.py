@@ -57,6 +57,10 @@ class DeepCache:
     branch: int = 0
     deep: Tensor | None = None
 
+    def serves(self, guided: bool) -> bool:
+        """Whether the next step may reuse what is kept; an unguided step's features do not serve a guided one."""
+        return self.deep is not None and (not guided or len(self.deep) == 2)
+
 
 class I2VGenXLUNet(nn.Module):
     """The denoiser. Build (on the meta device if wanted), load strictly, then `begin` once and `step` many times."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, I2VGenXLUNet
+from diffusers import AutoencoderKL, DDIMScheduler
 from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import (
@@ -24,12 +24,10 @@ from transformers import (
 
 from i2v.engine.protocol import ModelInfo, OnLoad
 from i2v.engine.source import ModelCard, ModelFolder, choose_device, choose_dtype, device_name, read_json, resolve
+from i2v.engine.unet import I2VGenXLUNet
 from i2v.errors import ModelUnavailable
 
 __all__ = ["ModelParts", "check_files", "choose_device", "choose_dtype", "load_parts", "resolve"]
-
-UNET_CLASS = I2VGenXLUNet  # any class with the published keys and `from_config`
-
 
 STEMS = {
     "text_encoder": "model",
@@ -95,6 +93,8 @@ def load_parts(
         report = _reporter(on_load, f"loading {part.replace('_', ' ')}", done, sizes[part], total)
         modules[part] = _load(build, path / part, files[part], device, dtype, report)
         done += sizes[part]
+        if on_load is not None:  # the files' headers are no tensors, so the parts' own reports end just short
+            on_load(f"loading {part.replace('_', ' ')}", done / total)
     card = folder.card
     info = ModelInfo(
         name=folder.name,
@@ -121,7 +121,7 @@ def load_parts(
 
 
 def _unet(folder: Path) -> Any:
-    return UNET_CLASS.from_config(read_json(folder / "config.json", "the UNet's config"))
+    return I2VGenXLUNet.from_config(read_json(folder / "config.json", "the UNet's config"))
 
 
 def _vae(folder: Path) -> Any:
