@@ -217,7 +217,7 @@ class Worker:
 
     def _hung(self, live: Live) -> None:
         """On the watchdog's thread. The engine's thread is beyond help, so the process has to end."""
-        self._hangs = True
+        self._hangs = live.cancelled = True  # should the step end after all, the job's next one is its last
         self.halt()
         text = f"a step of the {live.stage} stage took longer than the time limit; the server restarts"
         self._verdicts.engine_lost(live, GenerationFailed(text), again=False)

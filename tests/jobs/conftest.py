@@ -1,12 +1,14 @@
 """Stores on both databases, and queues on the fake engine with a quick writer in place of the encoder."""
 
-from collections.abc import Callable, Iterator
+import shutil
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import postgres_server as postgres
 import pytest
-from job_doubles import Clock, quick_write
+from job_doubles import Clock, Gate, MakeQueue, memory, quick_write
 from PIL import Image
 
 from i2v.engine.fake import FakeEngine
@@ -49,16 +51,28 @@ def store(url: str, clock: Clock) -> Iterator[JobStore]:
     opened.close()
 
 
-MakeQueue = Callable[..., JobQueue]
+@pytest.fixture
+def outputs() -> Iterator[Path]:
+    """A data folder in memory, where there is any: these tests write thousands of rows, each flushed."""
+    folder = Path(tempfile.mkdtemp(prefix="i2v-outputs-", dir=memory()))
+    yield folder
+    shutil.rmtree(folder)
 
 
 @pytest.fixture
-def make_queue(tmp_path: Path) -> Iterator[MakeQueue]:
-    """Queues on `tmp_path/outputs` that are stopped afterwards; `settings` are keyword fields of `Settings`."""
+def gate() -> Iterator[Gate]:
+    made = Gate()
+    yield made
+    made.open()
+
+
+@pytest.fixture
+def make_queue(outputs: Path) -> Iterator[MakeQueue]:
+    """Queues on `outputs` that are stopped afterwards; `settings` are keyword fields of `Settings`."""
     made: list[JobQueue] = []
 
     def make(engine: Any = None, *, settings: dict[str, Any] | None = None, **seams: Any) -> JobQueue:
-        fields: dict[str, Any] = {"outputs": tmp_path / "outputs", **(settings or {})}
+        fields: dict[str, Any] = {"outputs": outputs, **(settings or {})}
         seams = {"write_video": quick_write, "engine": engine or FakeEngine(), **seams}
         queue = JobQueue(Settings(**fields), **seams)
         queue.start()

@@ -1,5 +1,6 @@
 """What the tests of the job queue put into its seams: a clock, a gate, a quick writer; and how they wait."""
 
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -11,6 +12,8 @@ import numpy as np
 from i2v.jobs.job import Job
 from i2v.jobs.queue import JobQueue
 from i2v.request import GenerateRequest
+
+MakeQueue = Callable[..., JobQueue]  # the fixture `make_queue`
 
 DEADLINE_S = 60  # how long anything may take before a test calls it lost
 SMALL = GenerateRequest(prompt="the sea at night", width=64, height=64, num_frames=4, steps=4, fps=8)
@@ -78,3 +81,8 @@ def until(condition: Callable[[], bool]) -> None:
 
 def final(queue: JobQueue, job: Job) -> Job:
     return queue.wait_sync(job.id, DEADLINE_S)
+
+
+def memory() -> str | None:
+    """A folder in memory, where there is one: for data that is written a lot and needed by nobody afterwards."""
+    return "/dev/shm" if os.access("/dev/shm", os.W_OK) else None

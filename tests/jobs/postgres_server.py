@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import psycopg
+from job_doubles import memory
 
 MISSING = "PostgreSQL's server programs are needed for these tests: apt-get install postgresql"
 
@@ -30,7 +31,7 @@ def server() -> Iterator[str]:
     """Start a server on a free local port; yields the URL of its one database."""
     bin_folder = programs()
     user = "postgres" if os.geteuid() == 0 else None  # the server refuses to run as root
-    folder = Path(tempfile.mkdtemp(prefix="i2v-pg-", dir=_memory()))
+    folder = Path(tempfile.mkdtemp(prefix="i2v-pg-", dir=memory()))
     if user is not None:
         account = pwd.getpwnam(user)
         os.chown(folder, account.pw_uid, account.pw_gid)
@@ -71,8 +72,3 @@ def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
-
-
-def _memory() -> str | None:
-    """A folder in memory, where there is one: initdb and every test write a lot that nobody needs on a disk."""
-    return "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
