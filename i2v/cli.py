@@ -87,15 +87,20 @@ def _fail(message: str, code: int) -> None:
     sys.exit(code)
 
 
-@app.callback()
-def _options(
-    version: Annotated[bool, typer.Option("--version", is_eager=True, help="print the version and exit")] = False,
-    traceback: Annotated[bool, typer.Option("--traceback", help="show where an unexpected error came from")] = False,
-) -> None:
-    del traceback  # read by `main`
-    if version:
+def _print_version(asked: bool) -> None:
+    if asked:
         print(__version__)
         raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="print the version and exit")
+    ] = False,
+    traceback: Annotated[bool, typer.Option("--traceback", help="show where an unexpected error came from")] = False,
+) -> None:
+    """Both are read elsewhere: by `_print_version` and by `main`."""
 
 
 def _serve(settings: Settings) -> None:
