@@ -77,25 +77,18 @@ def rungs(first: Plan) -> Iterator[Plan]:
 # --- what a job needs
 
 
-@dataclass(frozen=True, slots=True)
-class Footprint:
-    """How much a UNet implementation holds at its peak, counted on meta tensors.
-
-    The peak is in one of three places, each as channels per token: the feed-forward of `transformer_in` (`entry`
-    channels of its inner width besides the chunked ones), the feed-forward of a transformer at full resolution, or the
-    residual block there that reads the skip. `shared_entry`: the first is computed once for both guidance halves.
-    `chunked` is how many times its input's width a feed-forward's intermediate is.
-    """
-
-    entry_fixed: float  # times the first width
-    block_fixed: float  # times the first width
-    skip_fixed: float  # times the first width
-    chunked: float
-    shared_entry: bool
-
-
-UPSTREAM_UNET = Footprint(entry_fixed=7.54, block_fixed=12.0, skip_fixed=12.0, chunked=16.0, shared_entry=False)
-OWN_UNET = Footprint(entry_fixed=7.54, block_fixed=12.0, skip_fixed=12.0, chunked=8.0, shared_entry=True)
+# What one call of `unet.I2VGenXLUNet` holds at its worst moment, counted on meta tensors: multiples of the first width
+# per latent pixel and frame. The worst moment is in a transformer at full resolution, in its feed-forward (whose
+# intermediate is 8 times as wide as its input, taken in chunks) or, once that is cut, in its attention. Those hold one
+# row for each guidance half; the last skips and transformer_in are shared by both.
+BLOCK = 12.0
+BLOCK_ATTENTION = 17.0
+SHARED = 3.0
+WIDE = 8.0
+STATE = 1.0  # the image's share of conv_in, kept over a request
+PASS = 1.0  # what is kept of each further guidance pass
+ENTRY, ENTRY_INNER, ENTRY_ATTENTION = 2.5, 3.0, 8.0  # transformer_in: of the first width, of its own width
+COPIES = 1 / 32  # of the largest block's weights, copied into another layout, at any size
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +103,6 @@ class Shape:
     factor: int = 8  # pixels per latent
     unet_bytes: int = 2  # per number
     vae_bytes: int = 2
-    footprint: Footprint = OWN_UNET
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,19 +143,19 @@ def _bytes(module: torch.nn.Module) -> int:
 def denoise_activations(shape: Shape, request: GenerateRequest, plan: Plan) -> int:
     """Bytes that one UNet call holds beside the weights. Linear in width x height x frames; steps do not matter."""
     tokens = request.num_frames * (request.width // shape.factor) * (request.height // shape.factor)
-    batch = 2 if request.guidance_scale > 1.0 and plan.guidance_passes == 1 else 1
-    foot, chunks = shape.footprint, plan.ff_chunks
-    entry = foot.entry_fixed * shape.width + foot.chunked * shape.inner / chunks
-    block = foot.block_fixed * shape.width + foot.chunked * shape.width / chunks
-    skip = foot.skip_fixed * shape.width
-    rows = 1 if foot.shared_entry else batch
-    return ceil(tokens * shape.unet_bytes * max(rows * entry, batch * block, batch * skip))
+    guided = request.guidance_scale > 1.0
+    rows = 2 if guided and plan.guidance_passes == 1 else 1
+    passes = plan.guidance_passes if guided else 1
+    block = shape.width * (rows * max(BLOCK + WIDE / plan.ff_chunks, BLOCK_ATTENTION) + SHARED)
+    entry = shape.width * ENTRY + shape.inner * max(ENTRY_INNER + WIDE / plan.ff_chunks, ENTRY_ATTENTION)
+    kept = shape.width * (STATE + PASS * (passes - 1))
+    return ceil(tokens * shape.unet_bytes * (max(block, entry) + kept) + COPIES * shape.largest_group)
 
 
 def decode_activations(shape: Shape, request: GenerateRequest, plan: Plan) -> int:
-    """Bytes of decoding: three full-resolution activations of the widest last block, for each frame of the chunk.
+    """Bytes of decoding: for each frame of the chunk three activations as they enter the last block, at full size.
 
-    (0.38 GiB a frame at 512x512 with 256 channels in fp16), and all decoded frames as uint8.
+    That is 0.38 GiB a frame at 512x512 with 256 channels in fp16. The finished frames wait as uint8.
     """
     pixels = request.width * request.height
     chunk = min(plan.decode_chunk, request.num_frames)

@@ -1,0 +1,338 @@
+"""The memory model against counted tensors, the choice of a plan, and what an exception means."""
+
+import gc
+import json
+import weakref
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from accounting import Accountant, FusedAttention
+from diffusers import AutoencoderKL
+from full_size import VAE
+from hypothesis import given
+from hypothesis import strategies as st
+
+from i2v.engine import memory, source, weights
+from i2v.engine.memory import GIB, Memory, Plan, Shape
+from i2v.engine.unet import I2VGenXLUNet
+from i2v.errors import DoesNotFit
+from i2v.request import GenerateRequest
+
+# The published model in float16.
+FULL = Shape(
+    weights={
+        "unet": 2_840_938_448,
+        "vae": 167_307_726,
+        "text_encoder": 705_968_128,
+        "image_encoder": 1_264_153_600,
+    },
+    largest_group=800_000_000,
+    width=320,
+    inner=512,
+    vae_width=256,
+)
+
+
+def job(width: int = 512, height: int = 512, frames: int = 16, guidance: float = 9.0) -> GenerateRequest:
+    return GenerateRequest(prompt="a", width=width, height=height, num_frames=frames, guidance_scale=guidance, steps=50)
+
+
+def card(gigabytes: float) -> Memory:
+    return Memory(total=int(gigabytes * GIB), available=int(gigabytes * GIB))
+
+
+# --- the model against counting
+
+
+def counted_step(unet: I2VGenXLUNet, request: GenerateRequest, plan: Plan) -> int:
+    """Bytes that one UNet call holds, its request state included, counted on the meta device."""
+    like = {"device": "meta", "dtype": unet.dtype}
+    wide = unet.config.cross_attention_dim
+    shape = (1, 4, request.num_frames, request.height // 8, request.width // 8)
+    guided = request.guidance_scale > 1.0
+    accountant = Accountant(unet)
+    with torch.no_grad(), FusedAttention():
+        state = unet.begin(
+            torch.empty(2, 77, wide, **like),
+            torch.empty(2, wide, **like),
+            torch.empty(shape, **like),
+            16.0,
+            torch.arange(request.steps, device="meta"),
+            ff_chunks=plan.ff_chunks,
+            guidance_passes=plan.guidance_passes,
+        )
+        held = state.image_term.untyped_storage().nbytes()
+        with accountant:
+            unet.step(state, torch.empty(shape, device="meta"), 0, guided=guided)
+    return accountant.peak + held
+
+
+@pytest.fixture(scope="module")
+def full_unet() -> I2VGenXLUNet:
+    with torch.device("meta"):
+        return I2VGenXLUNet.from_config({}).half()
+
+
+@pytest.mark.parametrize(
+    ("request_", "plan"),
+    [
+        (job(), Plan()),
+        (job(), Plan(ff_chunks=4)),
+        (job(), Plan(ff_chunks=8, guidance_passes=2)),
+        (job(guidance=1.0), Plan()),
+        (job(1280, 704, 16), Plan(ff_chunks=4)),
+        (job(256, 256, 8), Plan()),
+    ],
+    ids=("standard", "chunked", "two passes", "unguided", "1280x704", "256x256"),
+)
+def test_predicted_activations_are_those_counted_and_never_less(
+    full_unet: I2VGenXLUNet, request_: GenerateRequest, plan: Plan
+) -> None:
+    counted = counted_step(full_unet, request_, plan)
+    predicted = memory.denoise_activations(FULL, request_, plan)
+
+    assert 1.0 <= predicted / counted <= 1.25
+
+
+def test_the_demo_models_activations_are_not_underestimated() -> None:
+    config = json.loads((source.DEMO_FOLDER / "unet" / "config.json").read_text())
+    with torch.device("meta"):
+        unet = I2VGenXLUNet.from_config(config)
+    shape = replace(FULL, width=32, inner=64, unet_bytes=4, largest_group=10_000_000)
+    for plan in (Plan(), memory.LOW_VRAM):
+        counted = counted_step(unet, job(256, 256), plan)
+        assert 1.0 <= memory.denoise_activations(shape, job(256, 256), plan) / counted <= 2.0
+
+
+@pytest.mark.parametrize(("width", "height", "gibibytes"), [(512, 512, 0.38), (768, 768, 0.84), (1280, 704, 1.29)])
+@pytest.mark.parametrize("chunk", [1, 4])
+def test_predicted_decoding_is_what_the_published_vae_takes(
+    width: int, height: int, gibibytes: float, chunk: int
+) -> None:
+    with torch.device("meta"):
+        vae = AutoencoderKL.from_config(VAE).half()
+    latents = torch.empty(chunk, 4, height // 8, width // 8, device="meta", dtype=torch.float16)
+    accountant = Accountant(vae)
+    with torch.no_grad(), FusedAttention(), accountant:
+        vae.decode(latents)
+
+    predicted = memory.decode_activations(FULL, job(width, height), Plan(decode_chunk=chunk))
+
+    assert 1.0 <= predicted / accountant.peak <= 1.2
+    assert accountant.peak / chunk / GIB == pytest.approx(gibibytes, rel=0.03)
+
+
+def test_the_standard_job_fits_where_it_was_counted_to_fit() -> None:
+    """All resident, 512x512 and 16 frames: about 4.7 GiB of weights and under 2 GiB of activations."""
+    need = memory.predict(FULL, job(), Plan())
+
+    assert 6.0 * GIB < need.peak < 7.5 * GIB
+
+
+def test_the_numbers_of_a_model_are_read_off_its_parts() -> None:
+    parts = weights.load_parts(source.open_folder(source.DEMO_FOLDER), torch.device("cpu"), torch.float32)
+
+    shape = memory.shape_of(parts)
+
+    assert (shape.width, shape.inner, shape.vae_width, shape.factor) == (32, 64, 16, 8)
+    assert (shape.unet_bytes, shape.vae_bytes) == (4, 4)
+    assert shape.weights["unet"] == 4 * 7_249_128
+    assert 0 < shape.largest_group < shape.weights["unet"]
+
+
+# --- choosing
+
+
+def test_every_rung_needs_no_more_and_the_last_needs_less() -> None:
+    rungs = list(memory.rungs(Plan()))
+    peaks = [memory.predict(FULL, job(1280, 704, 32), plan).peak for plan in rungs]
+
+    assert peaks == sorted(peaks, reverse=True)
+    assert peaks[-1] < peaks[0] / 2
+    assert [plan.offload for plan in rungs][-2:] == ["model", "group"]
+    assert memory.ladder(rungs[-1]) is None
+
+
+def test_a_large_card_takes_the_first_plan_and_small_ones_later_plans() -> None:
+    chosen = [memory.choose_plan(FULL, job(), card(size)) for size in (80, 8, 6, 5)]
+
+    assert chosen[0] == Plan()
+    places = [list(memory.rungs(Plan())).index(plan) for plan in chosen]
+    assert places == sorted(places)
+    assert places[-1] > 0
+    assert all(
+        memory.predict(FULL, job(), plan).peak <= card(size).usable
+        for plan, size in zip(chosen, (80, 8, 6, 5), strict=True)
+    )
+
+
+def test_resident_mode_never_offloads_and_low_vram_always_does() -> None:
+    assert memory.choose_plan(FULL, job(), card(80), "low-vram") == memory.LOW_VRAM
+    with pytest.raises(DoesNotFit):
+        memory.choose_plan(FULL, job(), card(5), "resident")
+    assert memory.choose_plan(FULL, job(), card(5)).offload != "none"
+
+
+def test_a_cpu_is_never_given_an_offload() -> None:
+    with pytest.raises(DoesNotFit):
+        memory.choose_plan(FULL, job(), card(5), offloads=False)
+    assert memory.choose_plan(FULL, job(), card(32), "low-vram", offloads=False).offload == "none"
+
+
+def test_what_cannot_fit_is_refused_with_fewer_frames_when_those_fit() -> None:
+    with pytest.raises(
+        DoesNotFit, match=r"1280x704 with 32 frames needs about .* largest that fits is 1280x704"
+    ) as told:
+        memory.check_fits(FULL, job(1280, 704, 32), card(6))
+
+    largest = told.value.largest
+    assert told.value.field == "num_frames"
+    assert (largest["width"], largest["height"]) == (1280, 704)
+    assert 8 <= largest["num_frames"] < 32
+    memory.check_fits(FULL, job(1280, 704, largest["num_frames"]), card(6))
+    with pytest.raises(DoesNotFit):
+        memory.check_fits(FULL, job(1280, 704, largest["num_frames"] + 1), card(6))
+
+
+def test_what_cannot_fit_with_any_frames_is_refused_with_a_smaller_size_of_the_same_shape() -> None:
+    with pytest.raises(DoesNotFit) as told:
+        memory.check_fits(FULL, job(1280, 704, 16), card(3.5))
+
+    largest = told.value.largest
+    assert told.value.field == "width"
+    assert largest["width"] < 1280
+    assert largest["width"] % 8 == largest["height"] % 8 == 0
+    assert largest["width"] / largest["height"] == pytest.approx(1280 / 704, rel=0.05)
+    memory.check_fits(FULL, job(**{"frames" if k == "num_frames" else k: v for k, v in largest.items()}), card(3.5))
+
+
+def test_a_card_too_small_for_anything_is_told_so() -> None:
+    with pytest.raises(DoesNotFit, match="no job of this shape fits") as told:
+        memory.check_fits(FULL, job(), card(1))
+    assert told.value.largest is None
+
+
+@given(
+    width=st.integers(8, 160).map(lambda n: 8 * n),
+    height=st.integers(8, 160).map(lambda n: 8 * n),
+    frames=st.integers(1, 32),
+    size=st.floats(1, 100),
+)
+def test_whatever_is_named_as_the_largest_fits(width: int, height: int, frames: int, size: float) -> None:
+    largest = memory.largest_that_fits(FULL, job(width, height, frames), card(size))
+
+    if largest is not None:
+        named = job(largest["width"], largest["height"], largest["num_frames"])
+        memory.choose_plan(FULL, named, card(size))
+        assert named.num_frames <= frames
+
+
+# --- readings
+
+
+def test_a_cpus_memory_is_read_and_a_smaller_card_can_be_pretended() -> None:
+    real = memory.read(torch.device("cpu"))
+    small = memory.read(torch.device("cpu"), max_vram_gb=0.5)
+
+    assert 0 < real.available <= real.total
+    assert small.total == GIB // 2
+    assert small.available < GIB // 2 + 1
+
+
+def test_what_others_hold_counts_against_a_pretended_card_too() -> None:
+    held_by_others = Memory(total=24 * GIB, available=22 * GIB)
+
+    assert memory.pretend(held_by_others, 8) == Memory(8 * GIB, 6 * GIB)
+    assert memory.pretend(held_by_others, 40) == held_by_others
+    assert memory.pretend(held_by_others, None) == held_by_others
+
+
+def test_a_containers_limit_is_read(tmp_path: Path) -> None:
+    (tmp_path / "limited").write_text("1073741824\n")
+    (tmp_path / "unlimited").write_text("max\n")
+
+    assert memory.container_limit(tmp_path / "limited") == GIB
+    assert memory.container_limit(tmp_path / "unlimited") is None
+    assert memory.container_limit(tmp_path / "absent") is None
+
+
+def test_recovering_frees_what_the_failed_frames_held() -> None:
+    held: list[weakref.ref[torch.Tensor]] = []
+
+    def fail() -> None:
+        large = torch.zeros(1000)
+        held.append(weakref.ref(large))
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    def wrap() -> None:
+        try:
+            fail()
+        except torch.OutOfMemoryError as error:
+            raise RuntimeError("wrapped") from error
+
+    try:
+        wrap()
+    except RuntimeError as error:
+        kept = error
+    gc.collect()
+    assert held[0]() is not None  # the traceback keeps it
+
+    memory.recover(torch.device("cpu"), kept)
+
+    assert held[0]() is None
+
+
+# --- exceptions
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        MemoryError(),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 64 bytes"),
+        RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`"),
+        torch.AcceleratorError("CUDA error: out of memory"),
+    ],
+    ids=lambda error: f"{type(error).__name__}-{str(error)[:40]}",
+)
+def test_running_out_of_memory_is_recognised_and_not_fatal(error: BaseException) -> None:
+    assert memory.is_out_of_memory(error)
+    assert not memory.is_fatal(error)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("CUDA error: an illegal memory access was encountered"),
+        torch.AcceleratorError("CUDA error: device-side assert triggered"),
+        RuntimeError("CUDA error: uncorrectable ECC error encountered"),
+        RuntimeError("CUDA error: unspecified launch failure"),
+        RuntimeError("CUDA error: misaligned address"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasGemmEx`"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR"),
+    ],
+    ids=lambda error: str(error)[:50],
+)
+def test_a_lost_context_is_fatal(error: BaseException) -> None:
+    assert memory.is_fatal(error)
+    assert not memory.is_out_of_memory(error)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ValueError("CUDA error: an illegal memory access was encountered"),
+        RuntimeError("a prompt about an illegal memory access"),
+        RuntimeError("mat1 and mat2 shapes cannot be multiplied"),
+        KeyError("CUDA error: unspecified launch failure"),
+    ],
+    ids=lambda error: f"{type(error).__name__}-{str(error)[:40]}",
+)
+def test_an_ordinary_error_is_neither(error: BaseException) -> None:
+    assert not memory.is_fatal(error)
+    assert not memory.is_out_of_memory(error)
