@@ -153,8 +153,8 @@ def fit_image(
     The scaled side is rounded up, so the crop never reaches beyond the photo (the field's pipelines round it down, and
     a black row enters the model). Shrinking averages areas, as the model was trained; enlarging is Lanczos.
     """
-    source = image.size
-    box, inside = _crop_box(source, (width, height)) if fit == "crop" else _pad_box(source, (width, height))
+    placement = place(image.size, (width, height), fit)
+    source, box, inside = placement.source, placement.box, placement.inside
     target = (inside[2] - inside[0], inside[3] - inside[1])
     if box == (0, 0, *source) and target == source:
         scaled = image.copy()
@@ -166,7 +166,13 @@ def fit_image(
         canvas = Image.new("RGB", (width, height))
         canvas.paste(scaled, inside[:2])
         scaled = canvas
-    return scaled, Placement(source, (width, height), fit, box, inside)
+    return scaled, placement
+
+
+def place(source: tuple[int, int], size: tuple[int, int], fit: Literal["crop", "pad"] = "crop") -> Placement:
+    """Where `fit_image` would cut or pad a photo of `source` pixels, without touching a pixel."""
+    box, inside = _crop_box(source, size) if fit == "crop" else _pad_box(source, size)
+    return Placement(source, size, fit, box, inside)
 
 
 def _crop_box(

@@ -1,0 +1,76 @@
+"""Mounts the page at `/`, after every other route, with the framework's open doors closed.
+
+A mounted Gradio does not check the paths of uploaded files unless `has_launched` is set, which only `launch()` does;
+without it any caller could read any file of this machine through any event.
+"""
+
+from pathlib import Path
+
+import gradio as gr
+from fastapi import FastAPI
+
+from i2v.jobs.queue import JobQueue
+from i2v.settings import Settings
+from i2v.ui.page import build
+from i2v.ui.texts import translations
+
+STYLE = Path(__file__).with_name("style.css")
+
+
+def mount_ui(app: FastAPI, settings: Settings, queue: JobQueue) -> FastAPI:
+    """The app with the page at `/`. Call it last: a mount at `/` takes every path that no earlier route has taken."""
+    blocks = build(settings, queue)
+    app = gr.mount_gradio_app(
+        app,
+        blocks,
+        path="/",
+        server_name=settings.host,
+        server_port=settings.port,
+        footer_links=["settings"],
+        run_history=False,
+        show_error=False,
+        max_file_size=int(settings.max_body_mb * 1_000_000),
+        ssr_mode=False,
+        enable_monitoring=False,
+        pwa=False,
+        mcp_server=False,
+        i18n=translations(),
+        theme=theme(),
+        css_paths=[STYLE],
+        allowed_paths=[],
+        blocked_paths=[str(settings.outputs.resolve())],
+    )
+    blocks.has_launched = True
+    check_closed(blocks)
+    return app
+
+
+def check_closed(blocks: gr.Blocks) -> None:
+    """Refuse to serve a page that would read files for anyone who names them."""
+    if not blocks.has_launched or blocks.show_error or blocks.max_file_size is None or blocks.allowed_paths:
+        raise RuntimeError("the web page would serve files that nobody uploaded; it is not mounted")
+
+
+def theme() -> gr.themes.Base:
+    """Fonts of the reader's own system: the framework's themes load theirs from the internet."""
+    sans = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "Noto Sans", "Noto Sans CJK SC", "sans-serif"]
+    return gr.themes.Soft(
+        primary_hue="indigo",
+        secondary_hue="indigo",
+        neutral_hue="slate",
+        radius_size="lg",
+        font=sans,
+        font_mono=["ui-monospace", "SFMono-Regular", "Menlo", "monospace"],
+    ).set(
+        block_title_background_fill="none",
+        block_title_background_fill_dark="none",
+        block_title_text_color="*body_text_color",
+        block_title_text_color_dark="*body_text_color",
+        block_title_padding="0",
+        block_title_text_weight="600",
+        block_label_background_fill="*background_fill_primary",
+        block_label_text_color="*body_text_color_subdued",
+        block_border_width="1px",
+        block_shadow="none",
+        block_shadow_dark="none",
+    )

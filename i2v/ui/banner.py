@@ -1,0 +1,38 @@
+"""The line under the title: which model runs on what, how far it has loaded, or why there is none."""
+
+from html import escape
+
+from i2v.jobs.queue import JobQueue
+from i2v.ui.texts import Say
+
+
+def banner(say: Say, queue: JobQueue) -> str:
+    """HTML for the queue's present state."""
+    state, model = queue.state, queue.model
+    if state == "loading":
+        what, fraction = queue.loading
+        return _loading(say, what, fraction)
+    if state == "failed":
+        return _line("bad", say("model_failed"), queue.failure)
+    if state == "stopping":
+        return _line("bad", say("server_stopping"), "")
+    if state == "dead":
+        return _line("bad", say("server_dead"), "")
+    if model is None:
+        return ""
+    title = f"{model.title} · {say('on_device', device=model.device)} · {model.dtype}"
+    return _line(f"ready kind-{model.kind}", title, model.note)
+
+
+def _loading(say: Say, what: str, fraction: float | None) -> str:
+    percent = "" if fraction is None else f" {100 * fraction:.0f} %"
+    bar = f"<div class='bar'><i style='width:{100 * (fraction or 0):.0f}%'></i></div>"
+    return _line("loading", f"{say('loading_model')}: {what}{percent}", say("loading_hint"), bar)
+
+
+def _line(kind: str, title: str, note: str, more: str = "") -> str:
+    small = f"<span class='note'>{escape(note)}</span>" if note else ""
+    return (
+        f"<div class='banner {kind}' role='status'><i class='dot'></i>"
+        f"<div><strong>{escape(title)}</strong>{small}{more}</div></div>"
+    )

@@ -1,0 +1,204 @@
+"""The form: which fields there are, what they start with for a model, and how they become a `GenerateRequest`."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, cast
+
+import gradio as gr
+from PIL import Image
+from pydantic import ValidationError
+
+from i2v.engine.protocol import ModelInfo
+from i2v.errors import InvalidRequest
+from i2v.request import Fit, GenerateRequest, PublicLimits
+from i2v.ui import sizes
+from i2v.ui.photo import Photo
+from i2v.ui.texts import Say, label
+
+# Steps a quality stands for. The demo model is a near-regressor: more than ten steps change little.
+QUALITY_STEPS = {
+    "real": {"fast": 25, "standard": 50, "high": 80},
+    "demo": {"fast": 10, "standard": 20, "high": 40},
+    "fake": {"fast": 10, "standard": 20, "high": 40},
+}
+QUALITIES = ("fast", "standard", "high")
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """The components whose values make a request, in the order in which events receive them."""
+
+    photo: gr.Image
+    prompt: gr.Textbox
+    negative_prompt: gr.Textbox
+    size: gr.Dropdown
+    fit: gr.Radio
+    num_frames: gr.Slider
+    fps: gr.Slider
+    motion_fps: gr.Slider
+    steps: gr.Slider
+    guidance_scale: gr.Slider
+    seed: gr.Number
+
+    @classmethod
+    def names(cls) -> tuple[str, ...]:
+        return tuple(field.name for field in fields(cls))
+
+    def components(self) -> list[gr.components.Component]:
+        return [getattr(self, name) for name in self.names()]
+
+
+@dataclass(frozen=True, slots=True)
+class Controls:
+    """The rest of the left half: what is not a value of the request."""
+
+    examples: gr.Dataset
+    quality: gr.Radio
+    same_seed: gr.Button
+    new_seed: gr.Button
+
+
+def defaults(model: ModelInfo | None) -> dict[str, Any]:
+    """What the form starts with: the contract's 512 / 16 / 8 / 50 / 9.0, or what a small model is good at."""
+    kind = "real" if model is None else model.kind
+    values: dict[str, Any] = {"size": "512x512", "num_frames": 16, "fps": 8, "steps": 50, "guidance_scale": 9.0}
+    if kind != "real":
+        values |= {"size": "256x256", "steps": QUALITY_STEPS[kind]["standard"]}
+    if model is not None and model.guidance_range is not None:
+        low, high = model.guidance_range
+        values["guidance_scale"] = max(low, min(high, values["guidance_scale"]))
+    return values
+
+
+def quality_steps(model: ModelInfo | None, quality: str) -> int:
+    return QUALITY_STEPS["real" if model is None else model.kind][quality]
+
+
+def build_form(limits: PublicLimits) -> tuple[Form, Controls]:
+    """Draw the fields into the current column."""
+    photo = Photo(
+        label=label("photo"),
+        sources=["upload", "clipboard", "webcam"],
+        type="filepath",
+        buttons=[],
+        elem_id="photo",
+        placeholder=label("photo_hint"),
+    )
+    prompt = gr.Textbox(
+        label=label("prompt"), placeholder=label("prompt_placeholder"), lines=2, max_lines=6, elem_id="prompt"
+    )
+    examples = gr.Dataset(
+        components=[gr.Textbox(visible=False)],
+        samples=[],
+        label=label("examples"),
+        visible=False,
+        elem_id="examples",
+        type="values",
+    )
+    with gr.Row(equal_height=True):
+        quality = gr.Radio(
+            choices=[(cast(str, label(f"quality_{name}")), name) for name in QUALITIES],
+            value="standard",
+            label=label("quality"),
+            elem_id="quality",
+            scale=3,
+        )
+        size = gr.Dropdown(choices=size_choices(limits), value="512x512", label=label("size"), elem_id="size", scale=2)
+    with gr.Accordion(label("advanced"), open=False, elem_id="advanced"):
+        advanced, new_seed, same_seed = _advanced(limits)
+    form = Form(photo=photo, prompt=prompt, size=size, **advanced)
+    return form, Controls(examples=examples, quality=quality, same_seed=same_seed, new_seed=new_seed)
+
+
+def size_choices(limits: PublicLimits) -> list[tuple[str, str]]:
+    plain = [(f"{w} × {h}", sizes.as_text(w, h)) for w, h in sizes.offered(limits)]
+    return [*plain, (cast(str, label("size_photo")), sizes.AS_PHOTO)]
+
+
+def _advanced(limits: PublicLimits) -> tuple[dict[str, Any], gr.Button, gr.Button]:
+    fit = gr.Radio(
+        choices=[(cast(str, label("fit_crop")), "crop"), (cast(str, label("fit_pad")), "pad")],
+        value="crop",
+        label=label("fit"),
+        elem_id="fit",
+    )
+    negative = gr.Textbox(label=label("negative"), info=label("negative_info"), lines=1, elem_id="negative")
+    with gr.Row():
+        frames = _slider("frames", limits.num_frames, 16)
+        steps = _slider("steps", limits.steps, 50)
+    with gr.Row():
+        fps = _slider("fps", limits.fps, 8)
+        motion_fps = _slider("motion_fps", limits.motion_fps, 16)
+    guidance = _slider("guidance", limits.guidance_scale, 9.0, step=0.1)
+    with gr.Row(equal_height=True, elem_id="seed-row"):
+        seed = gr.Number(
+            label=label("seed"), info=label("seed_info"), value=None, precision=0, minimum=0, elem_id="seed", scale=3
+        )
+        new_seed = gr.Button(label("seed_dice"), size="sm", elem_id="seed-new", min_width=90)
+        same_seed = gr.Button(label("seed_same"), size="sm", elem_id="seed-same", min_width=90)
+    values = {
+        "fit": fit,
+        "negative_prompt": negative,
+        "num_frames": frames,
+        "steps": steps,
+        "fps": fps,
+        "motion_fps": motion_fps,
+        "guidance_scale": guidance,
+        "seed": seed,
+    }
+    return values, new_seed, same_seed
+
+
+def _slider(name: str, bounds: tuple[float, float], value: float, step: float = 1) -> gr.Slider:
+    low, high = bounds
+    return gr.Slider(
+        low, high, value=value, step=step, label=label(name), info=label(f"{name}_info"), elem_id=name, min_width=200
+    )
+
+
+def read_request(
+    say: Say, values: Mapping[str, Any], photo: Image.Image | None, limits: PublicLimits, model: ModelInfo | None
+) -> GenerateRequest:
+    """The job that the form describes. Raises `InvalidRequest` with a sentence for the person in front of it."""
+    if photo is None:
+        raise InvalidRequest(say("needs_photo"), field="image")
+    prompt = str(values["prompt"] or "").strip()
+    if not prompt:
+        raise InvalidRequest(say("needs_prompt"), field="prompt")
+    width, height = size_of(values, photo.size, limits, model)
+    return limits.check(request_of({**values, "prompt": prompt}, width, height))
+
+
+def request_of(values: Mapping[str, Any], width: int, height: int) -> GenerateRequest:
+    """The fields' values as a request, its public limits not yet checked. Raises `InvalidRequest`."""
+    try:
+        return GenerateRequest(
+            prompt=str(values["prompt"]),
+            negative_prompt=str(values["negative_prompt"] or "").strip() or None,
+            width=width,
+            height=height,
+            fit=cast(Fit, values["fit"]),
+            seed=None if values["seed"] is None else int(values["seed"]),
+            guidance_scale=float(values["guidance_scale"]),
+            num_frames=int(values["num_frames"]),
+            fps=int(values["fps"]),
+            motion_fps=int(values["motion_fps"]),
+            steps=int(values["steps"]),
+        )
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        name = ".".join(str(part) for part in first["loc"])
+        raise InvalidRequest(f"{name}: {first['msg']}", field=name) from None
+    except (TypeError, ValueError, OverflowError):
+        raise InvalidRequest("a number is missing or not a number") from None
+
+
+def size_of(
+    values: Mapping[str, Any], photo: tuple[int, int], limits: PublicLimits, model: ModelInfo | None
+) -> tuple[int, int]:
+    """Width and height in pixels for the chosen size; "as the photo" keeps the default size's area."""
+    side = int(str(defaults(model)["size"]).split("x")[0])
+    try:
+        return sizes.chosen(str(values["size"]), photo, side * side, limits)
+    except ValueError:
+        raise InvalidRequest("size: WIDTHxHEIGHT is wanted", field="size") from None

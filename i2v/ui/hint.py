@@ -1,0 +1,55 @@
+"""What the page says before a job is sent: the crop on the photo, how long it will take, what the prompt lacks."""
+
+from html import escape
+
+from i2v.images import Placement
+from i2v.jobs.queue import JobQueue
+from i2v.request import GenerateRequest
+from i2v.ui.texts import Say, duration
+
+TOKENS_READ = 75  # 77 positions of the text encoder, less start and end
+CHARACTERS_A_TOKEN = 4.5  # of English prose in the CLIP vocabulary, spaces included
+
+
+def notice(text: str, kind: str = "bad") -> str:
+    """An inline message; `bad` is announced to screen readers at once."""
+    if not text:
+        return ""
+    role = "alert" if kind == "bad" else "status"
+    return f"<div class='notice {kind}' role='{role}'>{escape(text)}</div>"
+
+
+def crop(say: Say, placement: Placement) -> str:
+    """A frame over the photo that shows what the video will show, and a sentence that says it."""
+    (wide, high), (left, top, right, bottom) = placement.source, placement.box
+    if placement.is_whole:
+        return f"<p class='crop-words'>{escape(say('crop_as_is'))}</p>"
+    if placement.fit == "pad":
+        return (
+            f"<p class='crop-words'>{escape(say('crop_padded', width=placement.size[0], height=placement.size[1]))}</p>"
+        )
+    edges = (100 * top / high, 100 * (1 - right / wide), 100 * (1 - bottom / high), 100 * left / wide)
+    inset = " ".join(f"{max(0.0, edge):.3f}%" for edge in edges)
+    words = say("crop_part", width=round(right - left), height=round(bottom - top), wide=wide, high=high)
+    return f"<style>#photo .image-frame::after{{content:'';inset:{inset}}}</style><p class='crop-words'>{escape(words)}</p>"
+
+
+def estimate(say: Say, queue: JobQueue, request: GenerateRequest) -> str:
+    """How long this job would take here, and how many are before it."""
+    seconds = queue.average_seconds(request)
+    if seconds is None:
+        return say("estimate_none") if queue.state == "ready" else ""
+    waiting = queue.queue_length
+    if waiting:
+        return say("estimate_queue", time=duration(say, seconds), n=waiting)
+    return say("estimate", time=duration(say, seconds))
+
+
+def about_prompt(say: Say, prompt: str) -> str:
+    """What is likely to go wrong with this prompt, or nothing."""
+    letters = [character for character in prompt if character.isalpha()]
+    foreign = sum(1 for character in letters if not character.isascii())
+    if letters and foreign / len(letters) > 0.3:
+        return say("not_english")
+    tokens = max(len(prompt.split()), round(len(prompt) / CHARACTERS_A_TOKEN))
+    return say("too_long", n=tokens) if tokens > TOKENS_READ else ""

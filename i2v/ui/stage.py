@@ -1,0 +1,136 @@
+"""The right half of the page as HTML: nothing yet, waiting, running, the video, or why there is none.
+
+Pure functions from a job to text. Whatever a user or a model wrote passes through `html.escape`.
+"""
+
+import base64
+import io
+from datetime import UTC, datetime
+from html import escape
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from i2v.jobs.job import Job, JobResult
+from i2v.ui.texts import Say, duration
+
+
+def empty(say: Say) -> str:
+    return _card("empty", f"<div class='canvas'>{_message(say('empty_title'), say('empty_text'))}</div>")
+
+
+def gone(say: Say) -> str:
+    return _card("empty", f"<div class='canvas'>{_message(say('gone_title'), say('gone_text'))}</div>")
+
+
+def job(say: Say, job: Job, *, path: str, url: str, preview: NDArray[np.uint8] | None, waiting_for_model: bool) -> str:
+    """The job as it stands now. `path` and `url` are where its video lies and is served, once there is one."""
+    if job.status == "completed" and job.result is not None:
+        return _card("done", _video(say, job, url) + _prompt(job) + _facts(say, job, job.result, path))
+    if job.is_final:
+        return _card(job.status, _ended(say, job) + _prompt(job))
+    return _card("running", _running(say, job, preview, waiting_for_model) + _prompt(job))
+
+
+def now(say: Say, job: Job, waiting_for_model: bool) -> str:
+    """What is happening, in a few words."""
+    if job.status == "queued":
+        if waiting_for_model:
+            return say("queued_loading")
+        return say("queued_at", n=job.position) if job.position else say("queued_next")
+    if job.stage == "denoise" and job.step:
+        return say("stage_denoise", step=job.step, steps=job.request.steps)
+    if job.stage in ("encode", "decode", "write"):
+        return say(f"stage_{job.stage}")
+    return say("stage_start")
+
+
+def _running(say: Say, job: Job, preview: NDArray[np.uint8] | None, waiting_for_model: bool) -> str:
+    picture = ""
+    if preview is not None:
+        picture = f"<img class='preview' src='{jpeg_url(preview)}' alt='{escape(say('preview_alt'))}'>"
+    seconds = time_left(job)
+    left = "" if seconds is None else f" · {say('eta', time=duration(say, seconds))}"
+    words = escape(now(say, job, waiting_for_model) + left)
+    still = "" if job.status == "in_progress" else " still"
+    return (
+        f"<div class='canvas' style='{_shape(job)}'>{picture or '<div class=pulse></div>'}</div>"
+        f"<div class='bar{still}' role='progressbar' aria-valuemin='0' aria-valuemax='100' "
+        f"aria-valuenow='{job.progress}' aria-label='{words}'><i style='width:{job.progress}%'></i></div>"
+        f"<p class='now' data-step='{job.step}' data-status='{job.status}'>{words}</p>"
+    )
+
+
+def time_left(job: Job) -> float | None:
+    """Seconds: the queue's forecast, or on a machine's first job the pace of its steps so far."""
+    if job.eta_s is not None or job.started_at is None or not job.step > 1:
+        return job.eta_s
+    elapsed = (datetime.now(UTC) - job.started_at).total_seconds()
+    return elapsed / job.step * (job.request.steps - job.step)
+
+
+def _video(say: Say, job: Job, url: str) -> str:
+    return (
+        f"<div class='canvas' style='{_shape(job)}'>"
+        f"<video src='{escape(url)}' aria-label='{escape(say('video_label'))}' width='{job.request.width}' "
+        f"height='{job.request.height}' controls loop autoplay muted playsinline></video></div>"
+    )
+
+
+def _ended(say: Say, job: Job) -> str:
+    if job.status == "cancelled":
+        return f"<div class='canvas'>{_message(say('cancelled_title'), say('cancelled_text'))}</div>"
+    message = _message(say("failed_title"), job.error_message or "")
+    return f"<div class='canvas' role='alert'>{message}</div>"
+
+
+def _facts(say: Say, job: Job, result: JobResult, path: str) -> str:
+    request = job.request
+    stages = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in result.stage_seconds.items())
+    length = say(
+        "frames_at", frames=request.num_frames, fps=request.fps, seconds=f"{request.num_frames / request.fps:.1f}"
+    )
+    settings = say("steps_guidance", steps=request.steps, guidance=f"{result.guidance_scale:g}")
+    rows = [
+        ("fact_seed", str(result.seed)),
+        ("fact_time", duration(say, result.seconds) if result.seconds >= 10 else f"{result.seconds:.1f} s"),
+        ("fact_size", f"{request.width} × {request.height}"),
+        ("fact_length", length),
+        ("fact_settings", settings),
+        ("fact_model", f"{result.model_title}, {result.device}"),
+        ("fact_stages", stages),
+        ("fact_file", path),
+    ]
+    if result.peak_memory_mb is not None:
+        rows.insert(-1, ("fact_memory", f"{result.peak_memory_mb:.0f} MB"))
+    cells = "".join(f"<dt>{escape(say(key))}</dt><dd>{escape(value)}</dd>" for key, value in rows)
+    notes = "".join(f"<li class='{kind}'>{escape(text)}</li>" for kind, text in _remarks(result))
+    return f"<dl class='facts'>{cells}</dl>" + (f"<ul class='notes'>{notes}</ul>" if notes else "")
+
+
+def _remarks(result: JobResult) -> list[tuple[str, str]]:
+    return [("warn", text) for text in result.warnings] + [("note", text) for text in result.notes]
+
+
+def _prompt(job: Job) -> str:
+    return f"<p class='said'>{escape(job.request.prompt)}</p>"
+
+
+def _message(title: str, text: str) -> str:
+    return f"<div class='message'><h3>{escape(title)}</h3><p>{escape(text)}</p></div>"
+
+
+def _shape(job: Job) -> str:
+    return f"aspect-ratio:{job.request.width}/{job.request.height}"
+
+
+def _card(kind: str, inside: str) -> str:
+    return f"<section class='stage stage-{kind}' aria-live='polite'>{inside}</section>"
+
+
+def jpeg_url(pixels: NDArray[np.uint8]) -> str:
+    """A small picture as a data URL, so that a preview leaves no file behind."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "JPEG", quality=80)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -1,0 +1,209 @@
+"""Every word of the page, in English and Chinese, in one table.
+
+Labels go to Gradio's I18n, which translates in the browser; sentences with numbers in them are written on the server
+by `say`, in the language that the browser asks for.
+"""
+
+from collections.abc import Callable
+from typing import Literal
+
+import gradio as gr
+from gradio.i18n import I18nData
+
+Language = Literal["en", "zh"]
+Say = Callable[..., str]
+
+TABLE: dict[str, tuple[str, str]] = {
+    # Header and tabs
+    "tagline": ("Turn a photo into a short video.", "让照片动起来。"),
+    "tab_create": ("Create", "创作"),
+    "tab_history": ("History", "历史"),
+    "tab_system": ("System", "系统"),
+    # Model banner
+    "on_device": ("on {device}", "运行于 {device}"),
+    "loading_model": ("The model is loading", "模型正在加载"),
+    "loading_hint": (
+        "You can already choose a photo and write the prompt.",
+        "现在就可以选择照片并填写提示词。",
+    ),
+    "model_failed": ("The model could not be loaded.", "模型加载失败。"),
+    "server_stopping": ("The server is shutting down.", "服务器正在关闭。"),
+    "server_dead": (
+        "The model has stopped working; the server is starting again. The queue is kept.",
+        "模型已停止工作，服务器正在重启，队列会保留。",
+    ),
+    # Form
+    "photo": ("Photo", "照片"),
+    "photo_hint": ("Drop a photo here, paste one, or click to choose", "拖放、粘贴或点击选择照片"),
+    "prompt": ("What should happen?", "画面中会发生什么？"),
+    "prompt_hint": ("for example: {example}", "例如：{example}"),
+    "prompt_placeholder": (
+        "Describe the scene and its motion in English, e.g. “the scene at sunset”",
+        "请用英文描述画面与动作，例如 “the scene at sunset”",
+    ),
+    "examples": ("Examples — click to use", "示例（点击使用）"),
+    "quality": ("Quality", "质量"),
+    "quality_fast": ("Fast", "快速"),
+    "quality_standard": ("Standard", "标准"),
+    "quality_high": ("High quality", "高质量"),
+    "size": ("Size", "尺寸"),
+    "size_photo": ("As the photo", "与照片一致"),
+    "size_square": ("{side} × {side} square", "{side} × {side} 方形"),
+    "size_wide": ("{width} × {height} wide", "{width} × {height} 横向"),
+    "size_tall": ("{width} × {height} tall", "{width} × {height} 竖向"),
+    "fit": ("A photo of another shape is", "照片比例不同时"),
+    "fit_crop": ("cropped", "裁剪"),
+    "fit_pad": ("padded", "加边"),
+    "advanced": ("Advanced", "高级参数"),
+    "negative": ("Negative prompt", "反向提示词"),
+    "negative_info": (
+        "What the video should not show. Empty: the model’s usual one.",
+        "不希望出现的内容。留空则使用模型默认值。",
+    ),
+    "frames": ("Frames", "帧数"),
+    "frames_info": ("More frames: a longer video, more time and memory.", "帧数越多，视频越长，耗时与显存也越多。"),
+    "fps": ("Playback rate (fps)", "播放帧率（fps）"),
+    "fps_info": ("How fast the file plays.", "视频文件的播放速度。"),
+    "motion_fps": ("Motion fps", "运动帧率"),
+    "motion_fps_info": (
+        "The frame rate the model imagines: lower means larger movements between frames.",
+        "模型设想的帧率：越低，帧与帧之间的动作越大。",
+    ),
+    "steps": ("Steps", "步数"),
+    "steps_info": ("Denoising steps: more detail, more time.", "去噪步数：越多越精细，也越慢。"),
+    "guidance": ("Guidance scale", "引导强度"),
+    "guidance_info": (
+        "How strictly the prompt is followed. 1 turns guidance off.",
+        "对提示词的遵循程度，1 表示关闭引导。",
+    ),
+    "guidance_kept": (
+        "This model works with {low} to {high}; other values are moved into this range.",
+        "此模型适用 {low} 到 {high}，超出的值会被调整到该范围。",
+    ),
+    "seed": ("Seed", "种子"),
+    "seed_info": (
+        "Empty: a new one each time. The same seed gives the same video.",
+        "留空则每次随机。种子相同，结果相同。",
+    ),
+    "seed_dice": ("🎲 New", "🎲 随机"),
+    "seed_same": ("Same again", "沿用上次"),
+    "generate": ("Generate video", "生成视频"),
+    "cancel": ("Cancel", "取消"),
+    # Hints under the button
+    "estimate": ("About {time} on this machine.", "本机约需 {time}。"),
+    "estimate_queue": (
+        "About {time} on this machine, after {n} waiting.",
+        "本机约需 {time}，前面还有 {n} 个任务。",
+    ),
+    "estimate_none": ("The first run shows how fast this machine is.", "首次运行后即可估计耗时。"),
+    "needs_photo": ("Choose a photo first.", "请先选择照片。"),
+    "needs_prompt": ("Write what should happen in the video.", "请填写画面中会发生什么。"),
+    "photo_gone": ("The photo is no longer on the server; choose it again.", "照片已不在服务器上，请重新选择。"),
+    "not_english": (
+        "The model was trained on English; other languages are followed poorly.",
+        "模型以英文训练，其他语言效果较差，建议使用英文。",
+    ),
+    "too_long": (
+        "About {n} tokens: the model reads the first 77, the rest is ignored.",
+        "约 {n} 个词元：模型只读取前 77 个，其余会被忽略。",
+    ),
+    "crop_part": (
+        "The middle {width} × {height} of {wide} × {high} pixels is used.",
+        "使用照片中央 {width} × {height}（共 {wide} × {high}）。",
+    ),
+    "crop_padded": (
+        "The whole photo is used, with black borders to {width} × {height}.",
+        "使用整张照片，加黑边至 {width} × {height}。",
+    ),
+    "crop_as_is": ("The whole photo is used.", "使用整张照片。"),
+    # Stage
+    "empty_title": ("Your video appears here", "视频将显示在这里"),
+    "empty_text": (
+        "Choose a photo, say what should happen, and press Generate video.",
+        "选择照片，描述画面，然后点击“生成视频”。",
+    ),
+    "queued_next": ("Next in the queue", "排在队列首位"),
+    "queued_at": ("{n} before you in the queue", "前面还有 {n} 个任务"),
+    "queued_loading": ("Waiting for the model to load", "正在等待模型加载"),
+    "stage_encode": ("Reading the photo and the prompt", "正在读取照片与提示词"),
+    "stage_denoise": ("Step {step} of {steps}", "第 {step} / {steps} 步"),
+    "stage_decode": ("Turning the result into pictures", "正在解码画面"),
+    "stage_write": ("Writing the video", "正在写入视频"),
+    "stage_start": ("Starting", "正在开始"),
+    "eta": ("about {time} left", "约剩 {time}"),
+    "cancelling": ("Stopping…", "正在停止…"),
+    "done": ("Done", "完成"),
+    "failed_title": ("No video this time", "这次没有生成视频"),
+    "cancelled_title": ("Cancelled", "已取消"),
+    "cancelled_text": ("Nothing was kept. The settings are still here.", "没有保留任何内容，设置仍在。"),
+    "gone_title": ("This job is no longer here", "该任务已不存在"),
+    "gone_text": ("It was deleted, or it never existed on this server.", "它已被删除，或从未在此服务器上存在。"),
+    "fits": ("What would fit: {what}.", "可行的设置：{what}。"),
+    "preview_alt": ("Preview of the running job", "任务预览"),
+    "video_label": ("Generated video", "生成的视频"),
+    # Result
+    "download": ("Download", "下载"),
+    "fact_seed": ("Seed", "种子"),
+    "fact_time": ("Time", "耗时"),
+    "fact_size": ("Size", "尺寸"),
+    "fact_length": ("Length", "长度"),
+    "fact_settings": ("Settings", "设置"),
+    "fact_model": ("Model", "模型"),
+    "fact_file": ("File", "文件"),
+    "fact_memory": ("Peak memory", "显存峰值"),
+    "fact_stages": ("By stage", "各阶段"),
+    "frames_at": ("{frames} frames at {fps} fps, {seconds} s", "{frames} 帧，{fps} fps，{seconds} 秒"),
+    "steps_guidance": ("{steps} steps, guidance {guidance}", "{steps} 步，引导 {guidance}"),
+    "what_next": ("Use these settings", "使用这些设置"),
+    "extend": ("Extend from the last frame", "从最后一帧继续"),
+    "share": ("Link to this video", "分享链接"),
+    "settings_taken": ("The settings of this video are in the form.", "已填入该视频的设置。"),
+    # Durations
+    "seconds": ("{n} s", "{n} 秒"),
+    "minutes": ("{m} min {s} s", "{m} 分 {s} 秒"),
+    "hours": ("{h} h {m} min", "{h} 小时 {m} 分"),
+}
+
+
+def english(key: str) -> str:
+    return TABLE[key][0]
+
+
+def translations() -> gr.I18n:
+    """Gradio's table; both Chinese codes, because browsers send either."""
+    en = {key: pair[0] for key, pair in TABLE.items()}
+    zh = {key: pair[1] for key, pair in TABLE.items()}
+    return gr.I18n(**{"en": en, "zh": zh, "zh-CN": zh, "zh-TW": zh})
+
+
+def label(key: str) -> I18nData:
+    """A label that the browser translates; a key that is not in the table is a programmer's error."""
+    if key not in TABLE:
+        raise KeyError(key)
+    return I18nData(key)
+
+
+def language(request: gr.Request | None) -> Language:
+    """The first language of `Accept-Language` decides, as the browser's own labels do."""
+    accepted = "" if request is None else str(request.headers.get("accept-language", ""))
+    return "zh" if accepted.lstrip().lower().startswith("zh") else "en"
+
+
+def speaker(lang: Language) -> Say:
+    """A function `say(key, **values)` for one language."""
+    column = 1 if lang == "zh" else 0
+
+    def say(key: str, **values: object) -> str:
+        return TABLE[key][column].format(**values)
+
+    return say
+
+
+def duration(say: Say, seconds: float) -> str:
+    """8 s, 2 min 5 s, 1 h 4 min: never more digits than the estimate deserves."""
+    whole = max(1, round(seconds))
+    if whole < 60:
+        return say("seconds", n=whole)
+    if whole < 3600:
+        return say("minutes", m=whole // 60, s=whole % 60)
+    return say("hours", h=whole // 3600, m=whole % 3600 // 60)

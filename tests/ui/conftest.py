@@ -1,0 +1,162 @@
+"""A real server on a free port and a real Chromium in front of it; console errors and foreign requests fail a test."""
+
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+import uvicorn
+from playwright.sync_api import Browser, ConsoleMessage, Page, Request, expect, sync_playwright
+
+from i2v.engine.fake import FakeEngine
+from i2v.errors import JobCancelled
+from i2v.jobs.queue import JobQueue
+from i2v.server.app import create_app
+from i2v.settings import Settings
+from i2v.ui import mount_ui
+
+CHROMIUM = "/usr/bin/chromium"
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+PATIENCE_MS = 60_000  # generous: two cores shared with other tests
+expect.set_options(timeout=PATIENCE_MS)
+
+
+class Gate:
+    """Holds a `FakeEngine` between steps: `allow(n)` lets it go on until step n is done."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._allowed = 10**9
+        self.reached = 0
+
+    def allow(self, step: int) -> None:
+        with self._changed:
+            self._allowed = step
+            self._changed.notify_all()
+
+    def open(self) -> None:
+        self.allow(10**9)
+
+    def __call__(self, stage: str, step: int) -> None:
+        with self._changed:
+            self.reached = step
+            if not self._changed.wait_for(lambda: stage != "denoise" or step <= self._allowed, timeout=120):
+                raise JobCancelled("the test held this job for too long")
+
+
+@dataclass
+class Site:
+    """One running server, its queue and its engine."""
+
+    url: str
+    queue: JobQueue
+    engine: FakeEngine
+    gate: Gate
+    settings: Settings
+
+
+def run_server(settings: Settings, queue: JobQueue) -> tuple[uvicorn.Server, threading.Thread, int]:
+    app = mount_ui(create_app(settings, queue), settings, queue)
+    server = uvicorn.Server(
+        uvicorn.Config(app, host="127.0.0.1", port=0, log_level="warning", timeout_graceful_shutdown=2)
+    )
+    thread = threading.Thread(target=server.run, daemon=True)
+    listening = threading.Event()
+    startup = server.startup
+
+    async def announced(sockets: list | None = None) -> None:
+        await startup(sockets)
+        listening.set()
+
+    server.startup = announced  # type: ignore[method-assign]
+    thread.start()
+    assert listening.wait(60), "the server did not start"
+    return server, thread, server.servers[0].sockets[0].getsockname()[1]
+
+
+@pytest.fixture
+def serve(tmp_path: Path) -> Iterator[Callable[..., Site]]:
+    """`serve(attach=True, **settings)` starts a server; the model is the fake engine behind a gate that is open."""
+    running: list[tuple[uvicorn.Server, threading.Thread, Gate]] = []
+
+    def start(*, attach: bool = True, engine: FakeEngine | None = None, **given: object) -> Site:
+        values = {"outputs": tmp_path / "outputs", "model": "fake", "min_free_mb": 0, **given}
+        settings = Settings(**values)  # type: ignore[arg-type]
+        gate = Gate()
+        engine = engine or FakeEngine(fault=gate)
+        queue = JobQueue(settings)
+        server, thread, port = run_server(settings, queue)
+        running.append((server, thread, gate))
+        if attach:
+            queue.attach(engine)
+        return Site(f"http://127.0.0.1:{port}", queue, engine, gate, settings)
+
+    yield start
+    for server, thread, gate in running:
+        gate.open()
+        server.should_exit = True
+        thread.join(60)
+        assert not thread.is_alive()
+
+
+@pytest.fixture
+def site(serve: Callable[..., Site]) -> Site:
+    return serve()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def open_page(browser: Browser) -> Iterator[Callable[..., Page]]:
+    """`open_page(url, **context options)`; at the end no page may have logged an error or asked another machine."""
+    complaints: list[str] = []
+    contexts = []
+
+    def on_console(message: ConsoleMessage) -> None:
+        if message.type == "error":
+            complaints.append(f"console: {message.text}")
+
+    def on_request(request: Request) -> None:
+        address = urlsplit(request.url)
+        if address.scheme not in ("data", "blob") and address.hostname != "127.0.0.1":
+            complaints.append(f"foreign request: {request.url}")
+
+    def start(url: str, **options: object) -> Page:
+        context = browser.new_context(**{"viewport": {"width": 1280, "height": 860}, "locale": "en-US", **options})  # type: ignore[arg-type]
+        contexts.append(context)
+        context.set_default_timeout(PATIENCE_MS)
+        page = context.new_page()
+        page.on("console", on_console)
+        page.on("pageerror", lambda error: complaints.append(f"page error: {error}"))
+        page.on("request", on_request)
+        page.goto(url)
+        page.locator("#stage .stage").wait_for()
+        return page
+
+    yield start
+    for context in contexts:
+        context.close()
+    assert complaints == []
+
+
+def fill(page: Page, photo: Path, prompt: str) -> None:
+    """Choose a photo and write a prompt, and wait until the page has taken the photo."""
+    page.set_input_files("#photo input[type=file]", photo)
+    expect(page.locator("#photo img")).to_be_visible()
+    page.locator("#prompt textarea").fill(prompt)

@@ -1,0 +1,155 @@
+"""The main job in a browser: upload, generate, watch, play, read the summary, and what stops it."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from playwright.sync_api import Page, expect
+
+from i2v.engine.fake import FakeEngine
+from i2v.errors import OutOfMemory
+from tests.conftest import ASSETS
+from tests.ui.conftest import Site, fill
+
+PLAYS = "() => { const v = document.querySelector('#stage video'); return v?.readyState >= 3 && v.currentTime > 0.1 }"
+PHOTO = ASSETS / "coffee.jpg"
+OpenPage = Callable[..., Page]
+
+
+def test_a_photo_and_a_prompt_become_a_video_that_plays(site: Site, open_page: OpenPage) -> None:
+    page = open_page(site.url)
+    fill(page, PHOTO, "the scene at sunset")
+    page.click("#generate")
+    expect(page.locator("#stage .stage-done video")).to_be_visible()
+    page.wait_for_function(PLAYS)
+    assert page.evaluate("() => document.querySelector('#stage video').videoWidth") == 256
+    job = site.queue.list()[0]
+    facts = page.locator("#stage .facts").inner_text()
+    assert job.result is not None
+    assert str(job.result.seed) in facts
+    assert str(site.settings.outputs / job.result.file) in facts
+    assert "256 × 256" in facts
+    assert " s" in facts
+
+
+def test_progress_grows_while_the_job_runs_and_a_preview_is_shown(site: Site, open_page: OpenPage) -> None:
+    site.gate.allow(5)
+    page = open_page(site.url)
+    fill(page, PHOTO, "night falls")
+    page.click("#generate")
+    expect(page.locator("#stage .now")).to_contain_text("Step 5 of 20")
+    expect(page.locator("#stage .bar")).to_have_attribute("aria-valuenow", "25")
+    expect(page.locator("#stage img.preview")).to_be_visible()
+    site.gate.allow(12)
+    expect(page.locator("#stage .now")).to_contain_text("Step 12 of 20")
+    expect(page.locator("#stage .now")).to_contain_text("left")
+    site.gate.open()
+    expect(page.locator("#stage video")).to_be_visible()
+    expect(page.locator("#cancel")).to_be_hidden()
+
+
+def test_cancel_stops_the_engine_and_says_so(site: Site, open_page: OpenPage) -> None:
+    site.gate.allow(3)
+    page = open_page(site.url)
+    fill(page, PHOTO, "night falls")
+    page.click("#generate")
+    expect(page.locator("#stage .now")).to_contain_text("Step 3 of 20")
+    page.click("#cancel")
+    expect(page.locator("#stage .now")).to_contain_text("Step 3 of 20")
+    site.gate.allow(4)  # the step that was under way ends; no further one begins
+    expect(page.locator("#stage .stage-cancelled")).to_contain_text("Cancelled")
+    assert site.queue.list()[0].status == "cancelled"
+    assert site.gate.reached <= 5
+
+
+def test_a_reload_in_the_middle_of_a_job_shows_the_job_again(site: Site, open_page: OpenPage) -> None:
+    site.gate.allow(5)
+    page = open_page(site.url)
+    fill(page, PHOTO, "night falls")
+    page.click("#generate")
+    expect(page.locator("#stage .now")).to_contain_text("Step 5 of 20")
+    page.reload()
+    expect(page.locator("#stage .now")).to_contain_text("Step 5 of 20")
+    expect(page.locator("#stage .said")).to_have_text("night falls")
+    site.gate.open()
+    expect(page.locator("#stage video")).to_be_visible()
+
+
+def test_missing_photo_and_missing_prompt_are_said_in_words(site: Site, open_page: OpenPage) -> None:
+    page = open_page(site.url)
+    page.click("#generate")
+    expect(page.locator("#notice")).to_have_text("Choose a photo first.")
+    page.set_input_files("#photo input[type=file]", PHOTO)
+    expect(page.locator("#photo img")).to_be_visible()
+    page.click("#generate")
+    expect(page.locator("#notice")).to_have_text("Write what should happen in the video.")
+    assert site.queue.list() == []
+
+
+def test_a_job_that_runs_out_of_memory_fails_in_words_and_the_next_one_succeeds(
+    serve: Callable[..., Site], open_page: OpenPage
+) -> None:
+    sentence = "the GPU ran out of memory; 256x256 with 8 frames would fit"
+    failures = [OutOfMemory(sentence)]
+
+    def fault(stage: str, step: int) -> None:
+        if step == 2 and failures:
+            raise failures.pop()
+
+    site = serve(engine=FakeEngine(fault=fault))
+    page = open_page(site.url)
+    fill(page, PHOTO, "night falls")
+    page.click("#generate")
+    expect(page.locator("#stage .stage-failed")).to_contain_text(sentence)
+    page.click("#generate")
+    expect(page.locator("#stage video")).to_be_visible()
+
+
+def test_a_job_that_cannot_fit_is_refused_with_what_would(serve: Callable[..., Site], open_page: OpenPage) -> None:
+    site = serve(engine=FakeEngine(max_pixels=256 * 256 * 12))
+    page = open_page(site.url)
+    fill(page, PHOTO, "night falls")
+    page.click("#generate")
+    expect(page.locator("#notice")).to_contain_text("12 frames of this size would")
+    assert site.queue.list() == []
+
+
+def test_the_banner_says_how_far_the_model_has_loaded_and_then_what_it_is(
+    serve: Callable[..., Site], open_page: OpenPage
+) -> None:
+    site = serve(attach=False)
+    site.queue.report_loading("downloading unet", 0.42)
+    page = open_page(site.url)
+    expect(page.locator("#banner")).to_contain_text("downloading unet 42 %")
+    site.queue.attach(site.engine)
+    expect(page.locator("#banner")).to_contain_text(site.engine.info.title)
+    expect(page.locator("#banner")).to_contain_text("on cpu")
+    expect(page.locator("#banner")).to_contain_text(site.engine.info.note)
+
+
+def test_a_model_that_cannot_load_says_why(serve: Callable[..., Site], open_page: OpenPage) -> None:
+    site = serve(attach=False)
+    site.queue.fail_loading("no weights were found; put them into the cache folder")
+    page = open_page(site.url)
+    expect(page.locator("#banner .bad")).to_contain_text("no weights were found")
+    fill(page, PHOTO, "night falls")
+    page.click("#generate")
+    expect(page.locator("#notice .bad")).not_to_be_empty()
+
+
+def test_script_in_a_prompt_is_shown_as_text(site: Site, open_page: OpenPage) -> None:
+    prompt = "<img src=x onerror=\"document.title='owned'\"><script>document.title='owned'</script> __i18n__{\"key\""
+    page = open_page(site.url)
+    fill(page, PHOTO, prompt)
+    page.click("#generate")
+    expect(page.locator("#stage video")).to_be_visible()
+    expect(page.locator("#stage .said")).to_have_text(prompt)
+    assert page.title() == "i2v"
+
+
+def test_a_file_that_is_no_photo_is_refused_in_words(site: Site, open_page: OpenPage, tmp_path: Path) -> None:
+    drawing = tmp_path / "drawing.svg"
+    drawing.write_text("<svg xmlns='http://www.w3.org/2000/svg' width='9' height='9'><script>alert(1)</script></svg>")
+    page = open_page(site.url)
+    page.set_input_files("#photo input[type=file]", drawing)
+    expect(page.locator("#notice .bad")).not_to_be_empty()
+    assert page.title() == "i2v"
