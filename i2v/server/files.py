@@ -39,7 +39,8 @@ _VIDEO: dict[int | str, dict[str, object]] = {
 @router.head("/outputs/{name:path}", include_in_schema=False)
 async def output(request: Request, name: str) -> Response:
     """A finished video by its file name, whole or in ranges."""
-    if not VIDEO_NAME.fullmatch(name):
+    # The router's pattern takes a line feed at the very end of a path for the end of the path.
+    if not VIDEO_NAME.fullmatch(name) or not request.scope["path"].endswith(name):
         raise NotFound("no such video")
     return await video_answer(request, context_of(request).settings.outputs / name)
 
