@@ -17,7 +17,7 @@ from types import FrameType
 import uvicorn
 from fastapi import FastAPI
 
-from i2v.engine.fake import FakeEngine
+from i2v.engine.fake import FakeEngine, failing
 from i2v.engine.mutex import GpuMutex, lock_file_for
 from i2v.engine.protocol import EngineProtocol, OnLoad
 from i2v.errors import EXIT_RESTART, FatalEngineError
@@ -142,7 +142,7 @@ def _load(settings: Settings, queue: JobQueue, mutex: LateMutex, server: Server)
 def load_engine(settings: Settings, on_load: OnLoad) -> EngineProtocol:
     """The engine that `settings.model` names. Torch is imported here, on the loading thread, and nowhere earlier."""
     if settings.model == "fake":
-        return FakeEngine()
+        return FakeEngine(step_s=settings.fake.step_s, fault=failing(settings.fake.fail, settings.fake.fail_step))
     on_load("importing the engine", None)
     from i2v.engine.engine import Engine
 

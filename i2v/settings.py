@@ -48,6 +48,16 @@ class RetentionSettings(_Group):
     gigabytes: float = Field(0, ge=0, description="space finished videos may take (0: no limit)")
 
 
+class FakeSettings(_Group):
+    """For people who write clients and tests: how the fake engine of `model: fake` behaves."""
+
+    step_s: float = Field(0, ge=0, le=60, description="seconds a denoising step of the fake engine takes")
+    fail: Literal["none", "error", "out_of_memory", "invalid_output", "fatal", "hang"] = Field(
+        "none", description="how each job of the fake engine fails"
+    )
+    fail_step: int = Field(1, ge=1, description="the denoising step at which it fails")
+
+
 class Settings(BaseSettings):
     """The whole configuration. Field descriptions are the help texts of flags and of `configs/default.yaml`."""
 
@@ -99,6 +109,7 @@ class Settings(BaseSettings):
     queue: QueueSettings = QueueSettings()
     predict: PredictSettings = PredictSettings()
     retention: RetentionSettings = RetentionSettings()
+    fake: FakeSettings = FakeSettings()
 
     # Logging
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level that is written")

@@ -151,6 +151,7 @@ def test_every_setting_but_the_token_has_a_flag() -> None:
 
 OTHER = {
     "auto": "cpu", "authors": "upstream", "exact": "fast", "finish": "cancel", "info": "debug",
+    "none": "error",
 }  # fmt: skip
 
 

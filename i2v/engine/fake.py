@@ -13,8 +13,15 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from i2v.engine.protocol import GenerationResult, ModelInfo, OnStep, Progress
-from i2v.errors import DoesNotFit
+from i2v.errors import DoesNotFit, FatalEngineError, InvalidOutput, OutOfMemory
 from i2v.request import GenerateRequest, draw_seed
+
+HANG_S = 3600.0
+_FAULTS: dict[str, type[Exception]] = {
+    "out_of_memory": OutOfMemory,
+    "invalid_output": InvalidOutput,
+    "fatal": FatalEngineError,
+}
 
 NOTE = "This is the fake engine, not a model: a moving test pattern over the photo."
 
@@ -87,6 +94,22 @@ class FakeEngine:
     def _point(self, stage: str, step: int) -> None:
         if self.fault is not None:
             self.fault(stage, step)
+
+
+def failing(kind: str, at: int) -> Callable[[str, int], None] | None:
+    """A `fault` that ends every job at denoising step `at`; None for the kind `none`.
+
+    Kinds: `error`, `out_of_memory`, `invalid_output`, `fatal` (as a lost CUDA context), `hang` (a step never returns).
+    """
+
+    def fault(stage: str, step: int) -> None:
+        if (stage, step) != ("denoise", at):
+            return
+        if kind == "hang":
+            time.sleep(HANG_S)
+        raise _FAULTS.get(kind, RuntimeError)("the fake engine was told to fail")
+
+    return None if kind == "none" else fault
 
 
 def _with_bar(photo: np.ndarray, frame: int, num_frames: int, seed: int) -> np.ndarray:

@@ -59,10 +59,12 @@ class Stamp:
 
         try:
             await self.app(scope, receive, stamped)
-        except Exception:
+        except Exception as error:
+            if status:  # it broke off in the middle; all that can be done is to end the connection
+                log.warning("an answer broke off: %s", error, extra={"request": request_id})
+                return
             log.exception("unexpected error", extra={"request": request_id})
-            if not status:
-                await error_answer(I2VError(UNEXPECTED), scope["path"])(scope, receive, stamped)
+            await error_answer(I2VError(UNEXPECTED), scope["path"])(scope, receive, stamped)
         finally:
             seconds = time.perf_counter() - started
             self.on_answer(scope["method"], route_of(scope), status, seconds)
