@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,7 +32,12 @@ class Check:
 
 def run(settings: Settings) -> list[Check]:
     """All checks, in the order in which a start would meet them. A check that fails to run is a failed check."""
-    checks: tuple[tuple[str, Callable[[], Check]], ...] = (
+    return list(checks(settings))
+
+
+def checks(settings: Settings) -> Iterator[Check]:
+    """The same, one by one as they are done: importing torch takes seconds, and the reader should see why."""
+    all_checks: tuple[tuple[str, Callable[[], Check]], ...] = (
         ("python", check_python),
         ("torch", check_torch),
         ("device", lambda: check_device(settings)),
@@ -42,7 +47,8 @@ def run(settings: Settings) -> list[Check]:
         ("model", lambda: check_model(settings)),
         ("port", lambda: check_port(settings.host, settings.port)),
     )
-    return [_guarded(name, check) for name, check in checks]
+    for name, check in all_checks:
+        yield _guarded(name, check)
 
 
 def _guarded(name: str, check: Callable[[], Check]) -> Check:
@@ -122,7 +128,7 @@ def check_model(settings: Settings) -> Check:
     """Is the model on this disk whole, or can it be fetched? Asks no network."""
     if settings.model == "fake":
         return Check("model", True, "fake engine: a test pattern, no model")
-    from i2v.engine import hub, source, weights
+    from i2v.engine import files, hub, source
     from i2v.errors import ModelUnavailable
 
     try:
@@ -133,7 +139,7 @@ def check_model(settings: Settings) -> Check:
             offline=True,
             device=settings.device,
         )
-        size = weights.check_files(folder)
+        size = files.check_files(folder)
         return Check("model", True, f"{folder.name}, {size / GB:.2f} GB on this disk")
     except ModelUnavailable as error:
         fetched = source.hub_source(settings.model)

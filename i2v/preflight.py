@@ -7,7 +7,7 @@ code 0: start the server; 2: something is missing, and its line says what to do.
 import ipaddress
 import socket
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TextIO
 
 import psutil
@@ -22,9 +22,11 @@ RULE = "=" * 78
 
 
 def main(
-    arguments: Sequence[str], out: TextIO = sys.stdout, run: Callable[[Settings], list[Check]] = doctor.run
+    arguments: Sequence[str],
+    out: TextIO = sys.stdout,
+    checks: Callable[[Settings], Iterable[Check]] = doctor.checks,
 ) -> int:
-    """Print the banner for a command line of server flags; return the exit code."""
+    """Print the banner for a command line of server flags, each line as its check is done; return the exit code."""
     try:
         settings = settings_from(arguments)
     except SettingsError as error:
@@ -33,12 +35,14 @@ def main(
     if settings is None:  # --help
         return 0
     print(f"{RULE}\n i2v {__version__}: image to video with I2VGen-XL\n{RULE}", file=out, flush=True)
-    checks = [_with_holder(check, settings.port) for check in run(settings)]
-    for check in checks:
-        print(f"[{'SUCCESS' if check.ok else 'ERROR'}] {check.name}: {check.text}", file=out)
+    sound = True
+    for check in checks(settings):
+        check = _with_holder(check, settings.port)
+        sound = sound and check.ok
+        print(f"[{'SUCCESS' if check.ok else 'ERROR'}] {check.name}: {check.text}", file=out, flush=True)
     for warning in warnings(settings):
         print(f"[WARNING] {warning}", file=out)
-    if not all(check.ok for check in checks):
+    if not sound:
         print("[ERROR] the server was not started; mend the lines marked [ERROR] and start again", file=out, flush=True)
         return CANNOT_START
     web, *more = addresses(settings)

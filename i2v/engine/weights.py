@@ -22,19 +22,13 @@ from transformers import (
     CLIPVisionModelWithProjection,
 )
 
+from i2v.engine.files import STEMS, check_files, not_whole, weight_files
 from i2v.engine.protocol import ModelInfo, OnLoad
 from i2v.engine.source import ModelCard, ModelFolder, choose_device, choose_dtype, device_name, read_json, resolve
 from i2v.engine.unet import I2VGenXLUNet
 from i2v.errors import ModelUnavailable
 
-__all__ = ["ModelParts", "check_files", "choose_device", "choose_dtype", "load_parts", "resolve"]
-
-STEMS = {
-    "text_encoder": "model",
-    "image_encoder": "model",
-    "vae": "diffusion_pytorch_model",
-    "unet": "diffusion_pytorch_model",
-}
+__all__ = ["STEMS", "ModelParts", "check_files", "choose_device", "choose_dtype", "load_parts", "resolve"]
 
 
 @dataclass(slots=True)
@@ -54,20 +48,6 @@ class ModelParts:
     info: ModelInfo
     card: ModelCard
     vae_upcast: bool
-
-
-def check_files(folder: ModelFolder) -> int:
-    """Bytes of the weights that a load would read. Raises `ModelUnavailable` when a file is missing or cut short."""
-    half = folder.variant == "fp16"
-    total = 0
-    for part, stem in STEMS.items():
-        for file in weight_files(folder.path / part, stem, half=half):
-            try:
-                with safe_open(file, framework="pt", device="cpu"):  # compares the header with the file's length
-                    total += file.stat().st_size
-            except (SafetensorError, OSError) as error:
-                raise ModelUnavailable(_not_whole(file, error)) from error
-    return total
 
 
 def load_parts(
@@ -194,11 +174,7 @@ def _tensors(file: Path, wanted: set[str], report: Callable[[int], None]) -> Ite
                 report(tensor.numel() * tensor.element_size())
                 yield _current_name(name, wanted), tensor
     except (SafetensorError, OSError) as error:
-        raise ModelUnavailable(_not_whole(file, error)) from error
-
-
-def _not_whole(file: Path, error: Exception) -> str:
-    return f"{file} is not a whole safetensors file ({error}); delete it and fetch it again"
+        raise ModelUnavailable(not_whole(file, error)) from error
 
 
 _VAE_ATTENTION = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
@@ -237,28 +213,6 @@ def _fill_buffers(module: nn.Module, device: torch.device) -> None:
             raise ModelUnavailable(f"{type(module).__name__} has a buffer {name} that no file holds")
         owner = module.get_submodule(name.rpartition(".")[0])
         owner.position_ids = torch.arange(buffer.shape[-1], device=device).expand(buffer.shape)
-
-
-def weight_files(folder: Path, stem: str, *, half: bool) -> list[Path]:
-    """The safetensors of one part: the fp16 file first when `half`, else the full one first; shards by their index."""
-    names = (f"{stem}.fp16", stem) if half else (stem, f"{stem}.fp16")
-    for name in names:
-        if (file := folder / f"{name}.safetensors").is_file():
-            return [file]
-        index = folder / f"{stem}.safetensors.index{name.removeprefix(stem)}.json"
-        if index.is_file():
-            shards = sorted(set(read_json(index, "an index of shards")["weight_map"].values()))
-            missing = [shard for shard in shards if not (folder / shard).is_file()]
-            if missing:
-                raise ModelUnavailable(f"{folder}: {index.name} names {missing[0]}, which is not there")
-            return [folder / shard for shard in shards]
-    pickles = sorted(file.name for kind in ("*.bin", "*.ckpt", "*.pt", "*.pth") for file in folder.glob(kind))
-    if pickles:
-        raise ModelUnavailable(
-            f"{folder} holds only pickled weights ({', '.join(pickles)}), which can run code when opened and are never "
-            f"read; {stem}.safetensors is wanted"
-        )
-    raise ModelUnavailable(f"{folder / (stem + '.safetensors')} is missing")
 
 
 def _reporter(on_load: OnLoad | None, what: str, done: int, size: int, total: int) -> Callable[[int], None]:
