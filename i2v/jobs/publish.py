@@ -83,6 +83,11 @@ class Publisher:
         self._room.acquire()
         self._parcels.put(_Parcel(live, frames, result))
 
+    def drain(self) -> None:
+        """Wait until nothing is being written. Called by the thread that calls `take`."""
+        with self._room:
+            pass
+
     def stop(self, timeout: float | None = None) -> bool:
         """Write what was taken, then end; False when that took longer than `timeout` seconds."""
         if not self._thread.is_alive() or self._thread is threading.current_thread():

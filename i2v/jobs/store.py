@@ -31,6 +31,7 @@ from i2v.request import GenerateRequest
 log = logging.getLogger(__name__)
 
 CACHED = 1000
+_NEXT_FIRST = (jobs.c.priority.desc(), jobs.c.seq)
 _ID = re.compile(r"video_[0-9a-f]{24}")
 
 Clock = Callable[[], datetime]  # aware UTC
@@ -188,9 +189,15 @@ class JobStore:
 
     def waiting(self) -> Sequence[Job]:
         """The queued jobs, next one first."""
-        query = select(jobs).where(jobs.c.status == "queued").order_by(jobs.c.priority.desc(), jobs.c.seq)
+        query = select(jobs).where(jobs.c.status == "queued").order_by(*_NEXT_FIRST)
         with self._reading() as connection:
             return [job_of(row) for row in connection.execute(query).mappings()]
+
+    def next_is_retry(self) -> bool:
+        """Whether the job that `claim` would start now was in flight when the process died before."""
+        query = select(jobs.c.attempt).where(jobs.c.status == "queued").order_by(*_NEXT_FIRST).limit(1)
+        with self._reading() as connection:
+            return bool(connection.scalar(query))
 
     def counts(self) -> dict[Status, int]:
         """Jobs by state; states without jobs are left out."""
@@ -211,7 +218,7 @@ class JobStore:
             query = (
                 select(jobs.c.id, jobs.c.attempt)
                 .where(jobs.c.status == "queued")
-                .order_by(jobs.c.priority.desc(), jobs.c.seq)
+                .order_by(*_NEXT_FIRST)
                 .limit(1)
                 .with_for_update(skip_locked=True)
             )

@@ -1,7 +1,8 @@
 """The one thread that feeds the engine: claim -> GPU mutex -> generate -> release -> hand over to the publisher.
 
 Knows no HTTP and imports no engine: one is given to it. Whatever a job does, the thread goes on with the next one,
-except when the engine itself is lost; then it stops for good and says so.
+except when the engine itself is lost; then it stops for good and says so. A job that was in flight when the process
+died runs alone, with nothing being written beside it: a second death then names the one that causes it.
 """
 
 import logging
@@ -148,6 +149,8 @@ class Worker:
     def _claim(self) -> Live | None:
         if self._engine is None:
             return None
+        if self._verdicts.persist(self._store.next_is_retry):
+            self._publisher.drain()
         found = self._verdicts.persist(lambda: self._store.claim(before_commit=lambda: self._failpoint("claiming")))
         if found is None:
             return None
@@ -235,3 +238,5 @@ class Worker:
         self._hub.step(live.job.id)
         self._failpoint("encoding")
         self._publisher.take(live, result.frames, kept)
+        if live.claim.attempt > 1:
+            self._publisher.drain()

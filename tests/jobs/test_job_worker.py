@@ -24,7 +24,6 @@ from i2v.errors import (
 )
 from i2v.jobs.job import Job
 from i2v.jobs.queue import JobQueue
-from i2v.jobs.store import Claim
 from i2v.jobs.worker import Worker
 
 SECRET = "/home/somebody/weights.bin of prompt 'the sea'"
@@ -87,6 +86,7 @@ def test_a_lost_engine_gives_the_job_one_more_attempt_wakes_every_waiter_and_ask
         gate(stage, step)
         raise FatalEngineError("the GPU is lost")
 
+    gate.step = 1
     queue = make_queue(FakeEngine(fault=fault))
     asked = threading.Event()
     queue.on_fatal = asked.set
