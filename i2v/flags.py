@@ -138,7 +138,7 @@ def _kind(annotation: Any) -> tuple[type, str]:
 def _help(field: FieldInfo) -> str:
     """The description, and the default where the description does not already say what it means."""
     default = field.default
-    if default in (None, (), 0):
+    if default in (None, (), 0, ""):
         return field.description or ""
     if isinstance(default, bool):
         default = "on"

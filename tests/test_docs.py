@@ -72,7 +72,7 @@ def test_every_setting_has_a_row_with_its_default_variable_and_flag() -> None:
 def shown(default: Any) -> str:
     if isinstance(default, bool):
         return "on" if default else "off"
-    if default is None or default == ():
+    if default in (None, (), ""):
         return "none"
     return ", ".join(map(str, default)) if isinstance(default, tuple) else str(default)
 
