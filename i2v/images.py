@@ -8,6 +8,7 @@ import binascii
 import io
 import re
 import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,7 +19,10 @@ from i2v.errors import InvalidImage
 
 FORMATS = ("PNG", "JPEG", "WEBP")  # anything else Pillow could open is more attack surface than use
 MIN_SIDE = 16  # pixels; smaller is a tracking dot or a mistake, and the model sees nothing in it
-MAX_JPEG_SCANS = 100  # each scan is a pass over the whole picture; real progressive files have about ten
+MAX_JPEG_SCANS = 40  # each scan is a pass over the whole picture; real progressive files have about ten
+MAX_PARTS = (
+    20_000  # PNG chunks, JPEG segments: a million tiny ones take Pillow 10 s; real photos have at most thousands
+)
 MAX_ICC_CHUNKS = 4  # PNG allows one; Pillow inflates each of them
 
 # A 50-megapixel photo takes up to 0.5 GB while it is decoded: two at a time, whoever asks.
@@ -55,13 +59,8 @@ def decode_data_url(value: object, *, max_pixels: int) -> Image.Image:
     if not media_type.startswith("image/"):
         raise _invalid(f"Invalid image input: the data URL is not of type image/...; {_WANTED}")
     text = "".join(value[prefix.end() :].split())  # MIME encoders break the line every 76 characters
-    try:
-        if len(text) % 4:
-            raise ValueError("padding")  # strict mode alone lets one `=` too many pass
-        data = binascii.a2b_base64(text, strict_mode=True)
-    except ValueError:
-        raise _invalid("Invalid image input: what follows the comma is not valid base64") from None
-    return decode(data, max_pixels=max_pixels)
+    _refuse_kind(_from_base64(text[:1024]))  # before megabytes are decoded
+    return decode(_from_base64(text), max_pixels=max_pixels)
 
 
 def decode(data: bytes, *, max_pixels: int) -> Image.Image:
@@ -71,7 +70,8 @@ def decode(data: bytes, *, max_pixels: int) -> Image.Image:
     grey scaled by 1/257. The size is read from the header and refused (`InvalidImage`) before anything is decoded
     when it has more than `max_pixels` pixels or a side under 16. The result carries no metadata.
     """
-    _refuse_foreign(data)
+    _refuse_kind(data)
+    _refuse_slow(data)
     try:
         with _DECODING, Image.open(io.BytesIO(data), formats=FORMATS) as image:
             _check_size(image.size, max_pixels)
@@ -268,20 +268,66 @@ def _number_grey(image: Image.Image) -> Image.Image:
     return Image.fromarray(np.clip(np.rint(numbers), 0, 255).astype(np.uint8)).convert("RGB")
 
 
-def _refuse_foreign(data: bytes) -> None:
-    """Refuse what is not PNG, JPEG or WebP by its first bytes, and files built to take hours, before Pillow sees it."""
+def _from_base64(text: str) -> bytes:
+    try:
+        if len(text) % 4:
+            raise ValueError("padding")  # strict mode alone lets one `=` too many pass
+        return binascii.a2b_base64(text, strict_mode=True)
+    except ValueError:
+        raise _invalid("Invalid image input: what follows the comma is not valid base64") from None
+
+
+def _refuse_kind(data: bytes) -> None:
+    """Refuse what is not PNG, JPEG or WebP by its first bytes."""
     if not data:
         raise _invalid("the photo is empty (0 bytes)")
-    if data.startswith(b"\x89PNG\r\n\x1a\n"):
-        if data.count(b"iCCP") > MAX_ICC_CHUNKS:
-            raise _invalid("the PNG has too many colour profiles; it cannot be read safely")
-    elif data.startswith(b"\xff\xd8\xff"):
-        if data.count(b"\xff\xda") > MAX_JPEG_SCANS:
-            raise _invalid("the JPEG has too many scans; it cannot be read safely")
-    elif not (data.startswith(b"RIFF") and data[8:12] == b"WEBP"):
+    if not data.startswith((_PNG, _JPEG)) and not (data.startswith(b"RIFF") and data[8:12] == b"WEBP"):
         raise _invalid(f"the photo is {_what_bytes(data)}; PNG, JPEG and WebP are taken")
 
 
+def _refuse_slow(data: bytes) -> None:
+    """Refuse files built to keep a decoder busy for minutes, before it sees them."""
+    if data.startswith(_PNG):
+        slow = data.count(b"iCCP") > MAX_ICC_CHUNKS or _parts(_png_chunks(data))
+    elif data.startswith(_JPEG):
+        slow = data.count(b"\xff\xda") > MAX_JPEG_SCANS or _parts(_jpeg_segments(data))
+    else:
+        slow = False
+    if slow:
+        raise _invalid("the photo has far more parts than a picture needs; save it anew")
+
+
+def _parts(parts: Iterator[int]) -> bool:
+    return any(number >= MAX_PARTS for number, _ in enumerate(parts))
+
+
+def _png_chunks(data: bytes) -> Iterator[int]:
+    """Where each chunk begins: 4 bytes length, 4 type, the content, 4 checksum."""
+    at = len(_PNG)
+    while at + 8 <= len(data):
+        yield at
+        at += 12 + int.from_bytes(data[at : at + 4])
+
+
+def _jpeg_segments(data: bytes) -> Iterator[int]:
+    """Where each segment before the first scan begins: 0xff, marker, 2 bytes length that count themselves.
+
+    Bytes between segments are skipped one by one, as decoders do, and count like segments.
+    """
+    at = 2
+    while at + 4 <= len(data) and data[at : at + 2] != b"\xff\xda":
+        yield at
+        if data[at] != 0xFF or data[at + 1] == 0xFF:
+            at += 1
+        elif data[at + 1] in _BARE_MARKERS:
+            at += 2
+        else:
+            at += 2 + max(2, int.from_bytes(data[at + 2 : at + 4]))
+
+
+_PNG = b"\x89PNG\r\n\x1a\n"
+_JPEG = b"\xff\xd8\xff"
+_BARE_MARKERS = frozenset((0x00, 0x01, *range(0xD0, 0xDA)))  # have no length: stuffing, TEM, RST0..7, SOI, EOI
 _SIGNATURES: tuple[tuple[bytes, str], ...] = (
     (b"GIF8", "a GIF"),
     (b"II*\x00", "a TIFF"),

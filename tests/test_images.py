@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageCms
 
 from i2v.errors import InvalidImage
-from i2v.images import decode, decode_data_url, fit_image, to_png, to_rgb
+from i2v.images import decode, decode_data_url, fit_image, place, to_png, to_rgb
 
 ASSETS = Path(__file__).parent / "assets"
 MAX = 50_000_000
@@ -399,16 +399,53 @@ def test_a_text_or_profile_bomb_is_refused_within_a_little_memory(kind: bytes, t
     assert growth_mb("refused()", bomb) < 60
 
 
-def test_many_colour_profiles_in_one_png_are_refused() -> None:
-    profile = chunk(b"iCCP", b"k\0\0" + zlib.compress(bytes(1000)))
-    assert "colour profiles" in refusal(png(32, 32, extra=profile * 1000, rows=rgb_rows(32, 32)))
+def segments(content: bytes, jpeg: bytes) -> bytes:
+    return jpeg[:2] + content + jpeg[2:]
+
+
+@pytest.mark.parametrize(
+    "slow",
+    [
+        png(32, 32, extra=chunk(b"iCCP", b"k\0\0" + zlib.compress(bytes(1000))) * 1000, rows=rgb_rows(32, 32)),
+        png(32, 32, extra=chunk(b"tEXt", b"k\0v") * 100_000, rows=rgb_rows(32, 32)),
+        png(32, 32, extra=chunk(b"IDAT", b"") * 100_000, rows=rgb_rows(32, 32)),
+        segments(b"\xff\xfe\0\3a" * 100_000, encoded(quarters(), "JPEG")),
+        segments(b"\xff\xe1\0\2" * 100_000, encoded(quarters(), "JPEG")),
+        segments(b"\xff\xfe\0\0" * 100_000, encoded(quarters(), "JPEG")),
+        segments(b"\xff" * 100_000, encoded(quarters(), "JPEG")),
+        segments(b"\xff\xfe\0\2" + bytes(100_000), encoded(quarters(), "JPEG")),
+        segments(b"\xff\xfe\0\2" + b"\xff\xd0" * 100_000, encoded(quarters(), "JPEG")),
+        segments(b"\xff\xfe\0\2" + b"\xff\0" * 100_000, encoded(quarters(), "JPEG")),
+    ],
+    ids=[
+        "profiles",
+        "texts",
+        "empty data",
+        "comments",
+        "applications",
+        "zero lengths",
+        "fill bytes",
+        "junk",
+        "restarts",
+        "stuffing",
+    ],
+)
+def test_a_file_of_endless_parts_is_refused_before_it_is_decoded(slow: bytes) -> None:
+    """A million tiny chunks kept the decoder busy for ten seconds."""
+    assert "far more parts" in refusal(slow)
 
 
 def test_a_jpeg_of_thousands_of_scans_is_refused() -> None:
     progressive = encoded(quarters(), "JPEG", progressive=True)
     scan = progressive[progressive.rindex(b"\xff\xda") : -2]
     assert decode(progressive, max_pixels=MAX).size == (64, 48)
-    assert "scans" in refusal(progressive[:-2] + scan * 5000 + b"\xff\xd9")
+    assert "far more parts" in refusal(progressive[:-2] + scan * 5000 + b"\xff\xd9")
+
+
+def test_a_real_photo_with_much_metadata_is_taken() -> None:
+    jpeg = segments((b"\xff\xe1\xff\xff" + bytes(65533)) * 150, encoded(quarters(), "JPEG"))
+    assert decode(jpeg, max_pixels=MAX).size == (64, 48)
+    assert decode(png(32, 32, extra=chunk(b"tEXt", b"k\0v") * 5000, rows=rgb_rows(32, 32)), max_pixels=MAX)
 
 
 @pytest.mark.parametrize("kind", ["PNG", "WEBP"])
@@ -461,8 +498,8 @@ def test_flipped_bits_give_a_picture_or_invalid_image_and_nothing_else(
     name: str, flips: list[tuple[float, int]]
 ) -> None:
     data = bytearray(_ORIGINALS[name])
-    for place, bit in flips:
-        data[int(place * len(data))] ^= 1 << bit
+    for share, bit in flips:
+        data[int(share * len(data))] ^= 1 << bit
     try:
         image = decode(bytes(data), max_pixels=1_000_000)
     except InvalidImage:
@@ -514,6 +551,11 @@ def test_a_white_photo_has_no_black_row_after_the_crop_at_any_size(
     across, down = (right - left) / (box[2] - box[0]), (bottom - top) / (box[3] - box[1])
     if fit == "crop":
         assert abs(across / down - 1) <= 1 / min(width, height) + 1e-9
+
+
+def test_place_says_beforehand_what_fit_image_does(photo: Image.Image) -> None:
+    for fit in ("crop", "pad"):
+        assert place(photo.size, (256, 384), fit) == fit_image(photo, 256, 384, fit)[1]
 
 
 def test_the_crop_takes_the_middle(photo: Image.Image) -> None:
