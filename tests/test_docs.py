@@ -1,8 +1,11 @@
 """The documents against the code: they fail when a setting, route, error code, command or flag is missing or gone."""
 
 import ast
+import os
 import re
+import shlex
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +13,7 @@ from typing import Any
 import pytest
 import typer
 from fastapi.routing import APIRoute
+from PIL import Image
 from pydantic import BaseModel
 from starlette.routing import Route
 
@@ -17,10 +21,14 @@ from i2v import cli, errors, flags
 from i2v.engine.fake import FakeEngine
 from i2v.errors import I2VError
 from i2v.jobs.queue import JobQueue
+from i2v.request import GenerateRequest
 from i2v.server import app as server_app
 from i2v.server import protocol
+from i2v.server.video_object import video_object
+from i2v.server.video_request import CreateVideo
 from i2v.settings import Settings
-from tests.conftest import ROOT
+from i2v.video import probe
+from tests.conftest import ASSETS, ROOT
 
 DOCS = ROOT / "docs"
 API = (DOCS / "api.md").read_text()
@@ -122,12 +130,23 @@ def test_every_error_code_is_in_the_contract_with_its_status() -> None:
     assert set(table) == {kind.code for kind in error_classes()}
 
 
-def test_every_field_of_a_video_request_is_in_the_contract() -> None:
-    from i2v.server.video_request import CreateVideo
+def test_the_contract_lists_exactly_the_fields_of_a_video_request() -> None:
+    part = section(API, "## 2. `/v1/videos`").partition("Fields of a new video.")[2].partition("Unknown fields")[0]
+    assert set(rows(part)) == set(CreateVideo.model_fields)
 
-    table = rows(section(API, "## 2. `/v1/videos`"))
-    for name in CreateVideo.model_fields:
-        assert name in table, name
+
+def test_the_contract_lists_exactly_the_fields_of_a_video_object(tmp_path: Path) -> None:
+    settings = Settings(outputs=tmp_path, model="fake")
+    queue = JobQueue(settings, engine=FakeEngine())
+    queue.start()
+    try:
+        job = queue.submit(GenerateRequest(prompt="x", steps=1), Image.new("RGB", (32, 32)), door="videos")
+        shown = set(video_object(queue.wait_sync(job.id, 60), queue, settings))
+    finally:
+        queue.stop()
+    part = section(API, "## 2. `/v1/videos`").partition("The object that comes back:")[2]
+    cells = [line.split("|")[1] for line in part.splitlines() if line.startswith("| `")]
+    assert {name for cell in cells for name in re.findall(r"`([^`]+)`", cell)} == shown
 
 
 def test_the_ranges_in_the_contract_are_the_ones_that_are_checked() -> None:
@@ -205,7 +224,7 @@ def slug(heading: str) -> str:
 
 @pytest.mark.parametrize("path", TEXTS, ids=lambda path: path.name)
 def test_python_examples_are_python_and_import_what_exists(path: Path) -> None:
-    for block in re.findall(r"```python\n(.*?)```", path.read_text(), re.DOTALL):
+    for block in python_blocks(path):
         for node in ast.walk(ast.parse(block)):
             if isinstance(node, ast.ImportFrom) and str(node.module).startswith("i2v"):
                 module = __import__(str(node.module), fromlist=["x"])
@@ -238,3 +257,76 @@ def test_every_script_is_in_the_readme_or_the_operations_guide() -> None:
 
 def test_the_changelog_has_an_unreleased_heading() -> None:
     assert "\n## Unreleased\n" in (ROOT / "CHANGELOG.md").read_text()
+
+
+# The examples, against a real server
+
+
+def python_blocks(path: Path) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", path.read_text(), re.DOTALL)
+
+
+EXAMPLES = [
+    (path, number) for path in (ROOT / "README.md", DOCS / "api.md") for number in range(len(python_blocks(path)))
+]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a server with the fake engine."""
+    folder = tmp_path_factory.mktemp("server")
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "server.py"), "--model", "fake", "--no-ui", "--port", "0"],
+        cwd=folder,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stderr is not None
+        said = []
+        for line in process.stderr:
+            said.append(line)
+            if found := re.search(r"ready at (\S+)", line):
+                break
+        assert found, "".join(said)
+        yield found.group(1)
+    finally:
+        process.terminate()
+        process.communicate(timeout=60)
+
+
+def prepared(folder: Path, text: str, server: str) -> str:
+    """An example as a reader would run it: with a photo of that name, and the server's address."""
+    (folder / "photo.jpg").write_bytes((ASSETS / "coffee.jpg").read_bytes())
+    return text.replace("http://127.0.0.1:7860", server)
+
+
+@pytest.mark.parametrize(("path", "number"), EXAMPLES, ids=lambda part: getattr(part, "name", part))
+def test_python_examples_run(path: Path, number: int, server: str, tmp_path: Path) -> None:
+    code = prepared(tmp_path, python_blocks(path)[number], server)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    if "video.mp4" in code:
+        assert probe(tmp_path / "video.mp4").frames >= 16
+
+
+def test_command_line_examples_run(server: str, tmp_path: Path) -> None:
+    text = (ROOT / "README.md").read_text()
+    (line,) = re.findall(r"^i2v (generate .* --url .*)$", text, re.MULTILINE)
+    for command in (line, "inspect video.mp4"):
+        done = subprocess.run(
+            [sys.executable, "-m", "i2v", *shlex.split(prepared(tmp_path, command, server))],
+            cwd=tmp_path,
+            env=environment(),
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert done.returncode == 0, done.stderr
+    assert "the scene at sunset" in done.stdout
+
+
+def environment() -> dict[str, str]:
+    return os.environ | {"PYTHONPATH": str(ROOT), "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
