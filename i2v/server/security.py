@@ -13,13 +13,15 @@ from urllib.parse import urlsplit
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from i2v.errors import BodyTooLarge, Forbidden, I2VError, Unauthorized
+from i2v.errors import BadRequest, BodyTooLarge, Forbidden, I2VError, Unauthorized
 from i2v.server.answers import error_answer
 from i2v.settings import Settings
 
 PROBES = frozenset({"/livez", "/readyz"})
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
 MB = 1_000_000
+MAX_HEADERS = 200
+MAX_HEAD = 64_000  # bytes; the parser's own limit does not hold for a head that arrives in one piece
 
 
 class HeadGuard:
@@ -37,6 +39,7 @@ class HeadGuard:
             return
         headers = Headers(scope=scope)
         try:
+            check_size(scope)
             check_host(headers, self.hosts)
             if scope["method"] not in SAFE_METHODS:
                 check_origin(headers, self.origins)
@@ -48,6 +51,14 @@ class HeadGuard:
             await error_answer(error, scope["path"])(scope, receive, send)
         else:
             await self.app(scope, receive, send)
+
+
+def check_size(scope: Scope) -> None:
+    """No client needs more than a few kilobytes of address and headers."""
+    size = len(scope.get("raw_path") or b"") + len(scope["query_string"])
+    size += sum(len(name) + len(value) for name, value in scope["headers"])
+    if len(scope["headers"]) > MAX_HEADERS or size > MAX_HEAD:
+        raise BadRequest(f"the address and the headers are too long; at most {MAX_HEADERS} headers, {MAX_HEAD} bytes")
 
 
 def check_host(headers: Headers, allowed: frozenset[str]) -> None:

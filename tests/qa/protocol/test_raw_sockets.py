@@ -1,0 +1,259 @@
+"""What arrives on the socket itself: broken HTTP, silence, drips, lies about lengths, readers that do not read."""
+
+import json
+import socket
+import time
+
+import psutil
+import pytest
+
+from tests.qa.live_server import parse_head, read_all, read_answer, small_photo
+
+DEADLINE_S = 2.0
+
+
+@pytest.fixture(scope="module")
+def server(start_server):
+    return start_server("--no-ui", "--receive-timeout-s", str(DEADLINE_S), "--max-body-mb", "1")
+
+
+def post(body: bytes, *headers: str) -> bytes:
+    lines = ["POST /api/predict/ HTTP/1.1", "Host: localhost", *headers]
+    return "\r\n".join(lines).encode("latin-1") + b"\r\n\r\n" + body
+
+
+GET = b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n"
+
+BROKEN = {
+    "no http": b"hello\r\n\r\n",
+    "tls": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+    "no path": b"GET\r\n\r\n",
+    "space in header name": b"GET /livez HTTP/1.1\r\nHost : localhost\r\n\r\n",
+    "two hosts": b"GET /livez HTTP/1.1\r\nHost: localhost\r\nHost: evil\r\n\r\n",
+    "no host": b"GET /livez HTTP/1.1\r\n\r\n",
+    "nul in header": b"GET /livez HTTP/1.1\r\nHost: localhost\r\nX: a\x00b\r\n\r\n",
+    "negative length": post(b"", "Content-Length: -1"),
+    "two lengths": post(b"ab", "Content-Length: 1", "Content-Length: 2"),
+    "length in words": post(b"ab", "Content-Length: two"),
+    "bad chunk": post(b"zz\r\n", "Transfer-Encoding: chunked"),
+    "unknown transfer coding": post(b"x", "Transfer-Encoding: gzip"),
+    "line breaks only": b"\r\n" * 40_000,
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_what_is_not_http_is_a_400_in_json_and_the_connection_ends(healthy, case):
+    answer = healthy.raw(BROKEN[case])
+    status, headers = parse_head(answer.partition(b"\r\n\r\n")[0])
+    assert status in (400, 408, 501)
+    assert headers["connection"] == "close"
+    assert json.loads(answer.partition(b"\r\n\r\n")[2])["error"]
+
+
+TOO_LONG = {
+    "10,000 headers": GET[:-2] + b"".join(b"X-%d: y\r\n" % n for n in range(10_000)) + b"\r\n",
+    "a header of 100 kB": GET[:-2] + b"X: " + b"y" * 100_000 + b"\r\n\r\n",
+    "a path of 100 kB": b"GET /" + b"x" * 100_000 + b" HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    "a query of 100 kB": b"GET /livez?" + b"x" * 100_000 + b" HTTP/1.1\r\nHost: localhost\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("case", TOO_LONG)
+def test_a_head_that_is_too_long_is_a_400(healthy, case):
+    with healthy.connect() as connection:
+        connection.sendall(TOO_LONG[case])
+        status, _, body = read_answer(connection)
+        assert status == 400
+        assert json.loads(body)["error"]
+
+
+SLOW = {
+    "silence": (b"", None),
+    "half a head": (b"POST /api/predict/ HTTP/1.1\r\nHost: loc", None),
+    "a dripping head": (b"POST /api/predict/ HTTP/1.1\r\n", b"X"),
+    "a missing body": (post(b"", "Content-Length: 100"), 408),
+    "half a body": (post(b"x" * 50, "Content-Length: 100"), 408),
+    "a dripping body": (post(b"x", "Content-Length: 100000"), 408),
+    "an unfinished chunk": (post(b"100\r\nabc", "Transfer-Encoding: chunked"), 408),
+    "no last chunk": (post(b"1\r\na\r\n", "Transfer-Encoding: chunked"), 408),
+}
+
+
+@pytest.mark.parametrize("case", SLOW)
+def test_a_client_that_does_not_finish_is_let_go_at_the_deadline(healthy, case):
+    data, expected = SLOW[case]
+    with healthy.connect(timeout=DEADLINE_S * 10) as connection:
+        connection.sendall(data)
+        answer = drip(connection, DEADLINE_S * 10) if "dripping" in case else read_all(connection)
+    if expected == 408:
+        assert answer.startswith(b"HTTP/1.1 408")
+        assert json.loads(answer.partition(b"\r\n\r\n")[2])["error"]
+
+
+def drip(connection: socket.socket, limit_s: float) -> bytes:
+    """Send a byte every 50 ms until the server has had enough."""
+    connection.settimeout(0.05)
+    end = time.monotonic() + limit_s
+    answer = b""
+    while time.monotonic() < end:
+        try:
+            connection.sendall(b"x")
+            piece = connection.recv(65536)
+        except TimeoutError:
+            continue
+        except (ConnectionResetError, BrokenPipeError):
+            return answer
+        if not piece:
+            return answer
+        answer += piece
+    raise AssertionError("the connection was still open")
+
+
+def test_a_kept_connection_that_goes_silent_is_closed(healthy):
+    with healthy.connect() as connection:
+        connection.sendall(GET)
+        assert read_answer(connection)[0] == 200
+        assert read_all(connection) == b""
+
+
+def test_each_request_of_a_kept_connection_has_the_whole_deadline(healthy):
+    with healthy.connect() as connection:
+        for _ in range(4):
+            body = b"{}"
+            connection.sendall(post(b"", f"Content-Length: {len(body)}"))
+            time.sleep(DEADLINE_S / 3)  # not a wait for anything: the pace of a slow but honest client
+            connection.sendall(body)
+            assert read_answer(connection)[0] == 422
+
+
+def test_pipelined_requests_are_all_answered(healthy):
+    with healthy.connect() as connection:
+        connection.sendall(GET * 20)
+        data = b""
+        while data.count(b'{"status":"alive"}') < 20:
+            data += connection.recv(65536)
+
+
+def test_a_client_may_ask_before_it_sends_its_body(healthy):
+    with healthy.connect() as connection:
+        connection.sendall(post(b"", "Content-Length: 2", "Expect: 100-continue"))
+        assert connection.recv(100).startswith(b"HTTP/1.1 100")
+        connection.sendall(b"{}")
+        assert read_answer(connection)[0] == 422
+
+
+def test_a_body_declared_too_large_is_refused_unread(healthy):
+    with healthy.connect() as connection:
+        connection.sendall(post(b"x" * 1000, "Content-Length: 1000001"))
+        status, _, body = read_answer(connection)
+        assert status == 413
+        assert "1 MB" in json.loads(body)["error"]
+
+
+def test_a_chunked_body_that_grows_too_large_is_refused_on_the_way(healthy):
+    with healthy.connect() as connection:
+        connection.sendall(post(b"", "Transfer-Encoding: chunked"))
+        for _ in range(17):
+            connection.sendall(b"10000\r\n" + b"x" * 0x10000 + b"\r\n")
+        status, _, body = read_answer(connection)
+        assert status == 413
+        assert json.loads(body)["error"]
+
+
+def test_a_connection_goes_on_after_a_refusal(healthy):
+    with healthy.connect() as connection:
+        for _ in range(5):
+            connection.sendall(post(b"nonsense", "Content-Length: 8"))
+            assert read_answer(connection)[0] == 400
+        connection.sendall(GET)
+        assert read_answer(connection)[0] == 200
+
+
+def test_a_client_that_goes_away_in_its_own_request_leaves_nothing(healthy):
+    for _ in range(50):
+        with healthy.connect() as connection:
+            connection.sendall(post(b"x" * 100, "Content-Length: 1000"))
+    assert "Traceback" not in healthy.log
+
+
+def test_a_reader_that_does_not_read_is_cut_off(healthy):
+    name = "video_20260101_000000_slowly.mp4"
+    (healthy.outputs / name).write_bytes(bytes(64_000_000))
+    with socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.settimeout(30)
+        connection.connect(("127.0.0.1", healthy.port))
+        connection.sendall(f"GET /outputs/{name} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+        assert gone(healthy, connection.getsockname()[1], DEADLINE_S * 10)
+    (healthy.outputs / name).unlink()
+
+
+def gone(server, port: int, limit_s: float) -> bool:
+    """Whether the server's process drops its connection with our `port` in time, without our reading a byte."""
+    process = psutil.Process(server.process.pid)
+    end = time.monotonic() + limit_s
+    while time.monotonic() < end:
+        if not any(c.raddr and c.raddr.port == port for c in process.net_connections("tcp")):
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def test_a_large_download_that_is_read_slowly_but_steadily_is_whole(healthy):
+    name, size = "video_20260101_000000_steady.mp4", 8_000_000
+    (healthy.outputs / name).write_bytes(bytes(size))
+    with healthy.connect() as connection:
+        connection.sendall(f"GET /outputs/{name} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
+        received = 0
+        while piece := connection.recv(20_000):
+            received += len(piece)
+            time.sleep(0.005)  # the pace of a slow but honest client
+    (healthy.outputs / name).unlink()
+    assert received > size
+
+
+def test_two_thousand_idle_connections_lock_nobody_out(start_server):
+    server = start_server("--no-ui", "--max-connections", "200", "--receive-timeout-s", "60")
+    idle = []
+    try:
+        for _ in range(2000):
+            idle.append(server.connect())
+        for _ in range(20):
+            with server.connect() as connection:
+                connection.sendall(GET)
+                assert read_answer(connection)[0] == 200
+        assert server.small_job().status_code == 200
+    finally:
+        for connection in idle:
+            connection.close()
+
+
+def test_when_all_places_are_busy_a_newcomer_is_told_when_to_come_back(start_server):
+    server = start_server("--no-ui", "--max-connections", "3", "--fake-step-s", "0.1")
+    busy = []
+    try:
+        for _ in range(3):
+            connection = server.connect(timeout=60)
+            body = json.dumps({"data": [small_photo(), "x", 256, 8, 8, 10, 7.5]}).encode()
+            connection.sendall(post(body, f"Content-Length: {len(body)}"))
+            busy.append(connection)
+            wait_for_jobs(server, len(busy))
+        answer = server.raw(GET)
+        status, headers = parse_head(answer.partition(b"\r\n\r\n")[0])
+        assert status == 503
+        assert int(headers["retry-after"]) > 0
+        assert json.loads(answer.partition(b"\r\n\r\n")[2])["error"]
+        for connection in busy:
+            assert read_answer(connection)[0] == 200
+        assert server.raw(GET.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")).startswith(b"HTTP/1.1 200")
+    finally:
+        for connection in busy:
+            connection.close()
+
+
+def wait_for_jobs(server, count: int) -> None:
+    """Until the log says that so many requests are being worked on; asking over HTTP would need a place of its own."""
+    end = time.monotonic() + 30
+    while server.log.count("accepted job=") < count:
+        assert time.monotonic() < end
+        time.sleep(0.02)
