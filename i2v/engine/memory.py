@@ -46,7 +46,7 @@ class Plan:
         return f"{where}, {passes}, feed-forward in {self.ff_chunks}, {self.decode_chunk} frames decoded at once"
 
 
-LOW_VRAM = Plan(decode_chunk=1, ff_chunks=8, guidance_passes=2, offload="model")
+LOW_VRAM = Plan(decode_chunk=1, ff_chunks=4, guidance_passes=2, offload="model")
 
 
 def ladder(plan: Plan) -> Plan | None:
@@ -54,11 +54,9 @@ def ladder(plan: Plan) -> Plan | None:
     if plan.decode_chunk > 1:
         return replace(plan, decode_chunk=1)
     if plan.ff_chunks < 4:
-        return replace(plan, ff_chunks=4)
+        return replace(plan, ff_chunks=4)  # with more, attention is the peak
     if plan.guidance_passes == 1:
         return replace(plan, guidance_passes=2)
-    if plan.ff_chunks < 8:
-        return replace(plan, ff_chunks=8)
     if plan.offload == "none":
         return replace(plan, offload="model")
     if plan.offload == "model":
@@ -81,14 +79,14 @@ def rungs(first: Plan) -> Iterator[Plan]:
 # per latent pixel and frame. The worst moment is in a transformer at full resolution, in its feed-forward (whose
 # intermediate is 8 times as wide as its input, taken in chunks) or, once that is cut, in its attention. Those hold one
 # row for each guidance half; the last skips and transformer_in are shared by both.
-BLOCK = 12.0
-BLOCK_ATTENTION = 17.0
+BLOCK = 4.5
+BLOCK_ATTENTION = 9.5
 SHARED = 3.0
 WIDE = 8.0
 STATE = 1.0  # the image's share of conv_in, kept over a request
 PASS = 1.0  # what is kept of each further guidance pass
-ENTRY, ENTRY_INNER, ENTRY_ATTENTION = 2.5, 3.0, 8.0  # transformer_in: of the first width, of its own width
-COPIES = 1 / 32  # of the largest block's weights, copied into another layout, at any size
+ENTRY, ENTRY_INNER, ENTRY_ATTENTION = 1.0, 3.0, 8.0  # transformer_in: of the first width, of its own width
+COPIES = 1 / 48  # of the largest block's weights, copied into another layout, at any size
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +95,7 @@ class Shape:
 
     weights: Mapping[str, int]
     largest_group: int  # bytes of the UNet's largest block
+    all_groups: int  # bytes of all its blocks
     width: int  # channels of the UNet at full latent resolution
     inner: int  # channels inside transformer_in
     vae_width: int  # channels that enter the VAE's last decoder block, at full resolution
@@ -127,6 +126,7 @@ def shape_of(parts: Any) -> Shape:
     return Shape(
         weights={name: _bytes(getattr(parts, name)) for name in names},
         largest_group=max(_bytes(block) for block in blocks),
+        all_groups=sum(_bytes(block) for block in blocks),
         width=widths[0],
         inner=8 * int(unet.config.attention_head_dim),
         vae_width=vae_widths[min(1, len(vae_widths) - 1)],
@@ -142,7 +142,7 @@ def _bytes(module: torch.nn.Module) -> int:
 
 def denoise_activations(shape: Shape, request: GenerateRequest, plan: Plan) -> int:
     """Bytes that one UNet call holds beside the weights. Linear in width x height x frames; steps do not matter."""
-    tokens = request.num_frames * (request.width // shape.factor) * (request.height // shape.factor)
+    tokens = _tokens(shape, request)
     guided = request.guidance_scale > 1.0
     rows = 2 if guided and plan.guidance_passes == 1 else 1
     passes = plan.guidance_passes if guided else 1
@@ -169,14 +169,21 @@ def predict(shape: Shape, request: GenerateRequest, plan: Plan) -> Need:
     unet, vae = weights["unet"], weights["vae"]
     if plan.offload == "none":
         encoders = unet = vae = sum(weights.values())
-    elif plan.offload == "group":
-        unet = min(unet, 2 * shape.largest_group)  # one block at work, the next on its way
+    denoise = unet + denoise_activations(shape, request, plan)
+    if plan.offload == "group":
+        # what is computed once a request reads all of the UNet, and after that one block after the other is there
+        paged = unet - shape.all_groups + 2 * shape.largest_group + denoise_activations(shape, request, plan)
+        denoise = max(unet + ceil(3 * STATE * shape.width * shape.unet_bytes * _tokens(shape, request)), paged)
     one_frame = replace(plan, decode_chunk=1)
     return Need(
         encode=encoders + decode_activations(shape, request, one_frame),
-        denoise=unet + denoise_activations(shape, request, plan),
+        denoise=denoise,
         decode=vae + decode_activations(shape, request, plan),
     )
+
+
+def _tokens(shape: Shape, request: GenerateRequest) -> int:
+    return request.num_frames * (request.width // shape.factor) * (request.height // shape.factor)
 
 
 # --- what fits
