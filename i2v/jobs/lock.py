@@ -22,7 +22,9 @@ class FolderLock:
     def acquire(self) -> None:
         """Raises `DataError` when another process holds the folder, or when it cannot be made or written."""
         try:
-            self._folder.mkdir(mode=0o755, parents=True, exist_ok=True)
+            if not self._folder.is_dir():
+                self._folder.mkdir(parents=True)
+                self._folder.chmod(0o755)  # whatever the umask: other users of the machine may read the videos
             self._lock.acquire(timeout=0)
             (self._folder / PID_NAME).write_text(f"{os.getpid()}\n")
         except Timeout:

@@ -1,0 +1,194 @@
+"""Starting on a data folder: what is refused in a readable sentence, and what is put right."""
+
+import os
+import sqlite3
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from job_doubles import SMALL, Clock, MakeQueue, final, quick_write
+from PIL import Image
+
+from i2v.engine.fake import FakeEngine
+from i2v.jobs.queue import JobQueue
+from i2v.jobs.schema import SCHEMA_VERSION, DataError, open_database, sqlite_url
+from i2v.jobs.store import JobStore
+from i2v.settings import Settings
+
+ROOT = Path(__file__).resolve().parents[2]
+NAME = "video_20260102_030405_abc123"
+
+
+def start(outputs: Path, **fields: object) -> JobQueue:
+    queue = JobQueue(Settings(outputs=outputs, **fields), engine=FakeEngine(), write_video=quick_write)  # type: ignore[arg-type]
+    queue.start()
+    return queue
+
+
+def test_a_second_server_in_this_process_or_another_is_refused_and_told_who_to_stop(
+    make_queue: MakeQueue, outputs: Path
+) -> None:
+    first = make_queue()
+    with pytest.raises(DataError, match=f"process {os.getpid()}"):
+        start(outputs)
+    script = (
+        "from i2v.jobs.queue import JobQueue; from i2v.settings import Settings; from pathlib import Path; import sys\n"
+        "JobQueue(Settings(outputs=Path(sys.argv[1]))).start()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(outputs)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert done.returncode != 0
+    assert f"another i2v server (process {os.getpid()}) uses the folder" in done.stderr
+    first.stop()
+    start(outputs).stop()
+
+
+def test_two_servers_on_one_postgresql_database_are_refused(postgres_url: str, outputs: Path, tmp_path: Path) -> None:
+    first = start(outputs, database=postgres_url)
+    with pytest.raises(DataError, match="another i2v server uses this PostgreSQL database"):
+        start(tmp_path, database=postgres_url)
+    first.stop()
+    start(tmp_path, database=postgres_url).stop()
+
+
+def test_a_whole_job_runs_on_postgresql(postgres_url: str, make_queue: MakeQueue, dot: Image.Image) -> None:
+    queue = make_queue(settings={"database": postgres_url})
+    done = final(queue, queue.submit(SMALL, dot, door="cli"))
+    assert done.status == "completed"
+    assert queue.input_image(done.id).size == dot.size
+    assert queue.storage_ok()
+    queue.delete(done.id)
+    assert queue.list() == []
+
+
+def test_a_newer_schema_is_refused_and_left_as_it_is(url: str, clock: Clock) -> None:
+    JobStore(url, "boot", clock).close()
+    engine = open_database(url)
+    with engine.begin() as connection:
+        connection.exec_driver_sql("UPDATE i2v_meta SET value = '99' WHERE key = 'schema'")
+    engine.dispose()
+    for _ in range(2):
+        with pytest.raises(DataError, match=f"newer i2v \\(schema 99; this version knows {SCHEMA_VERSION}\\)"):
+            JobStore(url, "boot", clock)
+
+
+@pytest.mark.parametrize("damage", ["no database", "half", "garbled"])
+def test_a_damaged_table_is_named_with_what_to_do(
+    make_queue: MakeQueue, outputs: Path, dot: Image.Image, damage: str
+) -> None:
+    queue = make_queue()
+    for _ in range(20):
+        final(queue, queue.submit(SMALL, dot, door="cli"))
+    queue.stop()
+    file = outputs / "jobs.sqlite3"
+    data = file.read_bytes()
+    assert len(data) > 16384
+    broken = {"no database": b"hello" * 1000, "half": data[: len(data) // 2], "garbled": _garbled(data)}[damage]
+    file.write_bytes(broken)
+    with pytest.raises(DataError, match=r"jobs\.sqlite3.*[Mm]ove it away"):
+        start(outputs)
+    file.unlink()
+    start(outputs).stop()
+
+
+def _garbled(data: bytes) -> bytes:
+    """Everything behind the first page overwritten."""
+    return data[:4096] + b"\xa5" * (len(data) - 4096)
+
+
+def test_a_folder_that_is_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "outputs").write_text("")
+    with pytest.raises(DataError, match="cannot be used"):
+        start(tmp_path / "outputs")
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("mysql://localhost/x", "not supported"),
+        ("nonsense", "SQLAlchemy URL"),
+        ("postgresql://somebody:secret@127.0.0.1:1/x", "cannot be opened"),
+    ],
+)
+def test_a_database_that_cannot_be_used_is_named_without_its_password(outputs: Path, url: str, words: str) -> None:
+    with pytest.raises(DataError, match=words) as caught:
+        start(outputs, database=url)
+    assert "secret" not in str(caught.value)
+    start(outputs).stop()  # nothing was held
+
+
+def test_folder_and_files_have_the_promised_permissions(make_queue: MakeQueue, outputs: Path, dot: Image.Image) -> None:
+    old = os.umask(0o077)
+    try:
+        queue = make_queue(write_video=None, settings={"outputs": outputs / "new"})
+        done = final(queue, queue.submit(SMALL, dot, door="cli"))
+    finally:
+        os.umask(old)
+    path = queue.video_path(done)
+    modes = {name: stat.S_IMODE((path.parent / name).stat().st_mode) for name in (".", path.name, f"{path.stem}.json")}
+    assert modes == {".": 0o755, path.name: 0o644, f"{path.stem}.json": 0o644}
+    assert stat.S_IMODE((path.parent / "jobs.sqlite3").stat().st_mode) == 0o600, "prompts and photos are private"
+
+
+def test_the_table_is_written_through_to_the_disk(outputs: Path, clock: Clock) -> None:
+    store = JobStore(sqlite_url(outputs / "jobs.sqlite3"), "boot", clock)
+    with store._engine.connect() as connection:
+        pragmas = {
+            name: connection.exec_driver_sql(f"PRAGMA {name}").scalar()
+            for name in ("journal_mode", "synchronous", "foreign_keys", "busy_timeout")
+        }
+    store.close()
+    assert pragmas == {"journal_mode": "wal", "synchronous": 2, "foreign_keys": 1, "busy_timeout": 10_000}
+
+
+def test_a_start_sweeps_what_a_death_left_and_touches_nothing_else(
+    make_queue: MakeQueue, outputs: Path, dot: Image.Image
+) -> None:
+    queue = make_queue()
+    kept, lost = (final(queue, queue.submit(SMALL, dot, door="cli")) for _ in range(2))
+    queue.video_path(lost).unlink()
+    queue.stop()
+    ours = [f"{NAME}.deadbeef.part", f"{NAME}.json.part", f"{NAME}.json"]
+    theirs = ["holiday.mp4", "video_.part", f"{NAME[:-1]}X.mp4.part", "notes.json", "x.part"]
+    orphan = "video_20250102_030405_zzzzzz.mp4"  # complete, without a row: somebody removed the table
+    for name in [*ours, *theirs, orphan]:
+        (outputs / name).write_text("x")
+    again = make_queue()
+    left = {path.name for path in outputs.iterdir()}
+    assert not left & set(ours)
+    assert {*theirs, orphan} <= left
+    assert again.get(kept.id) == kept
+    assert (again.get(lost.id).status, again.get(lost.id).error_code) == ("failed", "video_lost")
+
+
+def test_a_reader_that_holds_the_table_does_not_stop_jobs(
+    make_queue: MakeQueue, outputs: Path, dot: Image.Image
+) -> None:
+    queue = make_queue()
+    with sqlite3.connect(outputs / "jobs.sqlite3") as other:
+        other.execute("BEGIN")
+        other.execute("SELECT count(*) FROM i2v_jobs").fetchone()
+        assert final(queue, queue.submit(SMALL, dot, door="cli")).status == "completed"
+
+
+def test_nothing_of_the_database_reaches_a_caller(make_queue: MakeQueue, outputs: Path, dot: Image.Image) -> None:
+    from i2v.errors import Unavailable
+
+    queue = make_queue()
+    job = final(queue, queue.submit(SMALL, dot, door="cli"))
+    with sqlite3.connect(outputs / "jobs.sqlite3") as other:
+        other.execute("ALTER TABLE i2v_jobs RENAME TO elsewhere")
+    queue._opened()._cache.clear()
+    for ask in (lambda: queue.get(job.id), queue.list, lambda: queue.submit(SMALL, dot, door="cli")):
+        with pytest.raises(Unavailable) as caught:
+            ask()  # type: ignore[operator]
+        assert "SELECT" not in caught.value.message
+        assert str(outputs) not in caught.value.message
+    assert not queue.storage_ok()
