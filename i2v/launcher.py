@@ -24,7 +24,7 @@ from i2v.settings import SettingsError
 
 FIRST_DELAY_S, LONGEST_DELAY_S = 1.0, 60.0
 HEALTHY_S = 600.0  # a server that ran this long was healthy: its next restart starts at the first delay again
-GRACE_S = 60.0  # for the server to finish after it was told to end; then it is killed
+GRACE_S = 90.0  # for the server to finish, a video that is being written included; then it is killed
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 

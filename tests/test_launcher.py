@@ -484,6 +484,9 @@ case "$*" in
   "-m pip --version") ;;
   "-m pip install"*) [[ -z "${PIP_SAYS:-}" ]] || { echo "$PIP_SAYS" >&2; exit 1; } ;;
   *hashlib*) cat pyproject.toml constraints.txt | cksum ;;
+  "-m ruff"*) [[ -z "${RUFF_FINDS:-}" ]] ;;
+  "-m mypy") ;;
+  "-m pytest"*) echo "CI=${CI:-}" >>"$NOTES" && exit "${PYTEST_ENDS:-0}" ;;
   *) exit 1 ;;
 esac
 """
@@ -497,7 +500,21 @@ class Installing:
         self.notes = checkout / "notes"
         self.tools = checkout / "tools"
         self.tools.mkdir()
-        for tool in ("bash", "cat", "cp", "mkdir", "dirname", "df", "awk", "grep", "tee", "cksum", "rm", "flock"):
+        for tool in (
+            "bash",
+            "cat",
+            "cp",
+            "mkdir",
+            "dirname",
+            "df",
+            "awk",
+            "grep",
+            "tee",
+            "cksum",
+            "rm",
+            "flock",
+            "env",
+        ):
             if found := shutil.which(tool):
                 (self.tools / tool).symlink_to(found)
 
@@ -507,9 +524,11 @@ class Installing:
         path.write_text(text)
         path.chmod(0o755)
 
-    def run(self, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    def run(
+        self, *arguments: str, script: str = "scripts/install", **variables: str
+    ) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            ["bash", "scripts/install", *arguments],
+            ["bash", script, *arguments],
             cwd=self.checkout,
             env={"PATH": str(self.tools), "NOTES": str(self.notes)} | variables,
             stdin=subprocess.DEVNULL,
@@ -518,9 +537,11 @@ class Installing:
             timeout=DEADLINE_S,
         )
 
+    def noted(self) -> list[str]:
+        return self.notes.read_text().splitlines() if self.notes.exists() else []
+
     def pip_calls(self) -> list[str]:
-        noted = self.notes.read_text().splitlines() if self.notes.exists() else []
-        return [line for line in noted if line.startswith("-m pip install")]
+        return [line for line in self.noted() if line.startswith("-m pip install")]
 
 
 @pytest.fixture
@@ -634,6 +655,54 @@ def test_a_half_made_environment_is_made_again(installing: Installing) -> None:
     done = installing.run()
     assert done.returncode == 0
     assert "making it again" in done.stdout
+
+
+# scripts/test and .ci/run, with the same stub.
+
+
+@pytest.fixture
+def testing(installing: Installing) -> Installing:
+    """Everything that scripts/test wants is there; what it runs is noted."""
+    for name in ("scripts/test", "scripts/lint", ".ci/run"):
+        (installing.checkout / name).parent.mkdir(exist_ok=True)
+        shutil.copy(ROOT / name, installing.checkout / name)
+    installing.program("chromium", "#!/usr/bin/env bash\n")
+    installing.program("postgres", "#!/usr/bin/env bash\n")
+    installing.program("apt-get", '#!/usr/bin/env bash\necho "apt-get $*" >>"$NOTES"\nexit "${APT_ENDS:-0}"\n')
+    installing.program("sudo", '#!/usr/bin/env bash\nshift\nexec "$@"\n')
+    return installing
+
+
+def test_ci_installs_then_checks_style_and_types_then_tests(testing: Installing) -> None:
+    done = testing.run("-k", "one", script=".ci/run")
+    assert done.returncode == 0, done.stderr
+    tools = [line for line in testing.noted() if re.match(r"-m (pip install|ruff|mypy|pytest)|CI=|apt-get", line)]
+    assert tools[0].endswith(".[test]")
+    assert tools[1:] == ["-m ruff check .", "-m ruff format --check .", "-m mypy", "-m pytest -k one", "CI=true"]
+
+
+def test_a_finding_of_style_ends_the_run_before_the_tests(testing: Installing) -> None:
+    assert testing.run(script="scripts/test", RUFF_FINDS="something").returncode != 0
+    assert not [line for line in testing.noted() if line.startswith("-m pytest")]
+
+
+def test_the_run_ends_as_pytest_ends(testing: Installing) -> None:
+    assert testing.run(script="scripts/test", PYTEST_ENDS="1").returncode == 1
+
+
+def test_a_missing_debian_package_is_installed_after_an_update(testing: Installing) -> None:
+    (testing.tools / "chromium").unlink()
+    assert testing.run(script="scripts/test").returncode == 0
+    calls = [line for line in testing.noted() if line.startswith("apt-get")]
+    assert calls == ["apt-get update -q", "apt-get install -yq --no-install-recommends chromium"]
+
+
+def test_packages_that_cannot_be_installed_are_named_and_the_tests_run(testing: Installing) -> None:
+    (testing.tools / "chromium").unlink()
+    done = testing.run(script="scripts/test", APT_ENDS="100")
+    assert done.returncode == 0
+    assert "[WARNING] chromium could not be installed" in done.stderr
+    assert [line for line in testing.noted() if line.startswith("-m pytest")]
 
 
 def test_no_file_that_installs_holds_a_registry_address() -> None:
