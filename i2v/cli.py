@@ -265,13 +265,13 @@ def inspect(
 ) -> None:
     """Show what a video is and the settings it was made with."""
     from i2v import inputs
-    from i2v.terminal import facts_table
+    from i2v.terminal import facts_lines
 
     facts = inputs.describe_video(video)
     if as_json:
         print(json.dumps(facts, ensure_ascii=False, indent=2))
     else:
-        Console().print(facts_table(facts))
+        print(*facts_lines(facts), sep="\n")
 
 
 class Action(StrEnum):
@@ -293,15 +293,15 @@ def jobs(
 ) -> None:
     """List the jobs of a server, newest first; show, cancel, delete or download one."""
     from i2v import inputs
-    from i2v.terminal import facts_table, jobs_table
+    from i2v.terminal import facts_lines, jobs_lines
 
     if action is not Action.LIST and id is None:
         raise InvalidRequest(f"i2v jobs {action} needs the id of a job; i2v jobs lists them", field="id")
     with _client(url, token) as client:
         if id is None or action is Action.LIST:
-            Console().print(jobs_table(client.list(limit=limit)))
+            print(*jobs_lines(client.list(limit=limit)), sep="\n")
         elif action is Action.SHOW:
-            Console().print(facts_table(client.get(id).raw))
+            print(*facts_lines(client.get(id).raw), sep="\n")
         elif action is Action.CANCEL:
             print(f"{id}: {client.cancel(id).status}")
         elif action is Action.DELETE:

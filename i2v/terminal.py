@@ -3,13 +3,14 @@
 Knows the engine's and the client's progress reports, and nothing of how a video is made.
 """
 
+import textwrap
 from collections.abc import Iterable, Mapping
 from types import TracebackType
 from typing import Self
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
 
 from i2v.client import Video
 from i2v.engine.protocol import Progress as StepProgress
@@ -57,7 +58,7 @@ class Display:
             if new and self._task is not None:
                 self._progress.remove_task(self._task)
             if new or self._task is None:
-                self._task = self._progress.add_task(_plain(what), total=None, count=count)
+                self._task = self._progress.add_task(escape(_plain(what)), total=None, count=count)
             total = None if fraction is None else 1.0
             self._progress.update(self._task, total=total, completed=fraction or 0.0, count=count)
         elif not self._quiet:
@@ -83,8 +84,8 @@ class Display:
     def video(self, video: Video) -> None:
         """`on_progress` of the client."""
         if video.status == "queued":
-            place = "" if video.position is None else f", {video.position} before it"
-            self.show(f"queued{place}", None)
+            places = {None: "", 0: ", next in line"}
+            self.show("queued" + places.get(video.position, f", {video.position} before it"), None)
         else:
             eta = "" if video.eta_s is None else f", {video.eta_s:.0f} s left"
             self.show(video.status.replace("_", " "), video.progress / 100, f"{video.progress}%{eta}")
@@ -97,29 +98,23 @@ class Display:
             self.say(f"{what} {count}".rstrip())
 
 
-def facts_table(facts: Mapping[str, object]) -> Table:
-    """Two columns, name and value."""
-    table = Table(box=None, show_header=False, pad_edge=False)
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column(overflow="fold")
-    for name, value in facts.items():
-        table.add_row(_plain(name), _plain(str(value)))
-    return table
+def facts_lines(facts: Mapping[str, object]) -> list[str]:
+    """Name and value, one pair a line; not folded, so that a pipe gets them whole."""
+    width = max((len(name) for name in facts), default=0)
+    return [f"{_plain(name):<{width}}  {_plain(str(value))}".rstrip() for name, value in facts.items()]
 
 
-def jobs_table(videos: Iterable[Video]) -> Table:
-    table = Table(box=None, pad_edge=False)
-    for column in ("id", "status", "progress", "created", "size", "seed"):
-        table.add_column(column, no_wrap=True)
-    table.add_column("prompt", overflow="ellipsis", no_wrap=True)
+def jobs_lines(videos: Iterable[Video]) -> list[str]:
+    """A heading and one line a job; the id is never shortened, because `i2v jobs cancel` wants all of it."""
+    lines = [f"{'id':<30} {'status':<11} {'done':>4} {'created':<16} {'size':<9} {'seed':<16} prompt"]
     for video in videos:
-        created = "" if video.created_at is None else f"{video.created_at.astimezone():%Y-%m-%d %H:%M:%S}"
-        cells = (video.id, video.status, f"{video.progress}%", created, video.size, video.seed, video.prompt)
-        table.add_row(*("" if cell is None else _plain(str(cell)) for cell in cells))
-    return table
+        created = "" if video.created_at is None else f"{video.created_at.astimezone():%Y-%m-%d %H:%M}"
+        seed = "" if video.seed is None else video.seed
+        line = f"{video.id:<30} {video.status:<11} {video.progress:>3}% {created:<16} {video.size or '':<9} {seed:<16} "
+        lines.append(_plain(line + textwrap.shorten(video.prompt or "", 60, placeholder=" ...")).rstrip())
+    return lines
 
 
 def _plain(text: str) -> str:
-    """Text of others, shown as it is: no markup, no line ends, no control characters that would move the cursor."""
-    printable = "".join(character if character.isprintable() else " " for character in text)
-    return printable.replace("[", r"\[")
+    """Text of others, shown as it is: no line ends and no control characters that would move the cursor."""
+    return "".join(character if character.isprintable() else " " for character in text)

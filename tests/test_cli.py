@@ -30,9 +30,10 @@ from i2v.local import Local
 from i2v.request import GenerateRequest
 from i2v.server.app import create_app
 from i2v.settings import Settings
-from i2v.terminal import Display
+from i2v.terminal import Display, jobs_lines
 
-PHOTO = Path(__file__).parent / "assets" / "coffee.jpg"
+ROOT = Path(__file__).resolve().parent.parent
+PHOTO = ROOT / "tests" / "assets" / "coffee.jpg"
 FAKE = "--model fake --size 128x64 --num-frames 8 --steps 10"
 DEADLINE_S = 60
 
@@ -373,6 +374,17 @@ def test_jobs_lists_shows_downloads_cancels_and_deletes(
     assert gone.err.startswith("[ERROR] ")
 
 
+def test_a_listed_job_shows_its_whole_id_however_narrow_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A table fitted to 80 columns cut the id that `i2v jobs cancel` needs."""
+    monkeypatch.setenv("COLUMNS", "20")
+    job = Video(id="video_" + "f" * 24, status="in_progress", progress=5, prompt="a\x1b[2Jb\n" + "word " * 50)
+    heading, line = jobs_lines([job])
+    assert line.startswith(f"{job.id} in_progress")
+    assert "\x1b" not in line
+    assert line.endswith(" ...")
+    assert heading.split()[0] == "id"
+
+
 def test_no_server_is_one_sentence(run: Run) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Client, "__init__", _one_attempt(Client.__init__))
@@ -496,12 +508,13 @@ def test_help_loads_neither_torch_nor_the_web_stack() -> None:
         "heavy = {'torch', 'gradio', 'fastapi', 'diffusers', 'transformers', 'sqlalchemy', 'numpy', 'PIL'}\n"
         "print(sorted(heavy & set(sys.modules)))\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout.splitlines()[-1] == "[]"
 
 
 def test_the_module_is_the_command() -> None:
-    done = subprocess.run([sys.executable, "-m", "i2v", "--version"], capture_output=True, text=True, check=True)
+    command = [sys.executable, "-m", "i2v", "--version"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
     assert re.fullmatch(r"\d+\.\d+\.\d+\n", done.stdout)
 
 
@@ -528,9 +541,12 @@ def test_a_terminal_gets_one_bar_that_is_gone_at_the_end() -> None:
         display.loading("loading unet", 0.25)
         display.step(Progress("denoise", 3, 10))
         display.video(Video(id="v", status="queued", progress=0, position=2))
+        display.video(Video(id="v", status="queued", progress=0, position=0))
         display.video(Video(id="v", status="in_progress", progress=40, eta_s=9.6))
         display.say("a line that stays")
     said = out.getvalue()
     assert "a line that stays" in said
     assert "40%, 10 s left" in said
+    assert "queued, 2 before it" in said
+    assert "queued, next in line" in said
     assert said.rstrip().endswith(("\x1b[2K", "\x1b[?25h"))  # the line is erased, the cursor is back
