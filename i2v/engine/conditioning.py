@@ -4,6 +4,8 @@ Called by `engine.generate`; knows nothing of sampling. Formulas follow the publ
 where its two implementations part.
 """
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +17,8 @@ from torch import Tensor
 from i2v.engine.conventions import Conventions
 from i2v.images import fit_image
 from i2v.request import GenerateRequest
+
+Using = Callable[[Any], AbstractContextManager[None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,19 +50,26 @@ def encode(
     conventions: Conventions,
     guidance_scale: float,
     device: torch.device,
+    using: Using = nullcontext,
 ) -> Conditioning:
-    """Encode one request. `parts` are the loaded model's; `generator` (CPU) draws the VAE's posterior sample."""
+    """Encode one request. `parts` are the loaded model's; `generator` (CPU) draws the VAE's posterior sample.
+
+    `using(module)` is held around each encoder's work: where weights are offloaded, it brings them.
+    """
     guided = guidance_scale > 1.0
     negative = conventions.negative_prompt if request.negative_prompt is None else request.negative_prompt
     picture, clip_picture, crop_note = fit_picture(image, request, conventions)
-    text, notes = encode_text(parts, request.prompt, conventions, device, "prompt")  # (1, 77, D)
-    embedding = embed_picture(parts, clip_picture, device)  # (1, 1, P)
-    if guided:
-        negative_text, negative_notes = encode_text(parts, negative, conventions, device, "negative prompt")
-        text = torch.cat([negative_text, text])
-        embedding = torch.cat([torch.zeros_like(embedding), embedding])
-        notes += negative_notes
-    latents = encode_picture(parts.vae, picture, generator, conventions, device)  # (1, 4, h, w)
+    with using(parts.text_encoder):
+        text, notes = encode_text(parts, request.prompt, conventions, device, "prompt")  # (1, 77, D)
+        if guided:
+            negative_text, negative_notes = encode_text(parts, negative, conventions, device, "negative prompt")
+            text, notes = torch.cat([negative_text, text]), notes + negative_notes
+    with using(parts.image_encoder):
+        embedding = embed_picture(parts, clip_picture, device)  # (1, 1, P)
+        if guided:
+            embedding = torch.cat([torch.zeros_like(embedding), embedding])
+    with using(parts.vae):
+        latents = encode_picture(parts.vae, picture, generator, conventions, device)  # (1, 4, h, w)
     return Conditioning(
         text=text,
         image_embedding=embedding,

@@ -20,8 +20,10 @@ from torch import Tensor
 from i2v.engine import conditioning, decode, sampler, weights
 from i2v.engine import memory as gpu_memory
 from i2v.engine.conventions import Conventions, for_model, for_parity, named
-from i2v.engine.memory import Plan
+from i2v.engine.memory import Offload, Plan
 from i2v.engine.protocol import Frames, GenerationResult, ModelInfo, OnLoad, OnStep, Progress
+from i2v.engine.residency import resident, settle
+from i2v.engine.source import device_name
 from i2v.errors import FatalEngineError, InvalidRequest, OutOfMemory
 from i2v.request import GenerateRequest, draw_seed
 
@@ -66,7 +68,9 @@ class Engine:
         )
         chosen = weights.choose_device(device)
         gpu_memory.limit(chosen, max_vram_gb)
-        parts = weights.load_parts(folder, chosen, weights.choose_dtype(dtype, chosen), on_load)
+        home = torch.device("cpu") if memory == "low-vram" else chosen  # there, weights visit the device in turn
+        parts = weights.load_parts(folder, home, weights.choose_dtype(dtype, chosen), on_load)
+        parts = replace(parts, info=replace(parts.info, device=device_name(chosen)))
         return cls.of(parts, chosen, wanted, memory, max_vram_gb)
 
     @classmethod
@@ -81,7 +85,8 @@ class Engine:
         """An engine around loaded parts; fits the preview to their VAE."""
         conventions = for_model(conventions, parts.card.conventions)
         scale = conditioning.latent_scale(parts.vae, conventions)
-        with torch.no_grad():
+        offload: Offload = "model" if memory_mode == "low-vram" and device.type == "cuda" else "none"
+        with torch.no_grad(), resident(parts.vae, device, offload):
             preview = decode.fit_preview(parts.vae, scale, vae_factor(parts.vae), device)
         return cls(parts, device, conventions, preview, memory_mode, max_vram_gb)
 
@@ -101,8 +106,21 @@ class Engine:
         """The lightest plan on time that fits what is free now. Raises DoesNotFit naming the largest job that does."""
         free = gpu_memory.read(self.device, self.max_vram_gb)
         shape = gpu_memory.shape_of(self.parts)
-        offloads = self.device.type == "cuda"
-        return gpu_memory.choose_plan(shape, request, free, self.memory_mode, offloads=offloads)
+        return gpu_memory.choose_plan(shape, request, free, self.memory_mode, offloads=self.device.type == "cuda")
+
+    def would_fit(self, request: GenerateRequest) -> str:
+        """What to ask for instead of a job that ran out of memory: at most half of it, less where memory is short."""
+        if request.num_frames > 8:
+            change = {"num_frames": max(8, request.num_frames // 2)}
+        else:
+            change = {side: max(64, int(getattr(request, side) * 0.7) // 8 * 8) for side in ("width", "height")}
+        free, shape = gpu_memory.read(self.device, self.max_vram_gb), gpu_memory.shape_of(self.parts)
+        largest = gpu_memory.largest_that_fits(
+            shape, request.model_copy(update=change), free, self.memory_mode, offloads=self.device.type == "cuda"
+        )
+        if largest is None:
+            return "nothing would fit now; another program may hold the device's memory"
+        return f"{largest['width']}x{largest['height']} with {largest['num_frames']} frames would fit"
 
     @torch.no_grad()
     def generate(
@@ -129,9 +147,15 @@ class Engine:
         )
         reset_peak(self.device)
         first, device = self.choose_plan(request), self.device
-        (conditioned, latents), plan, trouble = recovering(job.denoise, first, next_for_denoising, device)
+
+        def advise() -> str:
+            return self.would_fit(request)
+
+        (conditioned, latents), plan, trouble = recovering(job.denoise, first, next_for_denoising, device, advise)
         notes += conditioned.notes + job.sampling_notes() + trouble
-        frames, plan, trouble = recovering(lambda plan: job.decode(latents, plan), plan, next_for_decoding, device)
+        frames, plan, trouble = recovering(
+            lambda plan: job.decode(latents, plan), plan, next_for_decoding, device, advise
+        )
         decode.refuse_black(frames, np.asarray(image.convert("RGB")))
         return GenerationResult(
             frames=frames,
@@ -172,13 +196,21 @@ class Job:
         request, device = self.request, self.device
         # one generator for the VAE's sample and the noise, in this order: a given noise changes nothing else
         generator = torch.Generator().manual_seed(self.seed)
+        settle(self.modules(), device, plan.offload)
         with self.timed("encode"):
             conditioned = conditioning.encode(
-                self.parts, request, self.image, generator, self.conventions, self.guidance_scale, device
+                self.parts,
+                request,
+                self.image,
+                generator,
+                self.conventions,
+                self.guidance_scale,
+                device,
+                using=lambda module: resident(module, device, plan.offload),
             )
             noise = self.start(conditioned.image_latents.shape, generator).to(device)
             self.report(Progress("encode", 1, 1))
-        with self.timed("denoise"):
+        with self.timed("denoise"), resident(self.parts.unet, device, plan.offload):
             sampling = sampler.PRESETS[request.preset]
             scheduler, timesteps = sampler.schedule(self.parts.scheduler.config, sampling, request.steps)
             latents = sampler.denoise(
@@ -196,8 +228,13 @@ class Job:
 
     def decode(self, latents: Tensor, plan: Plan) -> Frames:
         scale = conditioning.latent_scale(self.parts.vae, self.conventions)
-        with self.timed("decode"):
+        settle(self.modules(), self.device, plan.offload)
+        with self.timed("decode"), resident(self.parts.vae, self.device, plan.offload):
             return decode.decode_frames(self.parts.vae, latents, scale, plan.decode_chunk, self.decoded)
+
+    def modules(self) -> tuple[torch.nn.Module, ...]:
+        parts = self.parts
+        return parts.unet, parts.vae, parts.text_encoder, parts.image_encoder
 
     def start(self, shape: torch.Size, generator: torch.Generator) -> Tensor:
         if self.noise is None:
@@ -232,12 +269,16 @@ class Job:
 
 
 def recovering(
-    run: Callable[[Plan], T], plan: Plan, lighter: Callable[[Plan], Plan | None], device: torch.device
+    run: Callable[[Plan], T],
+    plan: Plan,
+    lighter: Callable[[Plan], Plan | None],
+    device: torch.device,
+    would_fit: Callable[[], str],
 ) -> tuple[T, Plan, tuple[str, ...]]:
     """Run under `plan`; out of memory, once more under the next lighter one.
 
-    Returns the result, the plan it ran under and a note when that was the lighter one. Raises OutOfMemory when that
-    fails too, FatalEngineError when the CUDA context is lost, anything else as it is.
+    Returns the result, the plan it ran under and a note when that was the lighter one. Raises OutOfMemory with
+    `would_fit()` when that fails too, FatalEngineError when the CUDA context is lost, anything else as it is.
     """
     attempts = (plan, lighter(plan))
     for number, attempt in enumerate(attempts):
@@ -253,7 +294,7 @@ def recovering(
                 raise
         # Only here, with the exception gone, does nothing hold the failed frames and their tensors any more
         gpu_memory.recover(device)
-    raise OutOfMemory("the job ran out of GPU memory; fewer frames or a smaller size would fit", retry_after=5)
+    raise OutOfMemory(f"the job ran out of memory; {would_fit()}", retry_after=5)
 
 
 def next_for_denoising(plan: Plan) -> Plan | None:

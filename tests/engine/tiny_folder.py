@@ -40,9 +40,6 @@ VAE = {
     "out_channels": 3,
     "latent_channels": 4,
     "sample_size": 64,
-    "block_out_channels": [8, 8, 16, 16],
-    "down_block_types": ["DownEncoderBlock2D"] * 4,
-    "up_block_types": ["UpDecoderBlock2D"] * 4,
     "layers_per_block": 1,
     "norm_num_groups": 4,
     "scaling_factor": 0.18125,
@@ -91,11 +88,11 @@ MERGES = ["t h", "th e</w>", "a t</w>", "s u", "su n", "i n"]
 
 
 def write_tiny_folder(path: Path, seed: int = 0, vae_levels: int = 4) -> Path:
-    """Write the folder and return its path. `vae_levels` 4 is a VAE of factor 8, 3 of factor 4."""
+    """Write the folder and return its path. `vae_levels` 3, 4, 5 make a VAE of factor 4, 8, 16."""
     vae = VAE | {
-        "block_out_channels": VAE["block_out_channels"][:vae_levels],
-        "down_block_types": VAE["down_block_types"][:vae_levels],
-        "up_block_types": VAE["up_block_types"][:vae_levels],
+        "block_out_channels": [8, 8, 16, 16, 16][:vae_levels],
+        "down_block_types": ["DownEncoderBlock2D"] * vae_levels,
+        "up_block_types": ["UpDecoderBlock2D"] * vae_levels,
     }
     _write_part(path / "unet", UNET, I2VGenXLUNet.from_config(UNET), "diffusion_pytorch_model", seed)
     _write_part(path / "vae", vae, AutoencoderKL.from_config(vae), "diffusion_pytorch_model", seed)

@@ -1,0 +1,322 @@
+"""One engine, many requests: seeds, progress, cancelling, notes, memory trouble, broken output."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny_folder import draw_photo, write_tiny_folder
+
+from i2v.engine import Engine
+from i2v.engine.protocol import Progress
+from i2v.errors import FatalEngineError, InvalidOutput, InvalidRequest, JobCancelled, OutOfMemory
+from i2v.request import GenerateRequest
+
+SMALL = GenerateRequest(
+    prompt="the sun", negative_prompt="", width=64, height=64, num_frames=4, steps=3, guidance_scale=5.0, seed=7
+)
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Engine:
+    return Engine.load(write_tiny_folder(tmp_path_factory.mktemp("model") / "tiny"), device="cpu")
+
+
+@pytest.fixture
+def photo() -> Image.Image:
+    return draw_photo()
+
+
+class Failing:
+    """A module that raises at chosen calls and is itself otherwise: how a test runs out of memory without a GPU."""
+
+    def __init__(self, inner: Any, error: Callable[[], BaseException], calls: set[int], method: str) -> None:
+        self.inner, self.error, self.failing, self.method, self.calls = inner, error, calls, method, 0
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self.inner, name)
+        return self._counted(value) if name == self.method else value
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._counted(self.inner)(*args, **kwargs)
+
+    def _counted(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*args: Any, **kwargs: Any) -> Any:
+            self.calls += 1
+            if self.calls in self.failing:
+                raise self.error()
+            return call(*args, **kwargs)
+
+        return run
+
+
+def out_of_memory() -> BaseException:
+    return torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+
+
+def with_part(engine: Engine, **parts: Any) -> Engine:
+    return replace(engine, parts=replace(engine.parts, **parts))
+
+
+def test_a_result_has_frames_latents_times_and_the_seed(engine: Engine, photo: Image.Image) -> None:
+    result = engine.generate(SMALL, photo)
+    assert result.frames.shape == (4, 64, 64, 3)
+    assert result.frames.dtype == np.uint8
+    assert result.latents.shape == (1, 4, 4, 8, 8)
+    assert result.latents.dtype == torch.float32
+    assert result.seed == 7
+    assert set(result.stage_seconds) == {"encode", "denoise", "decode"}
+    assert all(seconds > 0 for seconds in result.stage_seconds.values())
+    assert result.peak_memory_mb is not None
+    assert result.peak_memory_mb > 50
+    assert result.plan
+
+
+def test_one_seed_gives_one_video_whatever_the_global_random_state(engine: Engine, photo: Image.Image) -> None:
+    torch.manual_seed(1)
+    first = engine.generate(SMALL, photo)
+    torch.manual_seed(2)
+    second = engine.generate(SMALL, photo)
+    assert torch.equal(first.latents, second.latents)
+    assert np.array_equal(first.frames, second.frames)
+
+
+def test_a_job_leaves_the_global_random_state_alone(engine: Engine, photo: Image.Image) -> None:
+    torch.manual_seed(3)
+    wanted = torch.rand(1)
+    torch.manual_seed(3)
+    engine.generate(SMALL, photo)
+    assert torch.equal(torch.rand(1), wanted)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"seed": 8},
+        {"prompt": "the cat"},
+        {"negative_prompt": "the sun in"},
+        {"guidance_scale": 6.0},
+        {"motion_fps": 4},
+        {"steps": 4},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_every_field_reaches_the_model(engine: Engine, photo: Image.Image, change: dict[str, Any]) -> None:
+    plain = engine.generate(SMALL, photo).latents
+    other = engine.generate(SMALL.model_copy(update=change), photo).latents
+    assert not torch.allclose(plain, other, atol=1e-4)
+
+
+def test_the_photo_reaches_the_model_and_the_file_rate_does_not(engine: Engine, photo: Image.Image) -> None:
+    plain = engine.generate(SMALL, photo).latents
+    assert not torch.allclose(plain, engine.generate(SMALL, photo.rotate(180)).latents, atol=1e-4)
+    assert torch.equal(plain, engine.generate(SMALL.model_copy(update={"fps": 24}), photo).latents)
+
+
+def test_a_job_without_a_seed_reports_the_one_it_drew(engine: Engine, photo: Image.Image) -> None:
+    first = engine.generate(SMALL.model_copy(update={"seed": None}), photo)
+    again = engine.generate(SMALL.model_copy(update={"seed": first.seed}), photo)
+    assert np.array_equal(first.frames, again.frames)
+
+
+def test_a_given_noise_replaces_the_drawn_one_and_nothing_else(engine: Engine, photo: Image.Image) -> None:
+    generator = torch.Generator().manual_seed(7)
+    torch.randn(1, 4, 8, 8, generator=generator)  # the VAE's sample comes first
+    noise = torch.randn(1, 4, 4, 8, 8, generator=generator)
+    given = engine.generate(SMALL, photo, noise=noise)
+    assert torch.equal(given.latents, engine.generate(SMALL, photo).latents)
+
+
+def test_noise_of_another_shape_is_refused(engine: Engine, photo: Image.Image) -> None:
+    with pytest.raises(InvalidRequest, match=r"\(1, 4, 4, 8, 8\) is wanted") as caught:
+        engine.generate(SMALL, photo, noise=torch.zeros(1, 4, 5, 8, 8))
+    assert caught.value.field == "noise"
+
+
+def test_guidance_scale_one_ignores_the_negative_prompt(engine: Engine, photo: Image.Image) -> None:
+    off = SMALL.model_copy(update={"guidance_scale": 1.0})
+    plain = engine.generate(off, photo).latents
+    assert torch.equal(plain, engine.generate(off.model_copy(update={"negative_prompt": "the cat"}), photo).latents)
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "frames"), [(64, 64, 1), (64, 64, 2), (72, 40, 3), (8, 8, 1), (200, 24, 2), (64, 64, 17)]
+)
+def test_sizes_in_multiples_of_eight_and_any_frame_count_work(
+    engine: Engine, photo: Image.Image, width: int, height: int, frames: int
+) -> None:
+    change = {"width": width, "height": height, "num_frames": frames, "steps": 1}
+    result = engine.generate(SMALL.model_copy(update=change), photo)
+    assert result.frames.shape == (frames, height, width, 3)
+
+
+def test_a_vae_of_another_factor_sets_its_own_multiples(tmp_path: Path, photo: Image.Image) -> None:
+    engine = Engine.load(write_tiny_folder(tmp_path / "five", vae_levels=5), device="cpu")
+    result = engine.generate(SMALL.model_copy(update={"steps": 1}), photo)
+    assert result.latents.shape == (1, 4, 4, 4, 4)
+    assert result.frames.shape == (4, 64, 64, 3)
+    with pytest.raises(InvalidRequest, match="multiples of 16") as caught:
+        engine.generate(SMALL.model_copy(update={"height": 72}), photo)
+    assert caught.value.field == "height"
+
+
+def test_progress_counts_every_step_once_and_in_order(engine: Engine, photo: Image.Image) -> None:
+    seen: list[Progress] = []
+    engine.generate(SMALL, photo, on_step=seen.append)
+    assert [(p.step, p.steps) for p in seen if p.stage == "denoise"] == [(1, 3), (2, 3), (3, 3)]
+    stages = [p.stage for p in seen]
+    assert stages == sorted(stages, key=["encode", "denoise", "decode"].index)
+    assert all(p.preview is not None for p in seen if p.stage == "denoise")
+
+
+def test_a_preview_is_a_small_picture_of_the_latents_size(engine: Engine, photo: Image.Image) -> None:
+    previews = []
+
+    def look(progress: Progress) -> None:
+        if progress.preview is not None:
+            previews.append(progress.preview())
+
+    engine.generate(SMALL.model_copy(update={"height": 48}), photo, on_step=look)
+    assert [p.shape for p in previews] == [(6, 8, 3)] * 3
+    assert all(p.dtype == np.uint8 for p in previews)
+
+
+@pytest.mark.parametrize(("stage", "step"), [("encode", 1), ("denoise", 1), ("denoise", 3), ("decode", 1)])
+def test_an_exception_from_the_callback_stops_the_job_there(
+    engine: Engine, photo: Image.Image, stage: str, step: int
+) -> None:
+    seen: list[tuple[str, int]] = []
+
+    def cancel(progress: Progress) -> None:
+        seen.append((progress.stage, progress.step))
+        if (progress.stage, progress.step) == (stage, step):
+            raise JobCancelled("cancelled by the test")
+
+    before = engine.generate(SMALL, photo)
+    with pytest.raises(JobCancelled):
+        engine.generate(SMALL, photo, on_step=cancel)
+    assert seen[-1] == (stage, step)
+    assert torch.equal(engine.generate(SMALL, photo).latents, before.latents)
+
+
+def test_a_long_prompt_is_cut_and_the_result_says_so(engine: Engine, photo: Image.Image) -> None:
+    long = SMALL.model_copy(update={"prompt": "the sun at noon, " * 20})
+    assert any("tokens long; the model reads 77" in note for note in engine.generate(long, photo).notes)
+    assert not any("tokens" in note for note in engine.generate(SMALL, photo).notes)
+
+
+def test_guidance_outside_the_models_range_is_kept_inside_and_said(engine: Engine, photo: Image.Image) -> None:
+    info = replace(engine.parts.info, guidance_range=(1.0, 2.0))
+    narrow = with_part(engine, info=info)
+    result = narrow.generate(SMALL.model_copy(update={"guidance_scale": 9.0}), photo)
+    assert result.guidance_scale == 2.0
+    assert "Guidance scale 9 was set to 2; this model works from 1 to 2." in result.notes
+    same = engine.generate(SMALL.model_copy(update={"guidance_scale": 2.0}), photo)
+    assert torch.equal(result.latents, same.latents)
+    assert not any("Guidance" in note for note in same.notes)
+
+
+@pytest.mark.parametrize("preset", ["fast", "turbo"])
+def test_an_approximate_preset_says_what_it_does_and_a_long_one_takes_fewer_steps(
+    engine: Engine, photo: Image.Image, preset: str
+) -> None:
+    seen: list[Progress] = []
+    request = SMALL.model_copy(update={"preset": preset, "steps": 40, "num_frames": 1, "width": 32, "height": 32})
+    result = engine.generate(request, photo, on_step=seen.append)
+    taken = sum(p.stage == "denoise" for p in seen)
+    assert taken < 40
+    assert any(note.startswith(f"Preset {preset}") and f"in {taken} steps" in note for note in result.notes)
+
+
+# --- memory trouble
+
+
+@pytest.mark.parametrize("failing_call", [1, 2, 3])
+def test_out_of_memory_in_a_step_is_answered_once_with_a_lighter_plan(
+    engine: Engine, photo: Image.Image, failing_call: int
+) -> None:
+    short = with_part(engine, unet=Failing(engine.parts.unet, out_of_memory, {failing_call}, "step"))
+    result = short.generate(SMALL, photo)
+    assert torch.allclose(result.latents, engine.generate(SMALL, photo).latents, atol=1e-4)
+    assert any("Ran out of memory once" in note for note in result.notes)
+    assert result.plan != engine.generate(SMALL, photo).plan
+
+
+def test_out_of_memory_twice_fails_the_job_and_the_next_one_runs(engine: Engine, photo: Image.Image) -> None:
+    unet = Failing(engine.parts.unet, out_of_memory, {2, 3}, "step")
+    short = with_part(engine, unet=unet)
+    with pytest.raises(OutOfMemory, match="64x64 with 4 frames would fit") as caught:
+        short.generate(SMALL, photo)
+    assert caught.value.retry_after is not None
+    assert torch.equal(short.generate(SMALL, photo).latents, engine.generate(SMALL, photo).latents)
+
+
+def test_the_error_that_ran_out_of_memory_holds_no_tensors(engine: Engine, photo: Image.Image) -> None:
+    """A traceback keeps its frames, their tensors and the memory alive: nothing of it may hang on the error."""
+    short = with_part(engine, unet=Failing(engine.parts.unet, out_of_memory, {1, 2}, "step"))
+    with pytest.raises(OutOfMemory) as caught:
+        short.generate(SMALL, photo)
+    assert caught.value.__context__ is None
+    assert caught.value.__cause__ is None
+
+
+def test_out_of_memory_in_decode_keeps_the_denoised_latents(engine: Engine, photo: Image.Image) -> None:
+    unet = Failing(engine.parts.unet, out_of_memory, set(), "step")
+    vae = Failing(engine.parts.vae, out_of_memory, {1}, "decode")
+    seen: list[Progress] = []
+    result = with_part(engine, unet=unet, vae=vae).generate(SMALL, photo, on_step=seen.append)
+    assert unet.calls == SMALL.steps  # nothing was sampled again
+    frames = engine.generate(SMALL, photo).frames
+    assert np.abs(result.frames.astype(int) - frames).max() <= 1  # another chunk, another rounding
+    assert [(p.step, p.steps) for p in seen if p.stage == "decode"] == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    assert any("Ran out of memory once" in note for note in result.notes)
+
+
+def test_a_lost_gpu_is_a_fatal_error_and_not_tried_again(engine: Engine, photo: Image.Image) -> None:
+    unet = Failing(
+        engine.parts.unet,
+        lambda: torch.AcceleratorError("CUDA error: an illegal memory access was encountered"),
+        {2},
+        "step",
+    )
+    with pytest.raises(FatalEngineError):
+        with_part(engine, unet=unet).generate(SMALL, photo)
+    assert unet.calls == 2
+
+
+def test_any_other_error_is_raised_as_it_is(engine: Engine, photo: Image.Image) -> None:
+    unet = Failing(engine.parts.unet, lambda: KeyError("a defect"), {1}, "step")
+    with pytest.raises(KeyError, match="a defect"):
+        with_part(engine, unet=unet).generate(SMALL, photo)
+
+
+# --- broken output
+
+
+def broken_copy(engine: Engine, folder: Path, part: str, name: str, value: float) -> Engine:
+    broken = Engine.load(write_tiny_folder(folder / "broken"), device="cpu")
+    with torch.no_grad():
+        getattr(broken.parts, part).get_parameter(name).fill_(value)
+    return broken
+
+
+@pytest.mark.parametrize(("part", "name"), [("unet", "conv_out.bias"), ("vae", "decoder.conv_out.bias")])
+def test_numbers_that_are_not_finite_fail_the_job(
+    engine: Engine, photo: Image.Image, tmp_path: Path, part: str, name: str
+) -> None:
+    with pytest.raises(InvalidOutput, match="not finite"):
+        broken_copy(engine, tmp_path, part, name, float("nan")).generate(SMALL, photo)
+
+
+def test_an_all_black_video_fails_the_job_unless_the_photo_is_black(
+    engine: Engine, photo: Image.Image, tmp_path: Path
+) -> None:
+    black = broken_copy(engine, tmp_path, "vae", "decoder.conv_out.bias", -100.0)
+    with pytest.raises(InvalidOutput, match="black"):
+        black.generate(SMALL, photo)
+    result = black.generate(SMALL, Image.new("RGB", (80, 80)))
+    assert result.frames.max() == 0
