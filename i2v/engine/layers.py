@@ -76,7 +76,7 @@ class TemporalConvBlock(nn.Module):
             dropout = [] if number == 1 else [nn.Identity()]  # it has a number in the published keys
             self.add_module(f"conv{number}", nn.Sequential(norm, nn.SiLU(), *dropout, conv))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, inputs: StepInputs) -> Tensor:
         if self.identity:
             return x
         h = x
@@ -179,10 +179,10 @@ class TransformerBlock(nn.Module):
         x = self.attn2.cross(kernels.layer_norm(x, self.norm2), x, inputs.context[self.slot])
         return self.ff.forward(kernels.layer_norm(x, self.norm3), x, inputs.ff_chunks)
 
-    def temporal(self, x: Tensor, ff_chunks: int) -> Tensor:
+    def temporal(self, x: Tensor, inputs: StepInputs) -> Tensor:
         x = self.attn1.temporal(kernels.layer_norm(x, self.norm1), x)
         x = self.attn2.temporal(kernels.layer_norm(x, self.norm2), x)
-        return self.ff.forward(kernels.layer_norm(x, self.norm3), x, ff_chunks)
+        return self.ff.forward(kernels.layer_norm(x, self.norm3), x, inputs.ff_chunks)
 
 
 class Transformer(nn.Module):
@@ -206,8 +206,9 @@ class Transformer(nn.Module):
         if self.identity:
             return x
         h = kernels.group_norm(x, self.norm, over_frames=self.over_frames, silu=False)
-        h = kernels.linear(h, self.proj_in.weight, self.proj_in.bias)
-        h = self.block.temporal(h, inputs.ff_chunks) if self.over_frames else self.block.spatial(h, inputs)
+        run = self.block.temporal if self.over_frames else self.block.spatial
+        # No name is kept for the projection's result, so it is gone when the block has added its first attention.
+        h = run(kernels.linear(h, self.proj_in.weight, self.proj_in.bias), inputs)
         return kernels.linear(h, self.proj_out.weight, self.proj_out.bias, residual=x)
 
     @torch.no_grad()
@@ -223,7 +224,7 @@ class Downsample(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, inputs: StepInputs) -> Tensor:
         return conv2d(x, self.conv.weight, self.conv.bias, stride=2)
 
 

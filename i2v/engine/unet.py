@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from i2v.engine import kernels
-from i2v.engine.blocks import DownBlock, MidBlock, UpBlock
+from i2v.engine.blocks import DownLevel, MidLevel, UpLevel
 from i2v.engine.layers import ImageTemporalEncoder, ResnetBlock, StepInputs, TemporalConvBlock, Transformer, conv2d
 from i2v.engine.unet_config import UNetConfig
 
@@ -95,12 +95,23 @@ class I2VGenXLUNet(nn.Module):
         self.context_embedding = nn.Sequential(nn.Linear(context, time), nn.SiLU(), nn.Linear(time, context * n))
         self.fps_embedding = nn.Sequential(nn.Linear(first, time), nn.SiLU(), nn.Linear(time, time))
 
-        self.down_blocks = nn.ModuleList(DownBlock(config, level) for level in range(len(widths)))
-        self.mid_block = MidBlock(config)
-        self.up_blocks = nn.ModuleList(UpBlock(config, level) for level in reversed(range(len(widths))))
+        down = [DownLevel(config, level) for level in range(len(widths))]
+        up = [UpLevel(config, level) for level in reversed(range(len(widths)))]
+        self.down_blocks, self.mid_block, self.up_blocks = nn.ModuleList(down), MidLevel(config), nn.ModuleList(up)
 
         self.conv_norm_out = nn.GroupNorm(groups, first)
         self.conv_out = nn.Conv2d(first, config.out_channels, 3, padding=1)
+
+        # In the order they run. Each layer down leaves a skip; each layer up takes one, and where a level begins the
+        # upsampler of the level below comes first.
+        self._down = [layer for level in down for layer in level.layers()]
+        self._middle = [part for layer in self.mid_block.layers() for part in layer]
+        upsamplers = [None, *(level.upsampler for level in up)]
+        self._up = [
+            (None if i else upsampler, layer)
+            for level, upsampler in zip(up, upsamplers, strict=False)
+            for i, layer in enumerate(level.layers())
+        ]
 
         self._resnets = [m for m in self.modules() if isinstance(m, ResnetBlock)]
         self._crosses = [m.block for m in self.modules() if isinstance(m, Transformer) and not m.over_frames]
@@ -213,41 +224,52 @@ class I2VGenXLUNet(nn.Module):
         False runs the conditional half only (G = 1). With a `cache`, a `refresh` step fills it and any other reuses it;
         features of a guided step also serve an unguided one, never the other way round (ValueError).
         """
+        if cache is not None and not refresh and not cache.serves(guided and state.guidance > 1):
+            raise ValueError("the cache holds nothing that serves this step; it must refresh it")
         x = latents.to(self.dtype).permute(0, 2, 3, 4, 1).contiguous()  # (B, F, h, w, 4)
         shifts = state.shifts[index].split([block.conv2.out_channels for block in self._resnets])
-        branch, deep = (cache.branch, None if refresh else cache.deep) if cache else (0, None)
-        halves = state.halves(guided)
-        if deep is not None and guided and len(deep) < state.guidance:
-            raise ValueError("the cache holds features of an unguided step; a guided one must refresh it")
-
         predictions, kept = [], []
-        for half in halves:
+        for half in state.halves(guided):
             inputs = StepInputs(shifts, tuple((k[half], v[half]) for k, v in state.context), state.ff_chunks)
-            noisy = conv2d(_rows(x, half), self.conv_in.weight[:, : self.config.in_channels], None)
-            start = noisy + _rows(state.image_term, half)
-            prediction, features = self._predict(start, inputs, branch, None if deep is None else deep[half])
+            known = None if cache is None or cache.deep is None or refresh else cache.deep[half]
+            prediction, deep = self._predict(rows_of(x, half), rows_of(state.image_term, half), inputs, cache, known)
             predictions.append(prediction)
-            kept.append(features)
-        if cache and deep is None:
+            kept += [] if deep is None else [deep]
+        if cache is not None and refresh:
             cache.deep = torch.cat(kept)
         return torch.cat(predictions).permute(0, 4, 1, 2, 3)
 
-    def _predict(self, x: Tensor, inputs: StepInputs, branch: int, deep: Tensor | None) -> tuple[Tensor, Tensor]:
-        """From conv_in's output to the prediction, both (B, F, h, w, C); also the features a `DeepCache` keeps."""
+    def _predict(
+        self, latents: Tensor, image_term: Tensor, inputs: StepInputs, cache: DeepCache | None, known: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Latents (B, F, h, w, 4) to the prediction (G, F, h, w, 4), and with a `cache` the deep features for it.
+
+        With `known` deep features only the layers around them run.
+        """
+        down, middle, up = self._down, self._middle, self._up
+        takes_deep = -1 if cache is None else len(up) - 1 - cache.branch  # the layer up that begins with deep features
+        if cache is not None and known is not None:
+            down, middle, up, takes_deep = down[: cache.branch], [], up[takes_deep:], 0
+
+        x = conv2d(latents, self.conv_in.weight[:, : self.config.in_channels], None).add_(image_term)
         x = self.transformer_in(x, inputs)
         skips = [x]
-        last = self.up_blocks[-1]
-        shallow = self.config.layers_per_block - branch  # the layer of the last block that takes the deep features
-        if deep is None:
-            for block in self.down_blocks:
-                x = block(x, skips, inputs)
-            x = self.mid_block(x, inputs)
-            for block in self.up_blocks[:-1]:
-                x = block(x, skips, inputs)
-            deep = last(x, skips, inputs, stop=shallow)
-        else:
-            self.down_blocks[0](x, skips, inputs, stop=branch)
-        x = last(deep, skips, inputs, start=shallow)
+        for layer in down:
+            for part in layer:
+                x = part(x, inputs)
+            skips.append(x)
+        for part in middle:
+            x = part(x, inputs)
+        x = x if known is None else known
+        deep = None
+        for number, (upsampler, layer) in enumerate(up):
+            if number == takes_deep:
+                deep = x
+            if upsampler is not None:
+                x = upsampler(x, *skips[-1].shape[2:4])
+            x = torch.cat([x, skips.pop().expand(len(x), -1, -1, -1, -1)], dim=-1)  # shared skips have one row
+            for part in layer:
+                x = part(x, inputs)
         x = kernels.group_norm(x, self.conv_norm_out, over_frames=False)
         return conv2d(x, self.conv_out.weight, self.conv_out.bias), deep
 
@@ -268,7 +290,7 @@ class I2VGenXLUNet(nn.Module):
         return self.step(state, sample, 0)
 
 
-def _rows(x: Tensor, half: slice) -> Tensor:
+def rows_of(x: Tensor, half: slice) -> Tensor:
     """The rows of `half`, or the one row that all halves share."""
     return x if len(x) == 1 else x[half]
 

@@ -115,8 +115,11 @@ def test_the_image_concat_scale_multiplies_the_image_branch_alone(published):
     assert difference(result, job.upstream(reference)) > 100 * LIMIT
 
 
-def test_every_single_weight_takes_part():
-    """A comparison that a broken weight passes proves nothing: each parameter, changed alone, is noticed."""
+def test_every_weight_outside_the_levels_takes_part():
+    """A comparison that a broken weight passes proves nothing: each parameter, changed alone, is noticed.
+
+    The layers inside the levels are broken one by one in test_unet_blocks.py.
+    """
     config = ONE_LEVEL | {"layers_per_block": 1, "block_out_channels": (8,), "attention_head_dim": 4}
     reference = upstream(config)
     job = inputs(config, 3, 3, 2)
@@ -124,6 +127,8 @@ def test_every_single_weight_takes_part():
     unet = own(reference)
     unnoticed = []
     for name, weight in unet.named_parameters():
+        if name.startswith(("down_blocks", "mid_block", "up_blocks")):
+            continue
         kept = weight.clone()
         weight.add_(0.3 * torch.randn_like(weight))
         if difference(unet.step(job.begin(unet), job.latents, 1), expected) <= LIMIT:
@@ -177,7 +182,7 @@ def test_a_guided_cache_serves_an_unguided_step_but_not_the_other_way_round(publ
     expected = unet.step(state, job.latents, 1, cache=cache)[1:]
     assert difference(unet.step(state, job.latents, 1, guided=False, cache=cache, refresh=False), expected) <= LIMIT
     unet.step(state, job.latents, 1, guided=False, cache=cache)
-    with pytest.raises(ValueError, match="must refresh"):
+    with pytest.raises(ValueError, match="must refresh it"):
         unet.step(state, job.latents, 1, cache=cache, refresh=False)
 
 

@@ -70,13 +70,11 @@ def run(unet: I2VGenXLUNet, name: str, call: Call) -> Tensor:
     match call.kind:
         case "ResnetBlock2D":
             return layer(x, StepInputs({layer.slot: layer.shift(call.args[1][:1])[0]}, ()))
-        case "TemporalConvLayer" | "Downsample2D":
-            return layer(x)
+        case "TemporalConvLayer" | "Downsample2D" | "TransformerTemporalModel":
+            return layer(x, StepInputs((), ()))
         case "Transformer2DModel":
             block, context = layer.transformer_blocks[0], call.kwargs["encoder_hidden_states"][::FRAMES]
             return layer(x, StepInputs((), {block.slot: block.attn2.keys_values(context)}))
-        case "TransformerTemporalModel":
-            return layer(x, StepInputs((), ()))
         case _:
             return layer(x, *call.output.shape[2:])
 
