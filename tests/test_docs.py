@@ -1,11 +1,13 @@
 """The documents against the code: they fail when a setting, route, error code, command or flag is missing or gone."""
 
 import ast
+import contextlib
 import os
 import re
 import shlex
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -275,24 +277,24 @@ EXAMPLES = [
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a server with the fake engine."""
     folder = tmp_path_factory.mktemp("server")
-    process = subprocess.Popen(
-        [sys.executable, str(ROOT / "server.py"), "--model", "fake", "--no-ui", "--port", "0"],
-        cwd=folder,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    log = folder / "log"
+    with log.open("w") as file:
+        process = subprocess.Popen(
+            [sys.executable, str(ROOT / "server.py"), "--model", "fake", "--no-ui", "--port", "0"],
+            cwd=folder,
+            stderr=file,
+        )
     try:
-        assert process.stderr is not None
-        said = []
-        for line in process.stderr:
-            said.append(line)
-            if found := re.search(r"ready at (\S+)", line):
-                break
-        assert found, "".join(said)
+        deadline = time.monotonic() + 120
+        while not (found := re.search(r"ready at (\S+)", log.read_text())):
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                pytest.fail(f"the server ended with code {process.wait(0.1)}: {log.read_text()}")
+            assert time.monotonic() < deadline, log.read_text()
         yield found.group(1)
     finally:
         process.terminate()
-        process.communicate(timeout=60)
+        process.wait(60)
+        print(log.read_text())  # shown where a test has failed
 
 
 def prepared(folder: Path, text: str, server: str) -> str:
