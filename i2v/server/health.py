@@ -10,20 +10,21 @@ from i2v.jobs.queue import JobQueue
 from i2v.server.answers import JSONAnswer
 from i2v.server.context import context_of
 from i2v.server.metrics import CONTENT_TYPE
+from i2v.server.openapi import errors
 
 router = APIRouter(tags=["operations"])
 
 _RETRY_AFTER = {"Retry-After": "5"}
 
 
-@router.get("/livez")
+@router.get("/livez", responses=errors(403))
 @router.head("/livez", include_in_schema=False)
 async def livez() -> Response:
     """200 while the process answers at all."""
     return JSONAnswer({"status": "alive"})
 
 
-@router.get("/readyz", responses={503: {"description": "not ready, and why"}})
+@router.get("/readyz", responses=errors(403, 503))
 @router.head("/readyz", include_in_schema=False)
 async def readyz(request: Request) -> Response:
     """200 when the engine is loaded, the storage can be written and the queue is open; else 503 and what is missing."""
@@ -39,7 +40,7 @@ async def readyz(request: Request) -> Response:
     return JSONAnswer(content, status_code=503, headers=_RETRY_AFTER)
 
 
-@router.get("/metrics")
+@router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}, **errors(401, 403)})
 async def metrics(request: Request) -> Response:
     """Measurements in Prometheus' text format."""
     return Response(await run_in_threadpool(context_of(request).metrics.render), media_type=CONTENT_TYPE)
