@@ -1,29 +1,87 @@
-"""What is stored of a photo, and when two submissions are the same one."""
+"""What a job has to pass to be queued, what is stored of it, and when two submissions are the same one."""
 
 import hashlib
-import io
+import shutil
+import uuid
+from collections.abc import Callable
+from pathlib import Path
 
 from PIL import Image
 
+from i2v.errors import QueueFull, StorageFull
+from i2v.jobs.job import Door, Job
+from i2v.jobs.line import Line
+from i2v.jobs.photo import encode_png
+from i2v.jobs.store import JobStore, NewJob
 from i2v.request import GenerateRequest
-
-STORED_SIDE = 2560  # px; a larger photo is stored reduced: twice what the largest video shows of it
-
-
-def encode_png(image: Image.Image) -> bytes:
-    """RGB PNG, at most `STORED_SIDE` px on its longer side. Every attempt of a job runs on exactly this picture."""
-    picture = image.convert("RGB")
-    if max(picture.size) > STORED_SIDE:
-        picture.thumbnail((STORED_SIDE, STORED_SIDE), Image.Resampling.LANCZOS, reducing_gap=3.0)
-    out = io.BytesIO()
-    picture.save(out, "PNG", compress_level=1)
-    return out.getvalue()
+from i2v.settings import Settings
 
 
-def decode_png(data: bytes) -> Image.Image:
-    """The stored photo, RGB."""
-    with Image.open(io.BytesIO(data), formats=("PNG",)) as picture:
-        return picture.convert("RGB")
+class Admission:
+    """The bounds of queue and disk. `free_space(folder)` in bytes."""
+
+    def __init__(self, settings: Settings, folder: Path, line: Line, free_space: Callable[[Path], int]) -> None:
+        self._length = settings.queue.length
+        self._share = settings.queue.per_caller
+        self._min_free = settings.min_free_mb * 1_000_000
+        self._folder = folder
+        self._line = line
+        self._free_space = free_space
+
+    def has_room(self) -> bool:
+        try:
+            return self._free_space(self._folder) >= self._min_free
+        except OSError:
+            return False
+
+    def check_room(self) -> None:
+        """Raises `StorageFull`."""
+        if not self.has_room():
+            raise StorageFull("the disk is nearly full; no job is taken until there is room for its video")
+
+    def check_line(self) -> None:
+        """Raises `QueueFull` when there is no place now."""
+        if len(self._line) >= self._length:
+            raise self._full()
+
+    def insert(self, store: JobStore, new: NewJob) -> tuple[Job, bool]:
+        """As `JobStore.insert`, with the time to come again in `QueueFull`."""
+        try:
+            return store.insert(new, capacity=self._length, per_caller=self._share)
+        except QueueFull:
+            raise self._full() from None
+
+    def _full(self) -> QueueFull:
+        text = f"the queue is full: {self._length} jobs are waiting already"
+        return QueueFull(text, retry_after=self._line.retry_after())
+
+
+def new_job(
+    request: GenerateRequest,
+    image: Image.Image,
+    door: Door,
+    caller: str | None,
+    idempotency_key: str | None,
+    priority: int,
+    extends: str | None,
+) -> NewJob:
+    """Everything that is stored of a submission: a seed is drawn, the photo packed."""
+    png = encode_png(image)
+    return NewJob(
+        id=f"video_{uuid.uuid4().hex[:24]}",
+        request=request.with_seed(),
+        png=png,
+        door=door,
+        caller=caller,
+        priority=priority,
+        idempotency_key=idempotency_key,
+        fingerprint=None if idempotency_key is None else fingerprint(request, png, extends),
+        extends=extends,
+    )
+
+
+def free_bytes(folder: Path) -> int:
+    return shutil.disk_usage(folder).free
 
 
 def fingerprint(request: GenerateRequest, png: bytes, extends: str | None) -> str:

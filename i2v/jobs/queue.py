@@ -5,7 +5,6 @@ call them through a thread; `wait` and `events` are coroutines. Nothing here pol
 """
 
 import logging
-import shutil
 import threading
 import uuid
 from collections.abc import AsyncIterator, Callable
@@ -20,18 +19,19 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from i2v.engine.protocol import EngineProtocol, Frames, ModelInfo
-from i2v.errors import Conflict, I2VError, NotFound, NotReady, QueueFull, StorageFull
+from i2v.errors import Conflict, I2VError, NotFound, NotReady
 from i2v.jobs import retention
-from i2v.jobs.admission import decode_png, encode_png, fingerprint
+from i2v.jobs.admission import Admission, free_bytes, new_job
 from i2v.jobs.events import Hub
 from i2v.jobs.job import Door, Job, Status
 from i2v.jobs.line import Line
 from i2v.jobs.live import Board
 from i2v.jobs.lock import FolderLock
 from i2v.jobs.pace import RECENT, Pace
+from i2v.jobs.photo import decode_png
 from i2v.jobs.publish import Failpoint, Publisher, WriteVideo
 from i2v.jobs.schema import DataError, sqlite_url
-from i2v.jobs.store import Clock, InvalidTransition, JobStore, NewJob
+from i2v.jobs.store import Clock, InvalidTransition, JobStore
 from i2v.jobs.verdicts import Verdicts
 from i2v.jobs.waits import Waits
 from i2v.jobs.worker import Mutex, PlainMutex, Worker
@@ -73,7 +73,6 @@ class JobQueue:
         self._mutex = mutex or PlainMutex()
         self._first_engine = engine
         self._write_video = write_video
-        self._free_space = free_space or (lambda path: shutil.disk_usage(path).free)
         self._failpoint = failpoint or (lambda _name: None)
         self._hub = Hub()
         self._board = Board()
@@ -86,6 +85,7 @@ class JobQueue:
         self._engine: EngineProtocol | None = None
         self._store: JobStore | None = None
         self._line = Line(lambda: self._opened().waiting(), self._board, self._pace)
+        self._admission = Admission(settings, self._folder, self._line, free_space or free_bytes)
         self._waits = Waits(self._hub, self._get_or_down)
 
     # -- life ---------------------------------------------------------------------------------------------------
@@ -178,7 +178,7 @@ class JobQueue:
             self._store.counts()
         except (OSError, I2VError):
             return False
-        return self._has_room()
+        return self._admission.has_room()
 
     # -- arrival ------------------------------------------------------------------------------------------------
 
@@ -201,30 +201,17 @@ class JobQueue:
 
         Raises NotReady, DoesNotFit, QueueFull, TooManyJobs, StorageFull, Conflict; NotFound for an unknown `extends`.
         """
-        store = self._accepting(request)
+        store, engine = self._opened(), self._engine
+        if self._state != "ready" or engine is None:
+            raise self._not_ready()
+        engine.check(request)
         if extends is not None:
             self.video_path(self.get(extends))
-        if not self._has_room():
-            raise StorageFull("the disk is nearly full; no job is taken until there is room for its video")
-        length = self._settings.queue.length
-        if idempotency_key is None and len(self._line) >= length:  # before the photo is packed; `insert` has the word
-            raise self._full(length)
-        png = encode_png(image)
-        new = NewJob(
-            id=f"video_{uuid.uuid4().hex[:24]}",
-            request=request.with_seed(),
-            png=png,
-            door=door,
-            caller=caller,
-            priority=priority,
-            idempotency_key=idempotency_key,
-            fingerprint=fingerprint(request, png, extends) if idempotency_key is not None else None,
-            extends=extends,
-        )
-        try:
-            job, replayed = store.insert(new, capacity=length, per_caller=self._settings.queue.per_caller)
-        except QueueFull:
-            raise self._full(length) from None
+        self._admission.check_room()
+        if idempotency_key is None:
+            self._admission.check_line()  # before the photo is packed; the insert has the last word
+        new = new_job(request, image, door, caller, idempotency_key, priority, extends)
+        job, replayed = self._admission.insert(store, new)
         if replayed:
             return replace(self._line.fill_in(job), replayed=True)
         self._moved(job.id)
@@ -254,7 +241,7 @@ class JobQueue:
         return [self._line.fill_in(job) for job in found]
 
     def input_image(self, id: str) -> Image.Image:
-        """The photo the job was given, RGB, as stored (at most `admission.STORED_SIDE` px). Raises `NotFound`."""
+        """The photo the job was given, RGB, as stored (at most `photo.STORED_SIDE` px). Raises `NotFound`."""
         return decode_png(self._opened().png(id))
 
     def preview(self, id: str) -> NDArray[np.uint8] | None:
@@ -359,6 +346,7 @@ class JobQueue:
             log.warning("job %s was running when the server stopped; now %s", id, status)
         retention.sweep(store, self._folder)
         retention.enforce(store, self._folder, self._settings.retention, self._clock())
+        store.forget_failures(retention.FAILURES_KEPT)
         for job in store.recent_results(RECENT):
             if job.result is not None:
                 self._pace.record(job.request, job.result.seconds)
@@ -402,28 +390,15 @@ class JobQueue:
             raise NotReady("the server is not running")
         return store
 
-    def _accepting(self, request: GenerateRequest) -> JobStore:
-        """The store, when a job like this one may be queued now."""
-        state, engine = self._state, self._engine
-        if state == "failed":
-            raise NotReady(self._failure, retry_after=60)
-        if state in ("stopping", "dead"):
-            raise NotReady("the server is shutting down", retry_after=10)
-        if engine is None:
-            what, fraction = self._loading
-            done = "" if fraction is None else f" ({fraction:.0%})"
-            raise NotReady(f"the model is not loaded yet: {what}{done}", retry_after=10)
-        engine.check(request)
-        return self._opened()
-
-    def _full(self, length: int) -> QueueFull:
-        return QueueFull(f"the queue is full: {length} jobs are waiting already", retry_after=self._line.retry_after())
-
-    def _has_room(self) -> bool:
-        try:
-            return self._free_space(self._folder) >= self._settings.min_free_mb * 1_000_000
-        except OSError:
-            return False
+    def _not_ready(self) -> NotReady:
+        """Why no job is taken now, in words."""
+        if self._state == "failed":
+            return NotReady(self._failure, retry_after=60)
+        if self._state in ("stopping", "dead"):
+            return NotReady("the server is shutting down", retry_after=10)
+        what, fraction = self._loading
+        done = "" if fraction is None else f" ({fraction:.0%})"
+        return NotReady(f"the model is not loaded yet: {what}{done}", retry_after=10)
 
     def _moved(self, id: str) -> None:
         """A job is in another state, so the places of those behind it have changed, too."""
@@ -432,22 +407,34 @@ class JobQueue:
         self._hub.everyone(steps_only=True)
 
     def _after(self, id: str) -> None:
+        """A job has left the worker's or the publisher's hands, on their thread."""
         store = self._store
         if store is None:
             return
         try:
             job = store.get(id)
-            for gone in retention.enforce(store, self._folder, self._settings.retention, self._clock()):
-                self._moved(gone)
         except I2VError as error:
             log.warning("after job %s: %s", id, error.message)
             return
         if job.is_final:
-            for listener in self.on_final:
-                listener(job)
+            self._ended(store, job)
+
+    def _ended(self, store: JobStore, job: Job) -> None:
+        try:
+            if job.status == "completed":
+                for gone in retention.enforce(store, self._folder, self._settings.retention, self._clock()):
+                    self._moved(gone)
+            else:
+                store.forget_failures(retention.FAILURES_KEPT)
+        except I2VError as error:
+            log.warning("old jobs could not be removed: %s", error.message)
+        for listener in self.on_final:
+            listener(job)
 
     def _lost(self, error: I2VError) -> None:
         with self._state_lock:
+            if self._state == "dead":
+                return
             self._state = "dead"
         self._failure = error.message
         self._hub.everyone()
@@ -462,11 +449,13 @@ class JobQueue:
         return read_frames(self.video_path(self.get(id)))
 
     def _cancel_queued(self, id: str) -> bool:
+        store = self._opened()
         try:
-            self._opened().cancel_queued(id)
+            job = store.cancel_queued(id)
         except InvalidTransition:
             return False
         self._moved(id)
+        self._ended(store, job)
         return True
 
     def _ask_to_end(self, id: str) -> None:

@@ -65,7 +65,6 @@ def enforce(store: JobStore, folder: Path, limits: RetentionSettings, now: datet
         )
     if limits.count or limits.gigabytes:
         gone += _remove(store, folder, _surplus(store, limits))
-    store.forget_failures(FAILURES_KEPT)
     return gone
 
 

@@ -210,8 +210,10 @@ class JobStore:
     def claim(self, slot: int = 0, before_commit: Callable[[], None] | None = None) -> tuple[Job, Claim] | None:
         """Start the next job in engine `slot`; None when nothing waits.
 
-        Raises `InvalidTransition` when the slot still holds a job.
+        Raises `InvalidTransition` when the slot still holds a job, `DataError` when another server took the database.
         """
+        with self._write:
+            self._keep_database_lock()
         with self._writing() as connection:
             if _count(connection, jobs.c.slot == slot):
                 raise InvalidTransition(f"engine {slot} still holds a job")
@@ -348,6 +350,17 @@ class JobStore:
         if not self._guard.scalar(select(func.pg_try_advisory_lock(POSTGRES_LOCK))):
             self._guard.close()
             raise DataError("another i2v server uses this PostgreSQL database. Stop it first, or give each its own")
+
+    def _keep_database_lock(self) -> None:
+        """A session that broke (the database was restarted) has lost its lock: take it again, or stop working."""
+        if self._guard is None:
+            return
+        try:
+            self._guard.scalar(select(1))
+        except DBAPIError:
+            self._guard.close()
+            with _translated():
+                self._take_database_lock()
 
     @contextmanager
     def _writing(self) -> Iterator[Connection]:

@@ -24,9 +24,9 @@ from i2v.errors import (
     StorageFull,
     Unavailable,
 )
-from i2v.jobs.admission import decode_png
 from i2v.jobs.events import Hub
 from i2v.jobs.live import Board, Live
+from i2v.jobs.photo import decode_png
 from i2v.jobs.publish import Failpoint, Publisher, result_of
 from i2v.jobs.store import InvalidTransition, JobStore
 from i2v.jobs.verdicts import Verdicts

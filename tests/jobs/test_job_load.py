@@ -43,9 +43,9 @@ def test_thousands_of_jobs_leave_memory_threads_files_and_rows_where_they_were(
         gc.collect()
         return len(gc.get_objects()), process.memory_info().rss, threading.active_count(), process.num_fds()
 
-    run(queue, dot, 300)
+    run(queue, dot, 200)
     objects, memory, threads, files = weigh()
-    run(queue, dot, 2000)
+    run(queue, dot, 1000)
     until(lambda: sum(queue.counts().values()) <= KEPT)
     objects_after, memory_after, threads_after, files_after = weigh()
     assert objects_after < objects * 1.02 + 500

@@ -395,12 +395,14 @@ def test_averages_are_learnt_and_known_again_after_a_restart(make_queue: MakeQue
     assert again.average_duration == pytest.approx(known)
 
 
-def test_listeners_get_each_job_once_it_is_final(make_queue: MakeQueue, dot: Image.Image) -> None:
-    queue = make_queue()
+def test_listeners_get_each_job_once_however_it_ends(held: Held, dot: Image.Image) -> None:
     heard: list[Job] = []
-    queue.on_final.append(heard.append)
-    job = final(queue, queue.submit(SMALL, dot, door="cli"))
-    until(lambda: heard == [job])
+    held.queue.on_final.append(heard.append)
+    waiting = held.queue.submit(SMALL, dot, door="cli")
+    cancelled = held.queue.cancel(waiting.id)
+    held.gate.open()
+    done = final(held.queue, held.running)
+    until(lambda: heard == [cancelled, done])
 
 
 def test_stopping_lets_the_running_job_finish_and_releases_those_who_wait_in_the_queue(

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psycopg
 import pytest
 from job_doubles import SMALL, Clock, MakeQueue, final, quick_write
 from PIL import Image
@@ -56,6 +57,24 @@ def test_two_servers_on_one_postgresql_database_are_refused(postgres_url: str, o
         start(tmp_path, database=postgres_url)
     first.stop()
     start(tmp_path, database=postgres_url).stop()
+
+
+def test_a_postgresql_restart_does_not_let_a_second_server_in(postgres_url: str, clock: Clock) -> None:
+    def cut_the_lock() -> None:
+        with psycopg.connect(postgres_url, autocommit=True) as connection:
+            connection.execute("SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory'")
+
+    first = JobStore(postgres_url, "boot-1", clock)
+    cut_the_lock()
+    assert first.claim() is None  # and takes the lock again
+    with pytest.raises(DataError):
+        JobStore(postgres_url, "boot-2", clock)
+    cut_the_lock()
+    second = JobStore(postgres_url, "boot-2", clock)  # this one was quicker
+    with pytest.raises(DataError):
+        first.claim()
+    first.close()
+    second.close()
 
 
 def test_a_whole_job_runs_on_postgresql(postgres_url: str, make_queue: MakeQueue, dot: Image.Image) -> None:
