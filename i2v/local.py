@@ -12,10 +12,11 @@ from pathlib import Path
 from PIL import Image
 
 from i2v import video
-from i2v.engine.mutex import GpuMutex, lock_file_for
+from i2v.engine.mutex import GpuMutex
 from i2v.engine.protocol import EngineProtocol, OnLoad, OnStep
 from i2v.jobs.job import Job
 from i2v.jobs.publish import metadata_of, result_of
+from i2v.loading import load_engine, mutex_for
 from i2v.request import GenerateRequest
 from i2v.settings import Settings
 
@@ -69,19 +70,4 @@ class Local:
 
 def load(settings: Settings, on_load: OnLoad) -> Local:
     """Load the engine that the settings name. Raises `ModelUnavailable`."""
-    from i2v.serve import load_engine  # brings the web stack
-
-    engine = load_engine(settings, on_load)
-    return Local(engine, _mutex(settings))
-
-
-def _mutex(settings: Settings) -> GpuMutex:
-    """The fake engine shares with nobody; nor does a CPU where no server has ever used the outputs folder."""
-    if settings.model == "fake":
-        return GpuMutex()
-    from i2v.engine.source import choose_device
-
-    device = choose_device(settings.device)
-    if device.type == "cpu" and not settings.outputs.is_dir():
-        return GpuMutex()
-    return GpuMutex(lock_file_for(device, settings.outputs))
+    return Local(load_engine(settings, on_load), mutex_for(settings))

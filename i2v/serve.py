@@ -17,12 +17,11 @@ from types import FrameType
 import uvicorn
 from fastapi import FastAPI
 
-from i2v.engine.fake import FakeEngine, failing
-from i2v.engine.mutex import GpuMutex, lock_file_for
-from i2v.engine.protocol import EngineProtocol, OnLoad
+from i2v.engine.mutex import GpuMutex
 from i2v.errors import EXIT_RESTART, FatalEngineError
 from i2v.jobs.queue import JobQueue
 from i2v.jobs.schema import DataError
+from i2v.loading import load_engine, mutex_for
 from i2v.server.app import create_app
 from i2v.server.logs import configure_logging
 from i2v.server.protocol import bounded_protocol
@@ -126,7 +125,7 @@ def _load(settings: Settings, queue: JobQueue, mutex: LateMutex, server: Server)
     """Load the engine and hand it to the queue; a model that cannot be loaded ends the server with its reason."""
     try:
         engine = load_engine(settings, queue.report_loading)
-        mutex.chosen = _mutex_for(settings)
+        mutex.chosen = mutex_for(settings)
         queue.attach(engine)
     except Exception as error:
         queue.fail_loading(str(error))
@@ -137,36 +136,6 @@ def _load(settings: Settings, queue: JobQueue, mutex: LateMutex, server: Server)
     log.info("model: %s on %s (%s) %s", info.title, info.device, info.dtype, info.note)
     pages = "web page, " if settings.ui else ""
     log.info("ready at %s (%sPOST /api/predict/, /v1/videos, /docs)", server.address, pages)
-
-
-def load_engine(settings: Settings, on_load: OnLoad) -> EngineProtocol:
-    """The engine that `settings.model` names. Torch is imported here, on the loading thread, and nowhere earlier."""
-    if settings.model == "fake":
-        return FakeEngine(step_s=settings.fake.step_s, fault=failing(settings.fake.fail, settings.fake.fail_step))
-    on_load("importing the engine", None)
-    from i2v.engine.engine import Engine
-
-    return Engine.load(
-        settings.model,
-        device=settings.device,
-        dtype=settings.dtype,
-        conventions=settings.conventions,
-        revision=settings.revision,
-        cache_dir=settings.cache_dir,
-        offline=settings.offline,
-        memory=settings.memory,
-        max_vram_gb=settings.max_vram_gb,
-        on_load=on_load,
-    )
-
-
-def _mutex_for(settings: Settings) -> GpuMutex:
-    """The mutex shared with other processes on the same device; the fake engine shares with nobody."""
-    if settings.model == "fake":
-        return GpuMutex()
-    from i2v.engine.weights import choose_device
-
-    return GpuMutex(lock_file_for(choose_device(settings.device), settings.outputs))
 
 
 def _listen(settings: Settings) -> socket.socket:

@@ -18,7 +18,7 @@ import pytest
 import uvicorn
 from PIL import Image
 
-from i2v import cli, doctor, inputs, serve, video
+from i2v import cli, doctor, inputs, local, serve, video
 from i2v.client import Client, JobCancelled, Video
 from i2v.engine.fake import FakeEngine
 from i2v.engine.mutex import GpuMutex
@@ -251,7 +251,7 @@ def test_a_model_that_is_not_there_is_one_sentence(run: Run, monkeypatch: pytest
     def missing(*_: object) -> None:
         raise ModelUnavailable("no weights here; --model demo runs without any")
 
-    monkeypatch.setattr(serve, "load_engine", missing)
+    monkeypatch.setattr(local, "load_engine", missing)
     ended = run("generate", PHOTO, "x", "-o a.mp4 --model some/model --device cpu")
     assert (ended.code, ended.err) == (1, "[ERROR] no weights here; --model demo runs without any\n")
 

@@ -85,10 +85,10 @@ def test_the_launcher_stays_small() -> None:
 
 
 def test_only_the_settings_read_the_environment() -> None:
-    """The launcher hands its own environment on to the server, and that is all it does with it."""
+    """The launcher hands its own environment on to the server; loading sets OpenMP's policy before torch reads it."""
     readers = []
     for path in FILES:
-        if path.name in ("settings.py", "launcher.py") or "train" in path.parts:
+        if path.name in ("settings.py", "launcher.py", "loading.py") or "train" in path.parts:
             continue
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Attribute) and node.attr in ("environ", "getenv"):

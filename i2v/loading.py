@@ -1,0 +1,57 @@
+"""From settings to a loaded engine and the mutex of its device: the one way for the server and for local runs.
+
+Torch is imported here, when an engine is loaded, and nowhere earlier.
+"""
+
+import os
+
+from i2v.engine.fake import FakeEngine, failing
+from i2v.engine.mutex import GpuMutex, lock_file_for
+from i2v.engine.protocol import EngineProtocol, OnLoad
+from i2v.settings import Settings
+
+
+def load_engine(settings: Settings, on_load: OnLoad) -> EngineProtocol:
+    """The engine that `settings.model` names. Raises `ModelUnavailable`."""
+    if settings.model == "fake":
+        return FakeEngine(step_s=settings.fake.step_s, fault=failing(settings.fake.fail, settings.fake.fail_step))
+    on_load("importing the engine", None)
+    _let_threads_sleep()
+    from i2v.engine.engine import Engine
+
+    return Engine.load(
+        settings.model,
+        device=settings.device,
+        dtype=settings.dtype,
+        conventions=settings.conventions,
+        revision=settings.revision,
+        cache_dir=settings.cache_dir,
+        offline=settings.offline,
+        memory=settings.memory,
+        max_vram_gb=settings.max_vram_gb,
+        on_load=on_load,
+    )
+
+
+def mutex_for(settings: Settings) -> GpuMutex:
+    """The mutex shared with other processes on the same device.
+
+    The fake engine shares with nobody; nor does a CPU where no server has ever used the outputs folder.
+    """
+    if settings.model == "fake":
+        return GpuMutex()
+    from i2v.engine.source import choose_device
+
+    device = choose_device(settings.device)
+    if device.type == "cpu" and not settings.outputs.is_dir():
+        return GpuMutex()
+    return GpuMutex(lock_file_for(device, settings.outputs))
+
+
+def _let_threads_sleep() -> None:
+    """OpenMP threads that wait give up their core instead of spinning; the library reads this when torch is imported.
+
+    On two cores that other programs use as well, five steps of the demo model took 62 s with spinning threads and
+    18 s with sleeping ones. Whoever sets the variable is obeyed.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
