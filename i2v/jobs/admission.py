@@ -58,15 +58,15 @@ class Admission:
 
 def new_job(
     request: GenerateRequest,
-    image: Image.Image,
+    picture: Image.Image,
     door: Door,
     caller: str | None,
     idempotency_key: str | None,
     priority: int,
     extends: str | None,
 ) -> NewJob:
-    """Everything that is stored of a submission: a seed is drawn, the photo packed."""
-    png = encode_png(image)
+    """Everything that is stored of a submission: a seed is drawn, the normalised photo packed."""
+    png = encode_png(picture)
     return NewJob(
         id=f"video_{uuid.uuid4().hex[:24]}",
         request=request.with_seed(),

@@ -7,11 +7,15 @@ from PIL import Image
 STORED_SIDE = 2560  # px; a larger photo is stored reduced: twice what the largest video shows of it
 
 
-def encode_png(image: Image.Image) -> bytes:
-    """RGB PNG, at most `STORED_SIDE` px on its longer side."""
+def normalise(image: Image.Image) -> Image.Image:
+    """A copy in RGB, at most `STORED_SIDE` px on its longer side."""
     picture = image.convert("RGB")
     if max(picture.size) > STORED_SIDE:
         picture.thumbnail((STORED_SIDE, STORED_SIDE), Image.Resampling.LANCZOS, reducing_gap=3.0)
+    return picture
+
+
+def encode_png(picture: Image.Image) -> bytes:
     out = io.BytesIO()
     picture.save(out, "PNG", compress_level=1)
     return out.getvalue()

