@@ -84,16 +84,30 @@ def test_the_launcher_stays_small() -> None:
     assert modules <= allowed
 
 
+# Files that touch the environment for a library that takes something from nowhere else, or to hand it on whole.
+ENVIRONMENT = {
+    "i2v/settings.py": "the settings themselves",
+    "i2v/launcher.py": "hands its own environment on to the server",
+    "i2v/loading.py": "how OpenMP's threads wait, which is fixed when torch is imported",
+    "i2v/ui/app.py": "Gradio's folder for uploads",
+}
+
+
 def test_only_the_settings_read_the_environment() -> None:
-    """The launcher hands its own environment on to the server; loading sets OpenMP's policy before torch reads it."""
     readers = []
     for path in FILES:
-        if path.name in ("settings.py", "launcher.py", "loading.py") or "train" in path.parts:
+        if str(path.relative_to(ROOT)) in ENVIRONMENT or "train" in path.parts:
             continue
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Attribute) and node.attr in ("environ", "getenv"):
                 readers.append(f"{path.relative_to(ROOT)}:{node.lineno}")
     assert readers == []
+
+
+@pytest.mark.parametrize("name", sorted(set(ENVIRONMENT) - {"i2v/settings.py"}))
+def test_no_other_file_reads_a_setting_of_ours(name: str) -> None:
+    strings = [node.value for node in ast.walk(ast.parse((ROOT / name).read_text())) if isinstance(node, ast.Constant)]
+    assert not [text for text in strings if isinstance(text, str) and text.startswith("I2V_")]
 
 
 @pytest.mark.parametrize(
