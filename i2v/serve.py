@@ -117,6 +117,7 @@ class Server(uvicorn.Server):
         threading.Thread(target=self.once_listening, name="i2v-load", daemon=True).start()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        log.info("stopping; a second signal ends the process at once")
         self.app.state.context.stopping.set()  # routes that wait answer before connections are closed
         await super().shutdown(sockets)
 

@@ -34,7 +34,7 @@ from i2v.server.security import BodyLimit, HeadGuard
 from i2v.server.stamp import OwnNotFound, Stamp
 from i2v.settings import Settings
 
-STOP_TIMEOUT_S = 20.0
+STOP_TIMEOUT_S = 5.0  # a job that needs longer goes back to the queue at its next step
 
 _ROUTERS = (predict.router, videos.router, files.router, health.router, docs.router)
 

@@ -1,0 +1,127 @@
+"""The server as a process: how it starts, how it ends, and what it says when it cannot do either."""
+
+import json
+import signal
+import socket
+import threading
+
+import pytest
+import requests
+
+from tests.qa.live_server import LiveServer, small_photo, start
+
+
+@pytest.fixture
+def launch(tmp_path):
+    running: list[LiveServer] = []
+
+    def make(*flags, folder="server", **more):
+        server = start(tmp_path / folder, "--no-ui", *flags, **more)
+        running.append(server)
+        return server
+
+    yield make
+    for server in running:
+        server.stop(signal.SIGKILL)
+
+
+def ended(server: LiveServer) -> int:
+    return server.process.wait(90)
+
+
+@pytest.mark.parametrize("sig", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_it_in_good_order(launch, sig):
+    server = launch()
+    assert server.small_job().status_code == 200
+    assert server.stop(sig) == 0
+    assert "Traceback" not in server.log
+
+
+def test_a_signal_answers_whoever_waits_and_keeps_the_job(launch):
+    server = launch("--fake-step-s", "0.2")
+    answers = []
+    body = {"data": [small_photo(), "x", 256, 8, 8, 100, 7.5]}
+    waiting = threading.Thread(
+        target=lambda: answers.append(requests.post(f"{server.url}/api/predict/", json=body, timeout=60))
+    )
+    waiting.start()
+    while "accepted job=" not in server.log:
+        assert waiting.is_alive()
+    server.process.send_signal(signal.SIGTERM)
+    waiting.join(60)
+    assert answers[0].status_code == 503
+    assert answers[0].headers["retry-after"]
+    assert server.stop() == 0
+    again = launch()
+    jobs = again.session.get(f"{again.url}/v1/videos", timeout=30).json()["data"]
+    assert len(jobs) == 1
+    assert jobs[0]["status"] in ("queued", "in_progress", "completed")
+
+
+def test_two_signals_end_it_at_once(launch):
+    server = launch("--fake-step-s", "60")
+    requests.post(
+        f"{server.url}/v1/videos", json={"prompt": "x", "input_reference": {"image_url": small_photo()}}, timeout=30
+    )
+    server.process.send_signal(signal.SIGINT)
+    while "stopping" not in server.log:
+        assert server.process.poll() is None
+    server.process.send_signal(signal.SIGINT)
+    assert server.process.wait(20) == 0  # the job's step alone takes 60 s
+
+
+def test_a_lost_engine_is_answered_and_the_process_asks_to_be_started_again(launch):
+    server = launch("--fake-fail", "fatal")
+    answer = server.small_job()
+    assert answer.status_code in (500, 503)
+    assert answer.json()["error"]
+    assert ended(server) == 86
+
+
+@pytest.mark.parametrize(("kind", "status"), [("error", 500), ("out_of_memory", 503), ("invalid_output", 500)])
+def test_a_failed_job_fails_alone(launch, kind, status):
+    server = launch("--fake-fail", kind)
+    for _ in range(3):
+        answer = server.small_job()
+        assert answer.status_code == status
+        assert "Traceback" not in answer.text
+    assert server.ready()
+
+
+def test_a_busy_port_is_said_and_nothing_is_started(launch, tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        server = launch("--port", str(port), wait=False)
+        assert ended(server) == 1
+    assert f"port {port}" in server.log
+    assert "Traceback" not in server.log
+
+
+def test_a_second_server_on_the_same_data_is_refused(launch):
+    first = launch()
+    second = launch("--outputs", str(first.outputs), folder="second", wait=False)
+    assert ended(second) == 1
+    assert "ERROR" in second.log
+    assert "Traceback" not in second.log
+    assert first.ready()
+
+
+def test_a_model_that_is_not_there_ends_it_with_a_sentence(launch, tmp_path):
+    server = launch("--model", str(tmp_path / "nowhere"), "--offline", wait=False)
+    assert ended(server) == 1
+    assert "could not be loaded" in server.log
+    assert "Traceback" not in server.log
+
+
+def test_a_setting_that_is_none_is_refused(launch):
+    server = launch("--queue-length", "0", wait=False)
+    assert ended(server) == 2
+    assert "queue.length" in server.log
+
+
+def test_the_log_can_be_json(launch):
+    server = launch("--log-json")
+    server.small_job()
+    records = [json.loads(line) for line in server.log.splitlines()]
+    assert any("job" in record for record in records)
+    assert all({"time", "level", "message"} <= set(record) for record in records)
