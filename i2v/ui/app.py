@@ -4,6 +4,10 @@ A mounted Gradio does not check the paths of uploaded files unless `has_launched
 without it any caller could read any file of this machine through any event.
 """
 
+import atexit
+import os
+import shutil
+import tempfile
 from pathlib import Path
 
 import gradio as gr
@@ -19,6 +23,7 @@ STYLE = Path(__file__).with_name("style.css")
 
 def mount_ui(app: FastAPI, settings: Settings, queue: JobQueue) -> FastAPI:
     """The app with the page at `/`. Call it last: a mount at `/` takes every path that no earlier route has taken."""
+    _own_upload_folder()
     blocks = build(settings, queue)
     app = gr.mount_gradio_app(
         app,
@@ -43,6 +48,18 @@ def mount_ui(app: FastAPI, settings: Settings, queue: JobQueue) -> FastAPI:
     blocks.has_launched = True
     check_closed(blocks)
     return app
+
+
+def _own_upload_folder() -> None:
+    """Uploads go to a folder that this process alone reads and that goes with it.
+
+    Gradio's default is one folder for all users and servers of a machine, files named by their content: a server that
+    stops removes the same photo under the feet of another. It takes the folder from the environment only.
+    """
+    if "GRADIO_TEMP_DIR" not in os.environ:
+        folder = tempfile.mkdtemp(prefix="i2v-uploads-")
+        os.environ["GRADIO_TEMP_DIR"] = folder
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
 
 
 def check_closed(blocks: gr.Blocks) -> None:

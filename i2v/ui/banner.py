@@ -7,7 +7,12 @@ from i2v.ui.texts import Say
 
 
 def banner(say: Say, queue: JobQueue) -> str:
-    """HTML for the queue's present state."""
+    """HTML: the name of the page, and the queue's present state."""
+    head = f"<header class='top'><h1>i2v</h1><p>{escape(say('tagline'))}</p></header>"
+    return head + _state(say, queue)
+
+
+def _state(say: Say, queue: JobQueue) -> str:
     state, model = queue.state, queue.model
     if state == "loading":
         what, fraction = queue.loading

@@ -5,14 +5,12 @@ from dataclasses import dataclass, fields
 from typing import Any, cast
 
 import gradio as gr
-from PIL import Image
 from pydantic import ValidationError
 
 from i2v.engine.protocol import ModelInfo
 from i2v.errors import InvalidRequest
 from i2v.request import Fit, GenerateRequest, PublicLimits
 from i2v.ui import sizes
-from i2v.ui.photo import Photo
 from i2v.ui.texts import Say, label
 
 # Steps a quality stands for. The demo model is a near-regressor: more than ten steps change little.
@@ -52,6 +50,7 @@ class Form:
 class Controls:
     """The rest of the left half: what is not a value of the request."""
 
+    crop: gr.HTML
     examples: gr.Dataset
     quality: gr.Radio
     same_seed: gr.Button
@@ -76,14 +75,17 @@ def quality_steps(model: ModelInfo | None, quality: str) -> int:
 
 def build_form(limits: PublicLimits) -> tuple[Form, Controls]:
     """Draw the fields into the current column."""
-    photo = Photo(
+    photo = gr.Image(
         label=label("photo"),
         sources=["upload", "clipboard", "webcam"],
+        format="png",  # a photo that is put back into the form stays exactly what it was
         type="filepath",
+        image_mode=None,
         buttons=[],
         elem_id="photo",
         placeholder=label("photo_hint"),
     )
+    crop = gr.HTML(elem_id="crop")
     prompt = gr.Textbox(
         label=label("prompt"), placeholder=label("prompt_placeholder"), lines=2, max_lines=6, elem_id="prompt"
     )
@@ -95,19 +97,34 @@ def build_form(limits: PublicLimits) -> tuple[Form, Controls]:
         elem_id="examples",
         type="values",
     )
+    quality = gr.Radio(
+        choices=[(cast(str, label(f"quality_{name}")), name) for name in QUALITIES],
+        value="standard",
+        label=label("quality"),
+        elem_id="quality",
+        elem_classes="segments",
+    )
     with gr.Row(equal_height=True):
-        quality = gr.Radio(
-            choices=[(cast(str, label(f"quality_{name}")), name) for name in QUALITIES],
-            value="standard",
-            label=label("quality"),
-            elem_id="quality",
-            scale=3,
+        size = gr.Dropdown(
+            choices=size_choices(limits),
+            value="512x512",
+            label=label("size"),
+            allow_custom_value=True,
+            elem_id="size",
+            min_width=150,
         )
-        size = gr.Dropdown(choices=size_choices(limits), value="512x512", label=label("size"), elem_id="size", scale=2)
+        fit = gr.Radio(
+            choices=[(cast(str, label("fit_crop")), "crop"), (cast(str, label("fit_pad")), "pad")],
+            value="crop",
+            label=label("fit"),
+            elem_id="fit",
+            elem_classes="segments",
+            min_width=190,
+        )
     with gr.Accordion(label("advanced"), open=False, elem_id="advanced"):
         advanced, new_seed, same_seed = _advanced(limits)
-    form = Form(photo=photo, prompt=prompt, size=size, **advanced)
-    return form, Controls(examples=examples, quality=quality, same_seed=same_seed, new_seed=new_seed)
+    form = Form(photo=photo, prompt=prompt, size=size, fit=fit, **advanced)
+    return form, Controls(crop=crop, examples=examples, quality=quality, same_seed=same_seed, new_seed=new_seed)
 
 
 def size_choices(limits: PublicLimits) -> list[tuple[str, str]]:
@@ -116,12 +133,6 @@ def size_choices(limits: PublicLimits) -> list[tuple[str, str]]:
 
 
 def _advanced(limits: PublicLimits) -> tuple[dict[str, Any], gr.Button, gr.Button]:
-    fit = gr.Radio(
-        choices=[(cast(str, label("fit_crop")), "crop"), (cast(str, label("fit_pad")), "pad")],
-        value="crop",
-        label=label("fit"),
-        elem_id="fit",
-    )
     negative = gr.Textbox(label=label("negative"), info=label("negative_info"), lines=1, elem_id="negative")
     with gr.Row():
         frames = _slider("frames", limits.num_frames, 16)
@@ -137,7 +148,6 @@ def _advanced(limits: PublicLimits) -> tuple[dict[str, Any], gr.Button, gr.Butto
         new_seed = gr.Button(label("seed_dice"), size="sm", elem_id="seed-new", min_width=90)
         same_seed = gr.Button(label("seed_same"), size="sm", elem_id="seed-same", min_width=90)
     values = {
-        "fit": fit,
         "negative_prompt": negative,
         "num_frames": frames,
         "steps": steps,
@@ -157,15 +167,13 @@ def _slider(name: str, bounds: tuple[float, float], value: float, step: float = 
 
 
 def read_request(
-    say: Say, values: Mapping[str, Any], photo: Image.Image | None, limits: PublicLimits, model: ModelInfo | None
+    say: Say, values: Mapping[str, Any], photo: tuple[int, int], limits: PublicLimits, model: ModelInfo | None
 ) -> GenerateRequest:
     """The job that the form describes. Raises `InvalidRequest` with a sentence for the person in front of it."""
-    if photo is None:
-        raise InvalidRequest(say("needs_photo"), field="image")
     prompt = str(values["prompt"] or "").strip()
     if not prompt:
         raise InvalidRequest(say("needs_prompt"), field="prompt")
-    width, height = size_of(values, photo.size, limits, model)
+    width, height = size_of(values, photo, limits, model)
     return limits.check(request_of({**values, "prompt": prompt}, width, height))
 
 
@@ -191,6 +199,12 @@ def request_of(values: Mapping[str, Any], width: int, height: int) -> GenerateRe
         raise InvalidRequest(f"{name}: {first['msg']}", field=name) from None
     except (TypeError, ValueError, OverflowError):
         raise InvalidRequest("a number is missing or not a number") from None
+
+
+def values_of(request: GenerateRequest) -> list[Any]:
+    """The fields' values for a job that is there, in the order of `Form.names()`, without the photo."""
+    values = {**request.model_dump(), "size": sizes.as_text(request.width, request.height)}
+    return [values[name] for name in Form.names()[1:]]
 
 
 def size_of(

@@ -31,7 +31,8 @@ def crop(say: Say, placement: Placement) -> str:
     edges = (100 * top / high, 100 * (1 - right / wide), 100 * (1 - bottom / high), 100 * left / wide)
     inset = " ".join(f"{max(0.0, edge):.3f}%" for edge in edges)
     words = say("crop_part", width=round(right - left), height=round(bottom - top), wide=wide, high=high)
-    return f"<style>#photo .image-frame::after{{content:'';inset:{inset}}}</style><p class='crop-words'>{escape(words)}</p>"
+    frame = f"<style>#photo .image-frame::after{{content:'';inset:{inset}}}</style>"
+    return f"{frame}<p class='crop-words'>{escape(words)}</p>"
 
 
 def estimate(say: Say, queue: JobQueue, request: GenerateRequest) -> str:

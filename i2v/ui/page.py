@@ -1,82 +1,192 @@
-"""The page as Blocks: what stands where, and which event calls which function of the desk."""
+"""The page as Blocks: what stands where, and which event calls which function."""
 
-from functools import partial
+from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
 
 from i2v.jobs.queue import JobQueue
 from i2v.settings import Settings
+from i2v.ui import history
 from i2v.ui.create import Controls, Form, build_form
+from i2v.ui.shelf import Shelf
 from i2v.ui.texts import label
 from i2v.ui.watch import IDLE_S, Desk
 
 # Events go straight to their function: they are short, and Gradio's own queue would be a second one beside ours.
 EVENT: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 
+# Events with an uploaded file take raw values: see `i2v.ui.photo`.
+RAW: dict[str, Any] = {**EVENT, "preprocess": False}
+
 JOB_OF_LINK = "(kept, linked) => [kept, new URLSearchParams(window.location.search).get('job')]"
+
+# On a phone the stage is below the form: go there once the job is on its way.
+SHOW_STAGE = """() => {
+  const stage = document.querySelector('#stage');
+  if (window.innerWidth < 720 && stage.querySelector('.stage-running')) stage.scrollIntoView({behavior: 'smooth'});
+}"""
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """What shows the state of things, and what can be done with a finished video."""
+
+    banner: gr.HTML
+    html: gr.HTML
+    cancel: gr.Button
+    after: gr.Row
+    line: gr.HTML
+    timer: gr.Timer
+    reuse: gr.Button
+    extend: gr.Button
+    delete: gr.Button
+    confirm: gr.Row
+    delete_yes: gr.Button
+    delete_no: gr.Button
+    notice: gr.HTML
+
+    def watched(self) -> list[Any]:
+        """In the order of `watch.WATCHED`."""
+        return [self.banner, self.html, self.cancel, self.after, self.line, self.timer]
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """What a tab remembers. The job id also stays in the browser, so that a reload comes back to it."""
+
+    job_id: gr.BrowserState
+    seen: gr.State
+    photo_size: gr.State
+    count: gr.State
 
 
 def build(settings: Settings, queue: JobQueue) -> gr.Blocks:
     """The whole page, unmounted."""
-    desk = Desk(settings, queue)
     with gr.Blocks(title="i2v", analytics_enabled=False, delete_cache=(3600, 86400), fill_width=True) as blocks:
-        job_id = gr.BrowserState(None, storage_key="i2v-job", secret="i2v")  # noqa: S106 - hides nothing: a job id
-        linked = gr.Textbox(visible=False)
-        seen = gr.State({})
-        photo_size = gr.State(None)
-        timer = gr.Timer(IDLE_S)
-        gr.HTML("<header class='top'><h1>i2v</h1></header>", elem_id="top")
-        banner = gr.HTML(elem_id="banner")
-        with gr.Row(elem_id="create", equal_height=False):
-            with gr.Column(scale=5, min_width=320):
-                form, controls = build_form(settings.limits)
-                crop = gr.HTML(elem_id="crop")
-                hint = gr.HTML(elem_id="hint")
-                notice = gr.HTML(elem_id="notice")
-                with gr.Row(elem_id="actions"):
-                    generate = gr.Button(label("generate"), variant="primary", size="lg", elem_id="generate", scale=3)
-                    cancel = gr.Button(
-                        label("cancel"), variant="stop", size="lg", visible=False, elem_id="cancel", scale=1
-                    )
-            with gr.Column(scale=7, min_width=320):
-                stage = gr.HTML(elem_id="stage")
-
-        watched = [banner, stage, cancel, timer, seen]
-        greeted = [controls.examples, form.size, form.num_frames, form.fps, form.steps, form.guidance_scale]
-        blocks.load(desk.open, [job_id, linked], [job_id, *watched, *greeted], js=JOB_OF_LINK, **EVENT)
-        timer.tick(desk.look, [job_id, seen], [*watched, *greeted], **EVENT)
-        generate.click(
-            with_request(desk.submit),
-            [*form.components(), seen],
-            [job_id, notice, stage, cancel, timer, seen],
-            **EVENT,
+        memory = Memory(
+            gr.BrowserState(None, storage_key="i2v-job", secret="i2v"),  # noqa: S106 - hides nothing: a job id
+            gr.State({}),
+            gr.State(None),
+            gr.State(history.PAGE),
         )
-        cancel.click(desk.cancel, [job_id, seen], [notice, stage, cancel, seen], **EVENT)
-        _wire_form(desk, form, controls, job_id, photo_size, crop, hint, notice)
+        linked = gr.Textbox(visible=False)
+        timer = gr.Timer(IDLE_S)
+        banner = gr.HTML(elem_id="banner")
+        with gr.Tabs(selected="create", elem_id="tabs") as tabs:
+            with gr.Tab(label("tab_create"), id="create"), gr.Row(elem_id="create", equal_height=False):
+                with gr.Column(scale=5, min_width=320, elem_id="form"):
+                    form, controls = build_form(settings.limits)
+                    hint = gr.HTML(elem_id="hint")
+                    with gr.Row(elem_id="actions"):
+                        generate = gr.Button(
+                            label("generate"), variant="primary", size="lg", elem_id="generate", scale=3
+                        )
+                        cancel = gr.Button(
+                            label("cancel"), variant="stop", size="lg", visible=False, elem_id="cancel", scale=1
+                        )
+                    notice = gr.HTML(elem_id="notice")
+                with gr.Column(scale=7, min_width=320, elem_id="show"):
+                    stage = _build_stage(banner, timer, cancel, notice)
+            with gr.Tab(label("tab_history"), id="history") as history_tab:
+                _build_history(Shelf(settings, queue), memory, form, stage, tabs, history_tab)
+            with gr.Tab(label("tab_system"), id="system") as system_tab:
+                _build_system(Shelf(settings, queue), form, system_tab)
+        desk = Desk(settings, queue)
+        greeted = [controls.examples, form.size, form.num_frames, form.fps, form.steps, form.guidance_scale]
+        shown = [memory.seen, *stage.watched(), *greeted]
+        blocks.load(desk.open, [memory.job_id, linked], [memory.job_id, *shown], js=JOB_OF_LINK, **EVENT)
+        timer.tick(desk.look, [memory.job_id, memory.seen], shown, **EVENT)
+        generate.click(with_request(desk.submit), form.components(), [memory.job_id, notice], **RAW).then(
+            fn=None, js=SHOW_STAGE
+        )
+        cancel.click(desk.cancel, memory.job_id, notice, **EVENT)
+        memory.job_id.change(desk.look, [memory.job_id, memory.seen], shown, **EVENT)
+        _wire_form(desk, form, controls, memory, hint, notice)
+        _wire_result(Shelf(settings, queue), form, stage, memory)
     return blocks
 
 
-def _wire_form(
-    desk: Desk,
-    form: Form,
-    controls: Controls,
-    job_id: gr.BrowserState,
-    photo_size: gr.State,
-    crop: gr.HTML,
-    hint: gr.HTML,
-    notice: gr.HTML,
-) -> None:
+def _build_stage(banner: gr.HTML, timer: gr.Timer, cancel: gr.Button, notice: gr.HTML) -> Stage:
+    html = gr.HTML(elem_id="stage")
+    with gr.Row(visible=False, elem_id="after") as after:
+        reuse = gr.Button(label("what_next"), size="sm", elem_id="reuse", min_width=120)
+        extend = gr.Button(label("extend"), size="sm", elem_id="extend", min_width=120)
+        delete = gr.Button(label("delete"), size="sm", elem_id="delete", min_width=80)
+    with gr.Row(visible=False, elem_id="confirm") as confirm:
+        yes = gr.Button(label("delete_yes"), variant="stop", size="sm", elem_id="delete-yes")
+        no = gr.Button(label("delete_no"), size="sm", elem_id="delete-no")
+    line = gr.HTML(elem_id="line", js_on_load=history.OPEN_CARD)
+    return Stage(banner, html, cancel, after, line, timer, reuse, extend, delete, confirm, yes, no, notice)
+
+
+def _wire_form(desk: Desk, form: Form, controls: Controls, memory: Memory, hint: gr.HTML, notice: gr.HTML) -> None:
     fields = form.components()
-    foresee = partial(gr.on, fn=with_request(desk.foresee), inputs=[photo_size, *fields], outputs=[crop, hint])
-    foresee([field.change for field in fields[1:]], trigger_mode="always_last", **EVENT)
-    form.photo.change(desk.look_at_photo, form.photo, [photo_size, notice], **EVENT).then(
-        with_request(desk.foresee), [photo_size, *fields], [crop, hint], **EVENT
-    )
+    foreseen: dict[str, Any] = {
+        "fn": with_request(desk.foresee),
+        "inputs": [memory.photo_size, *fields],
+        "outputs": [controls.crop, hint],
+        **RAW,
+    }
+    gr.on([field.change for field in fields[1:]], trigger_mode="always_last", **foreseen)
+    form.photo.change(desk.look_at_photo, form.photo, [memory.photo_size, notice], **RAW).then(**foreseen)
     controls.quality.input(desk.quality, controls.quality, form.steps, **EVENT)
     controls.examples.click(lambda row: row[0], controls.examples, form.prompt, **EVENT)
     controls.new_seed.click(desk.new_seed, None, form.seed, **EVENT)
-    controls.same_seed.click(desk.same_seed, job_id, form.seed, **EVENT)
+    controls.same_seed.click(desk.same_seed, memory.job_id, form.seed, **EVENT)
+
+
+def _wire_result(shelf: Shelf, form: Form, stage: Stage, memory: Memory) -> None:
+    stage.reuse.click(shelf.reuse, memory.job_id, [stage.notice, *form.components()], **EVENT)
+    stage.extend.click(shelf.extend, memory.job_id, [memory.job_id, stage.notice], **EVENT)
+    stage.delete.click(lambda: gr.Row(visible=True), None, stage.confirm, **EVENT)
+    stage.delete_no.click(lambda: gr.Row(visible=False), None, stage.confirm, **EVENT)
+    stage.delete_yes.click(shelf.delete, memory.job_id, [memory.job_id, stage.notice], **EVENT).then(
+        lambda: gr.Row(visible=False), None, stage.confirm, **EVENT
+    )
+    stage.line.click(job_of_card, None, memory.job_id, **EVENT)
+
+
+def _build_history(shelf: Shelf, memory: Memory, form: Form, stage: Stage, tabs: gr.Tabs, tab: gr.Tab) -> None:
+    with gr.Row(equal_height=True):
+        search = gr.Textbox(label=label("history_search"), elem_id="search", scale=3)
+        restore = gr.File(
+            label=label("restore"), file_types=[".mp4"], file_count="single", height=110, elem_id="restore", scale=2
+        )
+    notice = gr.HTML(elem_id="history-notice")
+    cards = gr.HTML(elem_id="cards", js_on_load=history.OPEN_CARD)
+    more = gr.Button(label("history_more"), visible=False, elem_id="more")
+    listed: dict[str, Any] = {
+        "fn": shelf.cards,
+        "inputs": [search, memory.count],
+        "outputs": [cards, more],
+        **EVENT,
+    }
+    tab.select(**listed)
+    search.change(trigger_mode="always_last", **listed)
+    more.click(lambda count: count + history.PAGE, memory.count, memory.count, **EVENT).then(**listed)
+    cards.click(job_of_card, None, memory.job_id, **EVENT).then(lambda: gr.Tabs(selected="create"), None, tabs, **EVENT)
+    restore.change(shelf.restore, restore, [tabs, notice, stage.notice, *form.components()], **RAW)
+
+
+def _build_system(shelf: Shelf, form: Form, tab: gr.Tab) -> None:
+    facts = gr.HTML(elem_id="system")
+    gr.Markdown(label("sys_api"), elem_classes="heading")
+    gr.Markdown(label("sys_api_note"))
+    with gr.Tabs(elem_id="api"):
+        with gr.Tab("curl"):
+            curl = gr.Code(language="shell", show_label=False, interactive=False)
+        with gr.Tab("requests"):
+            positional = gr.Code(language="python", show_label=False, interactive=False)
+        with gr.Tab("openai"):
+            openai = gr.Code(language="python", show_label=False, interactive=False)
+    tab.select(with_request(shelf.system), form.components()[1:], [facts, curl, positional, openai], **RAW)
+
+
+def job_of_card(event: gr.EventData) -> Any:
+    """The job whose card was clicked."""
+    job_id = event._data.get("job") if isinstance(event._data, dict) else None
+    return job_id if isinstance(job_id, str) else gr.skip()
 
 
 def with_request(function: Any) -> Any:

@@ -1,28 +1,22 @@
-"""The photo field: Gradio's, but the bytes are read by `i2v.images`, with all its limits, and by nothing else."""
+"""The photo of the form: an uploaded file that `i2v.images` reads, with all its limits, and nothing else opens.
+
+Gradio's own reading of images would open any format and any size, so events take the field's raw value: a dictionary
+whose `path` Gradio has checked to lie in its upload folder.
+"""
 
 from pathlib import Path
 from typing import Any
 
-import gradio as gr
 from PIL import Image
 
 from i2v.errors import InvalidImage
 from i2v.images import decode
 
 
-class Photo(gr.Image):
-    """An image field whose value in events is the path of the uploaded file, never opened by Gradio itself."""
-
-    is_template = True  # Gradio's mark for a variant of a component that uses the component's own frontend
-
-    def preprocess(self, payload: Any) -> str | None:
-        """The path inside the upload folder (checked by Gradio before), or None; a data URL does not count."""
-        return None if payload is None else payload.path
-
-
-def read_photo(path: str | None, max_pixels: int) -> Image.Image | None:
+def read_photo(value: Any, max_pixels: int) -> Image.Image | None:
     """Upright RGB, or None when there is none. Raises `InvalidImage`, also when the upload is no longer there."""
-    if path is None:
+    path = value.get("path") if isinstance(value, dict) else None
+    if not isinstance(path, str):
         return None
     try:
         data = Path(path).read_bytes()

@@ -27,7 +27,10 @@ def gone(say: Say) -> str:
 def job(say: Say, job: Job, *, path: str, url: str, preview: NDArray[np.uint8] | None, waiting_for_model: bool) -> str:
     """The job as it stands now. `path` and `url` are where its video lies and is served, once there is one."""
     if job.status == "completed" and job.result is not None:
-        return _card("done", _video(say, job, url) + _prompt(job) + _facts(say, job, job.result, path))
+        return _card(
+            "done",
+            _video(say, job, url) + _downloads(say, job, url) + _prompt(job) + _facts(say, job, job.result, path),
+        )
     if job.is_final:
         return _card(job.status, _ended(say, job) + _prompt(job))
     return _card("running", _running(say, job, preview, waiting_for_model) + _prompt(job))
@@ -76,6 +79,14 @@ def _video(say: Say, job: Job, url: str) -> str:
         f"<video src='{escape(url)}' aria-label='{escape(say('video_label'))}' width='{job.request.width}' "
         f"height='{job.request.height}' controls loop autoplay muted playsinline></video></div>"
     )
+
+
+def _downloads(say: Say, job: Job, url: str) -> str:
+    content = f"/v1/videos/{job.id}/content?variant="
+    links = [("MP4", url), ("GIF", content + "gif"), ("WebP", content + "webp")]
+    buttons = "".join(f"<a class='button' href='{escape(href)}' download>{name}</a>" for name, href in links)
+    share = f"<a class='button plain' href='?job={job.id}'>{escape(say('share'))}</a>"
+    return f"<nav class='downloads' aria-label='{escape(say('download'))}'>{buttons}{share}</nav>"
 
 
 def _ended(say: Say, job: Job) -> str:

@@ -13,6 +13,7 @@ from playwright.sync_api import Page, expect
 from i2v.server.app import create_app
 from i2v.ui import mount_ui
 from i2v.ui.app import check_closed
+from tests.conftest import ROOT
 from tests.ui.conftest import Site
 
 SECRET = "root:x:0:0"
@@ -77,6 +78,14 @@ def test_a_page_of_another_site_cannot_start_a_job(site: Site) -> None:
     assert answer.status_code == 403
 
 
+def test_uploads_lie_where_only_this_server_reads_them(site: Site) -> None:
+    """Uploads lay in one folder for the whole machine; another server that stopped removed them."""
+    answer = requests.post(f"{site.url}/gradio_api/upload", files={"files": ("a.png", b"123")}, timeout=60)
+    folder = Path(answer.json()[0]).parent.parent
+    assert folder.name.startswith("i2v-uploads-")
+    assert folder.stat().st_mode & 0o077 == 0
+
+
 def test_a_mount_with_an_open_door_is_not_served(site: Site) -> None:
     app = mount_ui(create_app(site.settings, site.queue), site.settings, site.queue)
     blocks = app.routes[-1].app.get_blocks()  # type: ignore[attr-defined]
@@ -104,7 +113,7 @@ def test_the_page_asks_no_other_machine_for_anything(site: Site, open_page: Call
     assert not re.search(r"@import|url\(\s*['\"]?https?:", style)
 
 
-def test_importing_the_page_leaves_the_environment_alone(tmp_path: Path) -> None:
+def test_importing_the_page_leaves_the_environment_alone() -> None:
     import subprocess
     import sys
 
@@ -112,6 +121,6 @@ def test_importing_the_page_leaves_the_environment_alone(tmp_path: Path) -> None
         "import os, sys; before = dict(os.environ); import i2v.ui; assert dict(os.environ) == before; "
         "print('torch' in sys.modules)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, cwd=tmp_path)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "False"

@@ -1,0 +1,78 @@
+"""The history tab: finished videos from the job table as cards, and settings read back from a dropped MP4."""
+
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from i2v.errors import InvalidRequest
+from i2v.jobs.job import Job
+from i2v.jobs.queue import JobQueue
+from i2v.request import GenerateRequest
+from i2v.ui.texts import Say
+from i2v.video import read_metadata
+
+PAGE = 24  # cards a page: two rows of the widest screen, twice
+
+# A click on a card opens it in this tab; a middle click, or a copied address, opens the same video elsewhere.
+OPEN_CARD = """
+element.addEventListener('click', (event) => {
+  const card = event.target.closest('[data-job]');
+  if (!card || event.ctrlKey || event.metaKey || event.shiftKey || event.button) return;
+  event.preventDefault();
+  trigger('click', {job: card.dataset.job});
+});
+"""
+
+
+def cards(say: Say, queue: JobQueue, search: str, count: int) -> tuple[str, bool]:
+    """HTML of the newest `count` finished videos whose prompt holds `search`, and whether there are more."""
+    jobs = queue.list(limit=count + 1, status="completed", search=search.strip() or None)
+    if not jobs:
+        text = say("history_none", search=search.strip()) if search.strip() else say("history_empty")
+        return f"<p class='none'>{escape(text)}</p>", False
+    return f"<div class='cards'>{''.join(_card(say, job) for job in jobs[:count])}</div>", len(jobs) > count
+
+
+def line(say: Say, queue: JobQueue, shown: str | None) -> str:
+    """The jobs that run or wait, without the one that is shown; each opens by a click."""
+    active = [*queue.list(status="in_progress", limit=2), *queue.list(status="queued", order="asc", limit=8)]
+    others = [job for job in active if job.id != shown]
+    if not others:
+        return ""
+    items = "".join(f"<li>{_link(job)}</li>" for job in others)
+    return f"<section class='line'><h4>{escape(say('line_title'))}</h4><ul>{items}</ul></section>"
+
+
+def _link(job: Job) -> str:
+    words = f"<b>{_place(job)}</b> {escape(job.request.prompt[:80])}"
+    return f"<a href='?job={job.id}' data-job='{job.id}'>{words}</a>"
+
+
+def _place(job: Job) -> str:
+    return f"{job.progress} %" if job.status == "in_progress" else f"{(job.position or 0) + 1}."
+
+
+def _card(say: Say, job: Job) -> str:
+    prompt = escape(job.request.prompt)
+    when = job.created_at.strftime("%Y-%m-%d %H:%M")
+    title = escape(say("history_open", prompt=job.request.prompt))
+    return (
+        f"<a class='card' href='?job={job.id}' data-job='{job.id}' aria-label='{title}'>"
+        f"<img src='/v1/videos/{job.id}/content?variant=thumbnail' alt='' loading='lazy' "
+        f"style='aspect-ratio:{job.request.width}/{job.request.height}'>"
+        f"<b>{prompt}</b><small>{when} · {job.request.width} × {job.request.height}</small></a>"
+    )
+
+
+def settings_of(upload: Any, say: Say) -> tuple[GenerateRequest, str | None]:
+    """The request that an uploaded MP4 carries, and the id of its job. Raises `InvalidRequest` in words."""
+    path = upload.get("path") if isinstance(upload, dict) else None
+    if not isinstance(path, str):
+        raise InvalidRequest(say("restore_none"), field="video")
+    kept = read_metadata(Path(path))
+    try:
+        return GenerateRequest.model_validate_json(kept["request"], strict=False), kept.get("job")
+    except (KeyError, ValidationError):
+        raise InvalidRequest(say("restore_none"), field="video") from None

@@ -1,0 +1,77 @@
+"""The system tab: what runs where, how full the queue is, and the form's job as a program would send it."""
+
+import json
+import shlex
+from html import escape
+
+import psutil
+
+from i2v.jobs.queue import JobQueue
+from i2v.request import GenerateRequest
+from i2v.settings import Settings
+from i2v.ui.texts import Say, duration
+
+
+def facts(say: Say, settings: Settings, queue: JobQueue) -> str:
+    """HTML: model, device, queue, memory, storage."""
+    model = queue.model
+    rows = [("sys_state", say(f"state_{queue.state}"))]
+    if model is not None:
+        rows += [("fact_model", model.title), ("sys_device", model.device), ("sys_dtype", model.dtype)]
+    rows.append(("sys_queue", say("sys_queue_of", n=queue.queue_length, most=settings.queue.length)))
+    if queue.average_duration:
+        rows.append(("sys_average", duration(say, queue.average_duration)))
+    rows.append(("sys_memory", f"{psutil.Process().memory_info().rss / 1e6:.0f} MB"))
+    rows.append(("sys_storage", say("storage_good" if queue.storage_ok() else "storage_bad")))
+    if model is not None and model.vocabulary:
+        rows.append(("sys_words", " · ".join(model.vocabulary)))
+    cells = "".join(f"<dt>{escape(say(key))}</dt><dd>{escape(value)}</dd>" for key, value in rows)
+    note = f"<p class='none'>{escape(model.note)}</p>" if model is not None and model.note else ""
+    return f"<section class='system'><dl class='facts'>{cells}</dl>{note}</section>"
+
+
+def curl(base: str, request: GenerateRequest) -> str:
+    """POST /v1/videos with the form's settings, as a shell command."""
+    fields = {"prompt": request.prompt, "size": f"{request.width}x{request.height}", **_extras(request)}
+    lines = [f"curl {base}/v1/videos", "  -F input_reference=@photo.jpg"]
+    lines += [f"  -F {shlex.quote(f'{name}={value}')}" for name, value in fields.items()]
+    return " \\\n".join(lines)
+
+
+def positional(base: str, request: GenerateRequest) -> str:
+    """POST /api/predict/ with `requests`; that dialect knows square sizes only, so the width decides."""
+    values = [request.prompt, request.width, request.num_frames, request.fps, request.steps, request.guidance_scale]
+    if request.seed is not None:
+        values.append(request.seed)
+    return f'''import base64, requests
+
+photo = base64.b64encode(open("photo.jpg", "rb").read()).decode()
+data = ["data:image/jpeg;base64," + photo, *{_python(values)}]
+answer = requests.post("{base}/api/predict/", json={{"data": data}}, timeout=3600)
+path, summary, seconds = answer.json()["data"]
+print(path, summary, seconds, sep="\\n")'''
+
+
+def openai(base: str, request: GenerateRequest) -> str:
+    """The `openai` client's videos, waiting until the file is there."""
+    return f'''import openai
+
+client = openai.OpenAI(base_url="{base}/v1", api_key="none")
+video = client.videos.create_and_poll(
+    model="i2vgen-xl",
+    prompt={_python(request.prompt)},
+    size="{request.width}x{request.height}",
+    input_reference=open("photo.jpg", "rb"),
+    extra_body={_python(_extras(request))},
+)
+client.videos.download_content(video.id).write_to_file("video.mp4")'''
+
+
+def _extras(request: GenerateRequest) -> dict[str, object]:
+    names = ("num_frames", "fps", "motion_fps", "steps", "guidance_scale", "seed", "negative_prompt", "fit")
+    return {name: value for name in names if (value := getattr(request, name)) is not None}
+
+
+def _python(value: object) -> str:
+    """A literal that is the same in JSON and Python: there is no true, false or null among the values."""
+    return json.dumps(value, ensure_ascii=False)

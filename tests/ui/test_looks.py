@@ -1,0 +1,170 @@
+"""How the page shows itself: languages, colours, small screens, the keyboard, hints before a run, the system tab."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from string import Formatter
+
+import pytest
+from PIL import Image
+from playwright.sync_api import Page, expect
+
+from i2v.request import PublicLimits
+from i2v.ui.sizes import as_photo, offered
+from i2v.ui.texts import TABLE
+from tests.conftest import ASSETS
+from tests.ui.conftest import Site, fill
+
+OpenPage = Callable[..., Page]
+PHOTO = ASSETS / "coffee.jpg"
+CHINESE = re.compile(r"[\u4e00-\u9fff]")
+
+
+def test_every_text_has_both_languages_with_the_same_values() -> None:
+    for key, (english, chinese) in TABLE.items():
+        names = [{name for _, name, _, _ in Formatter().parse(text) if name} for text in (english, chinese)]
+        assert names[0] == names[1], key
+        assert CHINESE.search(chinese) or not re.search(r"[a-z]{3}", re.sub(r"\{.*?\}", "", chinese)), key
+        assert not CHINESE.search(english), key
+
+
+def test_a_chinese_browser_sees_a_chinese_page(site: Site, open_page: OpenPage) -> None:
+    page = open_page(site.url, locale="zh-CN")
+    expect(page.locator("#generate")).to_have_text("生成视频")
+    expect(page.get_by_role("tab", name="历史")).to_be_visible()
+    expect(page.locator("#stage")).to_contain_text("视频将显示在这里")
+    expect(page.get_by_label("画面中会发生什么？")).to_be_visible()
+    page.click("#generate")
+    expect(page.locator("#notice")).to_have_text("请先选择照片。")
+    fill(page, PHOTO, "the scene at sunset")
+    page.click("#generate")
+    expect(page.locator("#stage .facts")).to_contain_text("种子")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_stands_out_from_its_ground_in_both_schemes(site: Site, open_page: OpenPage, scheme: str) -> None:
+    page = open_page(site.url, color_scheme=scheme)
+    expect(page.locator("#banner .banner")).to_be_visible()
+    text, ground = page.evaluate(
+        """() => {
+          const light = (color) => { const [r, g, b] = color.match(/[\\d.]+/g).map(Number); return (r + g + b) / 765; };
+          const title = document.querySelector('#stage h3');
+          return [light(getComputedStyle(title).color), light(getComputedStyle(document.body).backgroundColor)];
+        }"""
+    )
+    assert abs(text - ground) > 0.6
+    assert (ground < 0.3) == (scheme == "dark")
+
+
+def test_a_phone_shows_everything_without_scrolling_sideways(site: Site, open_page: OpenPage) -> None:
+    page = open_page(site.url, viewport={"width": 390, "height": 844}, has_touch=True)
+    fill(page, PHOTO, "the scene at sunset")
+    page.click("#generate")
+    expect(page.locator("#stage video")).to_be_visible()
+    assert page.evaluate("() => document.documentElement.scrollWidth <= window.innerWidth")
+    page.get_by_role("tab", name="History").click()
+    expect(page.locator("#cards .card")).to_have_count(1)
+    assert page.evaluate("() => document.documentElement.scrollWidth <= window.innerWidth")
+
+
+def test_every_control_has_a_name_for_screen_readers(site: Site, open_page: OpenPage) -> None:
+    page = open_page(site.url)
+    page.locator("#advanced button").first.click()
+    expect(page.locator("#seed input")).to_be_visible()
+    nameless = page.evaluate(
+        """() => [...document.querySelectorAll('#create input, #create textarea, #create button')]
+          .filter(e => e.offsetParent && e.type !== 'file')
+          .filter(e => !(e.labels?.length || e.getAttribute('aria-label') || e.title || e.innerText.trim()))
+          .map(e => e.outerHTML.slice(0, 200))"""
+    )
+    assert nameless == []
+
+
+def test_the_crop_is_drawn_where_the_video_will_be_cut(site: Site, open_page: OpenPage) -> None:
+    page = open_page(site.url)
+    fill(page, PHOTO, "the scene at sunset")
+    expect(page.locator("#crop")).to_contain_text("479 × 480 of 640 × 480")
+    inset = page.evaluate("() => getComputedStyle(document.querySelector('#photo .image-frame'), '::after').left")
+    frame = page.locator("#photo .image-frame").bounding_box()
+    assert frame is not None
+    assert abs(float(inset.removesuffix("px")) - frame["width"] * 0.1257) < 1.5
+    page.locator("#fit label", has_text="padded").click()
+    expect(page.locator("#crop")).to_contain_text("black borders to 256 × 256")
+
+
+def test_a_size_can_be_typed_and_a_wrong_one_is_said(site: Site, open_page: OpenPage) -> None:
+    page = open_page(site.url)
+    fill(page, PHOTO, "the scene at sunset")
+    page.locator("#size input").fill("320x192")
+    page.locator("#size input").press("Enter")
+    expect(page.locator("#crop")).to_contain_text("× 384 of 640 × 480")
+    page.locator("#size input").fill("banana")
+    page.locator("#size input").press("Enter")
+    expect(page.locator("#hint")).to_contain_text("WIDTHxHEIGHT")
+
+
+def test_hints_speak_of_length_and_language_of_the_prompt(site: Site, open_page: OpenPage) -> None:
+    page = open_page(site.url)
+    page.locator("#prompt textarea").fill("word " * 90)
+    expect(page.locator("#hint")).to_contain_text("the model reads the first 77")
+    page.locator("#prompt textarea").fill("夕阳下的风景")
+    expect(page.locator("#hint")).to_contain_text("trained on English")
+
+
+def test_the_dice_draws_a_seed_and_same_again_takes_the_last_one(site: Site, open_page: OpenPage) -> None:
+    page = open_page(site.url)
+    fill(page, PHOTO, "the scene at sunset")
+    page.click("#generate")
+    expect(page.locator("#stage video")).to_be_visible()
+    page.locator("#advanced button").first.click()
+    page.click("#seed-new")
+    expect(page.locator("#seed input")).not_to_have_value("")
+    page.click("#seed-same")
+    expect(page.locator("#seed input")).to_have_value(str(site.queue.list()[0].request.seed))
+
+
+def test_a_quality_sets_the_steps(site: Site, open_page: OpenPage) -> None:
+    page = open_page(site.url)
+    page.locator("#advanced button").first.click()
+    page.locator("#quality label", has_text="Fast").click()
+    expect(page.locator("#steps input[type=number]")).to_have_value("10")
+    page.locator("#quality label", has_text="High quality").click()
+    expect(page.locator("#steps input[type=number]")).to_have_value("40")
+
+
+def test_the_system_tab_fills_its_examples_with_the_form(site: Site, open_page: OpenPage) -> None:
+    page = open_page(site.url)
+    page.locator("#prompt textarea").fill("it's night")
+    page.get_by_role("tab", name="System").click()
+    expect(page.locator("#system")).to_contain_text(site.engine.info.title)
+    expect(page.locator("#system")).to_contain_text("0 of at most 16")
+    expect(page.locator("#api")).to_contain_text(f"{site.url}/v1/videos")
+    expect(page.locator("#api")).to_contain_text("night")
+
+
+def test_a_photo_of_forty_megapixels_is_taken(site: Site, open_page: OpenPage, tmp_path: Path) -> None:
+    large = tmp_path / "large.jpg"
+    Image.open(PHOTO).convert("RGB").resize((7300, 5475)).save(large, quality=70)
+    page = open_page(site.url)
+    fill(page, large, "the scene at sunset")
+    expect(page.locator("#crop")).to_contain_text("of 7300 × 5475")
+    page.click("#generate")
+    expect(page.locator("#stage video")).to_be_visible()
+
+
+def test_as_the_photo_keeps_its_shape_within_the_limits() -> None:
+    limits = PublicLimits()
+    assert as_photo((640, 480), 256 * 256, limits) == (320, 192)
+    assert as_photo((480, 640), 512 * 512, limits) == (448, 576)
+    for photo in ((20000, 100), (100, 20000), (16, 16), (5000, 5000)):
+        width, height = as_photo(photo, 512 * 512, limits)
+        assert width % 64 == 0
+        assert height % 64 == 0
+        assert min(width, height) >= 128
+        assert max(width, height) <= 1280
+        assert width * height <= limits.max_pixels
+
+
+def test_only_sizes_that_the_operator_allows_are_offered() -> None:
+    assert offered(PublicLimits(resolutions=(256,), side=(128, 640))) == [(256, 256)]
+    assert (1280, 704) in offered(PublicLimits())
