@@ -5,10 +5,11 @@ Knows the queue's public face only. Values that the queue owns are read when the
 
 from collections.abc import Iterable
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from i2v.jobs.job import Job
 from i2v.jobs.queue import JobQueue
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -26,12 +27,39 @@ class Metrics:
         self.seconds = Histogram(
             "i2v_http_request_seconds", "Time to answer.", ("route",), buckets=_SECONDS, registry=self.registry
         )
+        self.finished_jobs = Counter(
+            "i2v_jobs_finished_total",
+            "Jobs that ended in this process; an out of memory is the code out_of_memory.",
+            ("status", "code"),
+            registry=self.registry,
+        )
+        self.stages = Histogram(
+            "i2v_job_stage_seconds",
+            "Time of each stage of a job.",
+            ("stage",),
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
+        self.peak = Gauge(
+            "i2v_job_peak_memory_bytes", "Device memory the last job needed at its peak.", registry=self.registry
+        )
+        ProcessCollector(registry=self.registry)  # memory, descriptors, and the start time that shows restarts
         self.registry.register(_QueueCollector(queue))
+        queue.on_final.append(self.finished)
 
     def answered(self, method: str, route: str, status: int, seconds: float) -> None:
         known = method if method in ("GET", "HEAD", "POST", "DELETE") else "other"
         self.requests.labels(known, route, str(status or "none")).inc()
         self.seconds.labels(route).observe(seconds)
+
+    def finished(self, job: Job) -> None:
+        """Called by the queue, on its own threads, when a job has ended."""
+        self.finished_jobs.labels(job.status, job.error_code or "none").inc()
+        if job.result is not None:
+            for stage, seconds in job.result.stage_seconds.items():
+                self.stages.labels(stage).observe(seconds)
+            if job.result.peak_memory_mb is not None:
+                self.peak.set(job.result.peak_memory_mb * 1e6)
 
     def render(self) -> bytes:
         return generate_latest(self.registry)

@@ -6,6 +6,7 @@ import httpx
 import pytest
 
 from i2v.engine.fake import FakeEngine
+from i2v.errors import OutOfMemory
 from i2v.jobs.queue import JobQueue
 from i2v.server.app import create_app
 
@@ -91,6 +92,21 @@ async def test_metrics_count_requests_by_route_and_jobs_by_state(client, predict
     assert "i2v_ready 1.0" in text
     assert re.search(r'i2v_http_requests_total\{method="POST",route="/api/predict/",status="200"\} 1\.0', text)
     assert "some-id" not in text
+
+
+async def test_metrics_tell_how_jobs_ended_and_where_their_time_went(client, predict, small_url, engine):
+    await predict([small_url, "x", 256, 8, 8, 10, 7.5])
+
+    def fault(stage, step):
+        raise OutOfMemory("not enough")
+
+    engine.fault = fault
+    await predict([small_url, "x", 256, 8, 8, 10, 7.5])
+    text = (await client.get("/metrics")).text
+    assert 'i2v_jobs_finished_total{code="none",status="completed"} 1.0' in text
+    assert 'i2v_jobs_finished_total{code="out_of_memory",status="failed"} 1.0' in text
+    assert 'i2v_job_stage_seconds_count{stage="denoise"} 1.0' in text
+    assert "process_resident_memory_bytes" in text
 
 
 async def test_metrics_answer_while_the_engine_loads(starting):
