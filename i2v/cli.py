@@ -39,9 +39,8 @@ app = typer.Typer(
 )
 
 DEFAULT_URL = "http://127.0.0.1:7860"
-ENGINE_SETTINGS = frozenset(
-    ("model", "revision", "cache_dir", "offline", "device", "dtype", "conventions", "memory", "max_vram_gb", "outputs")
-)
+MODEL_SETTINGS = ("model", "revision", "cache_dir", "offline", "device", "dtype", "conventions", "image_concat_scale")
+ENGINE_SETTINGS = frozenset((*MODEL_SETTINGS, "memory", "max_vram_gb", "outputs"))
 HERE = "On this machine (without --url)"
 VIDEO = "Video"
 SERVER = "Through a server"

@@ -29,6 +29,7 @@ def load_engine(settings: Settings, on_load: OnLoad) -> EngineProtocol:
         offline=settings.offline,
         memory=settings.memory,
         max_vram_gb=settings.max_vram_gb,
+        image_concat_scale=settings.image_concat_scale,
         on_load=on_load,
     )
 

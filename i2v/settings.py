@@ -92,6 +92,9 @@ class Settings(BaseSettings):
     conventions: Literal["authors", "upstream"] = Field(
         "authors", description="whose choices where VGen and diffusers differ"
     )
+    image_concat_scale: float | None = Field(
+        None, ge=1.0, le=4.0, description="weight of the photo beside the noise (none: the model's own)"
+    )
     memory: Literal["auto", "resident", "low-vram"] = Field("auto", description="memory plan")
     max_vram_gb: float | None = Field(None, gt=0, description="pretend the card has only this much memory")
 

@@ -166,8 +166,8 @@ def other_value(flag: Flag) -> tuple[list[str], Any]:
         return [flag.option, str(default + 1)], default + 1
     special = {"dtype": "float32", "memory": "resident", "outputs": Path("other"), "cache_dir": Path("other")}
     value = special.get(flag.path[-1], OTHER.get(str(default), "other"))
-    if flag.path[-1] == "max_vram_gb":
-        value = 8.0
+    if flag.path[-1] in ("max_vram_gb", "image_concat_scale"):
+        value = 3.0
     return [flag.option, str(value)], value
 
 

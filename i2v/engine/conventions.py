@@ -19,27 +19,26 @@ class Conventions:
     """How a request reaches the model.
 
     `image_concat_scale` multiplies the image branch where it enters conv_in. The authors add that branch twice and
-    trained the model so; diffusers' conversion script copies conv_in as it is and its UNet adds the branch once, so
-    2.0 gives back what was trained unless the published file was doubled afterwards (not known: compare frame 0 with
-    the photo at both values). `negative_prompt` is used when the request has none. `pad_token_id` fills a prompt to 77
+    trained the model so; diffusers adds it once. 1.0 in both sets: right for every folder trained with diffusers, and
+    for the published one if its conv_in was doubled, which is not known (`i2v doctor --calibrate` compares frame 0 with
+    a photo at 1.0 and 2.0). `negative_prompt` is used when the request has none. `pad_token_id` fills a prompt to 77
     tokens; None is the tokenizer's own. `latent_scale` multiplies encoded latents; None is the VAE's own
     scaling_factor (0.18125 in the published folder, 0.18215 in the authors' code: 0.5% apart, and the file's number is
     the one its users have run). `crop` and `vae_sample` are `mended`, or `upstream` in a parity test.
     """
 
     name: str
-    image_concat_scale: float
     negative_prompt: str
     pad_token_id: int | None
+    image_concat_scale: float = 1.0
     latent_scale: float | None = None
     crop: Literal["mended", "upstream"] = "mended"
     vae_sample: Literal["mended", "upstream"] = "mended"
 
 
-UPSTREAM = Conventions("upstream", image_concat_scale=1.0, negative_prompt="", pad_token_id=None)
-AUTHORS = Conventions(
-    "authors", image_concat_scale=2.0, negative_prompt=AUTHORS_NEGATIVE_PROMPT, pad_token_id=0
-)  # the authors tokenize with open_clip, which pads with 0
+UPSTREAM = Conventions("upstream", negative_prompt="", pad_token_id=None)
+# the authors tokenize with open_clip, which pads with 0
+AUTHORS = Conventions("authors", negative_prompt=AUTHORS_NEGATIVE_PROMPT, pad_token_id=0)
 
 _NAMED = {"upstream": UPSTREAM, "authors": AUTHORS}
 _OF_A_MODEL = {field.name for field in fields(Conventions)} - {"name", "crop", "vae_sample"}

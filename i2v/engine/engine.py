@@ -54,13 +54,15 @@ class Engine:
         offline: bool = False,
         memory: str = "auto",
         max_vram_gb: float | None = None,
+        image_concat_scale: float | None = None,
         on_load: OnLoad | None = None,
     ) -> Self:
         """Load `auto`, `demo`, a hub id or a diffusers folder. Raises ModelUnavailable or ValueError with the reason.
 
         `device`: auto, cpu, cuda, cuda:N. `dtype`: auto (float16 on CUDA, float32 on the CPU), float16, bfloat16,
         float32. `conventions`: `authors`, `upstream`, or a `Conventions` of one's own. `memory`: auto, resident,
-        low-vram. `max_vram_gb` makes a large card behave like a smaller one.
+        low-vram. `max_vram_gb` makes a large card behave like a smaller one. `image_concat_scale` overrides the
+        folder's card and the conventions.
         """
         wanted = named(conventions)
         folder = weights.resolve(
@@ -71,7 +73,8 @@ class Engine:
         home = torch.device("cpu") if memory == "low-vram" else chosen  # there, weights visit the device in turn
         parts = weights.load_parts(folder, home, weights.choose_dtype(dtype, chosen), on_load)
         parts = replace(parts, info=replace(parts.info, device=device_name(chosen)))
-        return cls.of(parts, chosen, wanted, memory, max_vram_gb)
+        engine = cls.of(parts, chosen, wanted, memory, max_vram_gb)
+        return engine if image_concat_scale is None else engine.at_image_concat_scale(image_concat_scale)
 
     @classmethod
     def of(
@@ -89,6 +92,10 @@ class Engine:
         with torch.no_grad(), resident(parts.vae, device, offload):
             preview = decode.fit_preview(parts.vae, scale, vae_factor(parts.vae), device)
         return cls(parts, device, conventions, preview, memory_mode, max_vram_gb)
+
+    def at_image_concat_scale(self, scale: float) -> Self:
+        """The same loaded parts with another image_concat_scale (see `Conventions`)."""
+        return replace(self, conventions=replace(self.conventions, image_concat_scale=scale))
 
     @property
     def info(self) -> ModelInfo:

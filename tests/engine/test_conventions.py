@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,9 @@ from i2v.engine import Engine
 from i2v.engine.conditioning import encode_text, upstream_crop
 from i2v.engine.conventions import AUTHORS, UPSTREAM, for_model, for_parity, named
 from i2v.images import fit_image
+from i2v.loading import load_engine
 from i2v.request import GenerateRequest
+from i2v.settings import Settings
 
 REQUEST = GenerateRequest(prompt="the sun", width=64, height=64, num_frames=2, steps=2, guidance_scale=5.0, seed=3)
 
@@ -33,6 +36,26 @@ def latents(engine: Engine, **change: object) -> torch.Tensor:
 
 def test_the_authors_set_is_the_default(folder: Path) -> None:
     assert Engine.load(folder, device="cpu").conventions == AUTHORS
+
+
+def test_a_folder_that_says_nothing_of_its_training_has_the_photo_enter_once(folder: Path) -> None:
+    """Fine-tuned with diffusers it learned that; a factor of 2 under `authors` broke its first frame."""
+    assert not (folder / "i2v.json").exists()
+    for conventions in ("authors", "upstream"):
+        assert Engine.load(folder, device="cpu", conventions=conventions).conventions.image_concat_scale == 1.0
+
+
+def test_the_setting_overrides_the_folders_card_and_the_conventions(tmp_path: Path) -> None:
+    folder = write_tiny_folder(tmp_path / "tiny")
+    (folder / "i2v.json").write_text('{"conventions": {"image_concat_scale": 2.0}}')
+
+    def loaded(**settings: Any) -> float:
+        engine = load_engine(Settings(model=str(folder), device="cpu", **settings), lambda what, fraction: None)
+        return engine.conventions.image_concat_scale
+
+    assert loaded() == 2.0
+    assert loaded(image_concat_scale=1.0) == 1.0
+    assert loaded(image_concat_scale=1.5, conventions="upstream") == 1.5
 
 
 def test_an_unknown_name_is_refused_by_name(folder: Path) -> None:
