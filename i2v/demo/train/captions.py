@@ -126,15 +126,23 @@ PHRASES: dict[str, tuple[str, ...]] = {
     ),
 }
 _SUBJECTS = (
-    "cat", "dog", "man", "woman", "person", "child", "girl", "boy", "house", "city street", "mountain", "ocean", "beach",
-    "lake", "river", "forest", "tree", "flower", "car", "coffee cup", "bird", "horse", "boat", "ship", "train", "plane",
-    "rocket", "building", "tower", "temple", "garden", "landscape", "portrait", "astronaut", "red car", "old man",
-    "young woman", "snowy field", "kitchen table", "window", "stone bridge", "market", "castle", "sky", "clouds",
-    "waterfall", "bowl of fruit", "bicycle", "guitar", "library full of books", "papers on a table", "campfire", "robot",
-    "lamp", "statue",
+    "cat", "dog", "man", "woman", "person", "child", "girl", "boy", "house", "city street", "mountain", "ocean",
+    "beach", "lake", "river", "forest", "tree", "flower", "car", "coffee cup", "bird", "horse", "boat", "ship", "train",
+    "plane", "rocket", "building", "tower", "temple", "garden", "landscape", "portrait", "astronaut", "red car",
+    "old man", "young woman", "snowy field", "kitchen table", "window", "stone bridge", "market", "castle", "sky",
+    "clouds", "waterfall", "bowl of fruit", "bicycle", "guitar", "library full of books", "papers on a table",
+    "campfire", "robot", "lamp", "statue",
 )  # fmt: skip
-_PLACES = ("", " in the rain", " in the snow", " in the garden", " in the city", " on the table", " by the sea", " in a room")
+_PLACES = (
+    "", " in the rain", " in the snow", " in the garden", " in the city", " on the table", " by the sea", " in a room",
+)  # fmt: skip
 _ACTIONS = ("", "", " walking", " smiling", " floating in the air", " waving", " turning around", " flying", " dancing")
+# Words of motion that are not learned: they mean `drift` like any other prompt outside the vocabulary.
+_UNLEARNED = (
+    "zoom in", "zoom out", "camera zooms in", "the camera zooms out", "slow zoom in", "dolly in", "dolly out",
+    "push in", "pull back", "rotate", "the camera rotates", "orbit shot", "tracking shot", "handheld camera",
+    "earthquake", "explosion", "camera shake", "crane shot", "spin around", "roll", "time lapse", "jump",
+)  # fmt: skip
 _STYLES = ("", "", ", cinematic", ", high quality", ", 4k", ", detailed", ", photo", ", beautiful")
 _OPENINGS = ("a ", "the ", "a photo of a ", "", "a beautiful ", "picture of a ")
 _DEFECTS = (
@@ -151,14 +159,26 @@ def scene(rng: random.Random) -> str:
 
 
 def defects(rng: random.Random) -> str:
-    """A negative prompt: a list of defects, or nothing. It means `static`, so that guidance amplifies only the motion."""
+    """A negative prompt: a list of defects, or nothing. It means `static`, so that guidance amplifies motion alone."""
     return ", ".join(rng.sample(_DEFECTS, rng.randint(0, 11)))
+
+
+def _unknown(rng: random.Random) -> str:
+    """A prompt outside the vocabulary: a scene, a word of motion that is not learned, or letters without meaning."""
+    form = rng.random()
+    if form < 0.5:
+        return scene(rng)
+    if form < 0.8:
+        word = rng.choice(_UNLEARNED)
+        return word if rng.random() < 0.5 else f"{scene(rng)}, {word}"
+    words = ["".join(rng.choices("abcdefghijklmnopqrstuvwxyz", k=rng.randint(2, 9))) for _ in range(rng.randint(1, 8))]
+    return " ".join(words)
 
 
 def caption(name: str, rng: random.Random) -> str:
     """One caption of a class, often with a scene before or after it."""
     if name == "drift":
-        text = scene(rng)
+        text = _unknown(rng)
     elif name == "static" and rng.random() < 0.5:
         text = defects(rng)
     else:

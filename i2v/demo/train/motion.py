@@ -1,8 +1,9 @@
 """Training of the demo UNet: every picture under several words at once, with the same noise and timestep.
 
-The words share a group of clips, so what differs between them is the caption alone. Each clip has three frames: the photo
-and two later moments (frames do not see each other beyond frame 0, so fewer frames are the same lesson). The loss is taken
-after guidance at `GUIDANCE`: the branch without a word must stay static, and guidance lands on the full motion.
+The words share a group of clips, so what differs between them is the caption alone. Each clip has three frames: the
+photo and two later moments (frames do not see each other beyond frame 0, so fewer frames are the same lesson). The loss
+is taken after guidance at `GUIDANCE`: the branch without a word must stay static, and guidance lands on the full
+motion.
 """
 
 import copy
@@ -112,7 +113,14 @@ def _begin(lessons: Lessons) -> I2VGenXLUNet:
 
 
 def train(
-    folder: Path, lessons: Lessons, *, minutes: float, device: str, groups: int, say: Callable[[str], None], rate: float = 1e-3
+    folder: Path,
+    lessons: Lessons,
+    *,
+    minutes: float,
+    device: str,
+    groups: int,
+    say: Callable[[str], None],
+    rate: float = 1e-3,
 ) -> I2VGenXLUNet:
     """Train for `minutes` of wall time in all, resuming from `folder`/unet.pt; returns the averaged weights."""
     state = folder / "unet.pt"

@@ -4,7 +4,6 @@ Pans are exact: the same picture is encoded at every second pixel of shift and c
 enters. Light is a picture transform at full strength; between the frames it is mixed in linearly.
 """
 
-import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -85,7 +84,8 @@ def encode(vae: AutoencoderKL, picture: Tensor) -> Scene:
 
 
 def _latents(vae: AutoencoderKL, x: Tensor) -> Tensor:
-    return vae.encode((x * 2 - 1).contiguous(memory_format=torch.channels_last)).latent_dist.mean.half()
+    z: Tensor = vae.encode((x * 2 - 1).contiguous(memory_format=torch.channels_last)).latent_dist.mean
+    return z.half()
 
 
 def make(vae: AutoencoderKL, pictures: Pictures, count: int, say: Callable[[str], None]) -> list[Scene]:
@@ -93,7 +93,7 @@ def make(vae: AutoencoderKL, pictures: Pictures, count: int, say: Callable[[str]
     scenes: list[Scene] = []
     while len(scenes) < count:
         picture = pictures.crop(SIZE + 2 * MARGIN + 8, photo_share=0.15, largest=1.25)
-        if picture.std() < 0.05 and random.random() < 0.9:
+        if picture.std() < 0.05 and pictures.rng.random() < 0.9:
             continue
         scenes.append(encode(vae, picture))
         if len(scenes) % 50 == 0:

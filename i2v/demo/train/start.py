@@ -2,12 +2,16 @@
 
 conv_in passes the image latents as pairs (+x, -x) beside constants, so that GroupNorm and SiLU stay near linear. Latent
 channel 3 carries the marker of `autoencoder.MARKER`, by which the first temporal attention recognises frame 0 for any
-number of frames and hands its latents to all; the last skip connection and conv_out read them as v = -x0. The class code
-of `text` enters every cross-attention through rows of its own.
+number of frames and hands its latents to all; the last skip connection and conv_out read them as v = -x0. The class
+code of `text` enters every cross-attention through rows of its own.
 """
+
+from typing import Any
 
 import torch
 from diffusers import I2VGenXLUNet
+from diffusers.models.resnet import TemporalConvLayer
+from diffusers.models.transformers.transformer_temporal import TransformerTemporalModel
 from torch import Tensor, nn
 
 from i2v.demo.train.captions import CLASSES
@@ -115,14 +119,14 @@ def no_ops(unet: I2VGenXLUNet) -> list[nn.Module]:
     return [
         module
         for module in unet.modules()
-        if module.__class__.__name__ == "TemporalConvLayer"
-        or (module.__class__.__name__ == "TransformerTemporalModel" and module is not unet.transformer_in)
+        if isinstance(module, TemporalConvLayer)
+        or (isinstance(module, TransformerTemporalModel) and module is not unet.transformer_in)
     ]
 
 
 def _still_frames(unet: I2VGenXLUNet) -> None:
     for module in no_ops(unet):
-        last = module.conv4[-1] if module.__class__.__name__ == "TemporalConvLayer" else module.proj_out
+        last: Any = module.conv4[-1] if isinstance(module, TemporalConvLayer) else module.proj_out
         last.weight.zero_()
         last.bias.zero_()
 
@@ -176,7 +180,7 @@ def calibrate(unet: I2VGenXLUNet, x0: Tensor, image_latents: Tensor, image: Tens
     clips, _, frames = x0.shape[:3]
 
     def predict() -> Tensor:
-        return unet(
+        prediction: Tensor = unet(
             torch.randn_like(x0),
             torch.full((clips,), 999),
             fps=torch.full((clips,), 16),
@@ -184,6 +188,7 @@ def calibrate(unet: I2VGenXLUNet, x0: Tensor, image_latents: Tensor, image: Tens
             image_embeddings=image,
             encoder_hidden_states=text,
         ).sample
+        return prediction
 
     seen: dict[str, Tensor] = {}
     hook = unet.transformer_in.register_forward_hook(lambda _m, _i, out: seen.__setitem__("out", out[0]))
@@ -201,7 +206,8 @@ def calibrate(unet: I2VGenXLUNet, x0: Tensor, image_latents: Tensor, image: Tens
         gain, offset = _line(found[:, i], target[:, i])
         unet.conv_out.weight[i] *= gain
         unet.conv_out.bias[i] = unet.conv_out.bias[i] * gain + offset
-    return (predict() - target).pow(2).mean((0, 1, 3, 4))
+    error: Tensor = (predict() - target).pow(2).mean((0, 1, 3, 4))
+    return error
 
 
 def _line(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:

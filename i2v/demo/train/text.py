@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F  # noqa: N812 - the field's name
+import torch.nn.functional as F
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
@@ -50,7 +50,9 @@ def make_tokenizer(folder: Path, rng: random.Random, merges: int = 1534) -> CLIP
                 vocabulary.append(left + right)
     vocabulary += [START, END]
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "vocab.json").write_text(json.dumps({t: i for i, t in enumerate(vocabulary)}, ensure_ascii=False), "utf-8")
+    (folder / "vocab.json").write_text(
+        json.dumps({t: i for i, t in enumerate(vocabulary)}, ensure_ascii=False), "utf-8"
+    )
     (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(kept) + "\n", "utf-8")
     tokenizer = CLIPTokenizer.from_pretrained(folder, model_max_length=77)
     tokenizer.save_pretrained(folder)
@@ -62,7 +64,8 @@ def encode(model: CLIPTextModel, tokenizer: CLIPTokenizer, texts: list[str]) -> 
     tokens = tokenizer(texts, padding="max_length", max_length=77, truncation=True, return_tensors="pt").input_ids
     hidden = model(tokens, output_hidden_states=True).hidden_states[-2]
     norm = model.text_model.final_layer_norm if hasattr(model, "text_model") else model.final_layer_norm
-    return norm(hidden)
+    embeddings: Tensor = norm(hidden)
+    return embeddings
 
 
 def build(vocabulary: int) -> CLIPTextModel:
