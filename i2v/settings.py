@@ -78,6 +78,8 @@ class Settings(BaseSettings):
     receive_timeout_s: float = Field(30, gt=0, description="how long a client may take to send a request")
     max_connections: int = Field(1000, ge=1, description="open connections; more are answered 503")
     public_url: str | None = Field(None, description="address clients see behind a proxy, for links")
+    webhook_secret: SecretStr | None = Field(None, description="signs webhooks; without it none are sent")
+    webhook_allow_private: bool = Field(False, description="let webhooks go to addresses inside this network")
     ui: bool = Field(True, description="serve the web page at /")
 
     # Model

@@ -32,6 +32,7 @@ from i2v.server.context import Context
 from i2v.server.metrics import Metrics
 from i2v.server.security import BodyLimit, HeadGuard
 from i2v.server.stamp import OwnNotFound, Stamp
+from i2v.server.webhooks import Webhooks
 from i2v.settings import Settings
 
 STOP_TIMEOUT_S = 5.0  # a job that needs longer goes back to the queue at its next step
@@ -44,7 +45,8 @@ _OWN_PREFIXES = ("/api", "/run", "/v1", "/outputs", "/generate")
 
 def create_app(settings: Settings, queue: JobQueue, *, start_queue: bool = True) -> FastAPI:
     """The application around a queue. Serving it starts the queue, unless its owner has, and stops it at the end."""
-    metrics = Metrics(queue)
+    metrics, webhooks = Metrics(queue), Webhooks(settings, queue)
+    queue.on_final += [metrics.finished, webhooks.finished]
     app = FastAPI(
         title="i2v",
         summary="Image to video with I2VGen-XL",
@@ -66,7 +68,7 @@ def create_app(settings: Settings, queue: JobQueue, *, start_queue: bool = True)
             HTTPException: answer_http_exception,
         },
     )
-    app.state.context = Context(settings, queue, metrics)
+    app.state.context = Context(settings, queue, metrics, webhooks)
     for router in _ROUTERS:
         app.include_router(router)
     _refuse_the_rest(app)
@@ -78,10 +80,12 @@ async def _lifespan(app: FastAPI, *, start_queue: bool) -> AsyncIterator[None]:
     context: Context = app.state.context
     if start_queue:
         await run_in_threadpool(context.queue.start)
+    await run_in_threadpool(context.webhooks.start)
     try:
         yield
     finally:
         context.stopping.set()
+        context.webhooks.stop()
         await run_in_threadpool(context.queue.stop, STOP_TIMEOUT_S)
 
 

@@ -9,6 +9,7 @@ from fastapi import Request
 from i2v.jobs.queue import JobQueue
 from i2v.server.metrics import Metrics
 from i2v.server.variants import Variants
+from i2v.server.webhooks import Webhooks
 from i2v.settings import Settings
 
 # A photo of the largest size taken needs about 400 MB while it is decoded; two at once keep 64 callers from
@@ -26,6 +27,7 @@ class Context:
     settings: Settings
     queue: JobQueue
     metrics: Metrics
+    webhooks: Webhooks
     variants: Variants = field(default_factory=Variants)
     decoding: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(DECODERS))
     waiting: anyio.CapacityLimiter = field(default_factory=lambda: anyio.CapacityLimiter(WAITERS))

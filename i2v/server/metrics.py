@@ -45,7 +45,6 @@ class Metrics:
         )
         ProcessCollector(registry=self.registry)  # memory, descriptors, and the start time that shows restarts
         self.registry.register(_QueueCollector(queue))
-        queue.on_final.append(self.finished)
 
     def answered(self, method: str, route: str, status: int, seconds: float) -> None:
         known = method if method in ("GET", "HEAD", "POST", "DELETE") else "other"

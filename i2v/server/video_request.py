@@ -63,6 +63,7 @@ class CreateVideo(_Body):
     seed: _Int | None = Field(None, description="the same seed gives the same video; drawn when left out")
     preset: Preset | None = Field(None, description="exact, fast or turbo")
     fit: Fit | None = Field(None, description="how a photo of another shape gets the size: crop or pad")
+    webhook: str | None = Field(None, max_length=2000, description="address that is told when the job has ended")
 
 
 class RemixVideo(_Body):

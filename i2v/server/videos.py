@@ -193,12 +193,16 @@ async def _create(request: Request) -> tuple[Job, str]:
     context = context_of(request)
     received = await receive(request, "input_reference")
     body = parse(CreateVideo, received)
+    context.webhooks.check(body.webhook)
     loaded = context.queue.model
     check_model(body.model, loaded.name if loaded else None)
     generate = request_of(body, context.settings)
     async with context.decoding:
         photo = await run_in_threadpool(photo_of, received, body, context.settings)
-    return await _submit(request, generate, photo), placement_note(photo, generate)
+    job = await _submit(request, generate, photo)
+    if body.webhook is not None and not job.replayed:
+        await run_in_threadpool(context.webhooks.add, job, body.webhook)
+    return job, placement_note(photo, generate)
 
 
 async def _submit(

@@ -1,0 +1,244 @@
+"""Webhooks: who may be called, how the call is signed, and that it comes in the end."""
+
+import asyncio
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import openai
+import pytest
+
+from i2v.jobs.queue import JobQueue
+from i2v.server.webhooks import Refused, Webhooks, post
+from i2v.settings import Settings
+
+SECRET = "whsec_c2VjcmV0LXNlY3JldC1zZWNyZXQ="
+
+
+class Receiver(ThreadingHTTPServer):
+    """Answers with the given statuses, one after the other, the last one for ever; keeps what came."""
+
+    def __init__(self, *statuses):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.statuses = list(statuses)
+        self.calls = []
+        self.arrived = threading.Condition()
+        threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
+
+    @property
+    def url(self):
+        return f"http://127.0.0.1:{self.server_address[1]}/hook?x=1"
+
+    async def wait_for(self, count):
+        def wait():
+            with self.arrived:
+                return self.arrived.wait_for(lambda: len(self.calls) >= count, 60)
+
+        assert await asyncio.to_thread(wait)
+
+
+class Handler(BaseHTTPRequestHandler):
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers["content-length"]))
+        server = self.server
+        status = server.statuses.pop(0) if len(server.statuses) > 1 else server.statuses[0]
+        self.send_response(status)
+        if 300 <= status < 400:
+            self.send_header("location", "http://169.254.169.254/")
+        self.send_header("content-length", "0")
+        self.end_headers()
+        with server.arrived:
+            server.calls.append((self.path, dict(self.headers.items()), body))
+            server.arrived.notify_all()
+
+    def log_message(self, *arguments):
+        pass
+
+
+@pytest.fixture
+def receiver():
+    made = []
+
+    def make(*statuses):
+        made.append(Receiver(*(statuses or (200,))))
+        return made[-1]
+
+    yield make
+    for server in made:
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.fixture
+def settings(tmp_path) -> Settings:
+    return Settings(
+        outputs=tmp_path / "outputs",
+        model="fake",
+        ui=False,
+        min_free_mb=0,
+        webhook_secret=SECRET,
+        webhook_allow_private=True,
+    )
+
+
+@pytest.fixture
+def quick(app, queue, settings):
+    """The app with webhooks that try again at once."""
+    app.state.context.webhooks.stop()
+    webhooks = Webhooks(settings, queue, back_off=(0.01,) * 4)
+    webhooks.start()
+    queue.on_final.append(webhooks.finished)
+    object.__setattr__(app.state.context, "webhooks", webhooks)
+    yield webhooks
+    webhooks.stop()
+
+
+@pytest.fixture
+def create(client, small_url):
+    async def post(url, **body):
+        body = {"prompt": "x", "size": "256x256", "num_frames": 8, "steps": 10, "webhook": url, **body}
+        return await client.post("/v1/videos", json={**body, "input_reference": {"image_url": small_url}})
+
+    return post
+
+
+async def test_the_end_of_a_job_is_told_once_and_openais_client_verifies_it(create, receiver, quick, queue, settings):
+    server = receiver()
+    job = (await create(server.url)).json()["id"]
+    await server.wait_for(1)
+    path, headers, body = server.calls[0]
+    assert path == "/hook?x=1"
+    event = json.loads(body)
+    assert (event["object"], event["type"], event["data"]) == ("event", "video.completed", {"id": job})
+    client = openai.OpenAI(api_key="x", webhook_secret=SECRET)
+    client.webhooks.verify_signature(body, headers)
+    with pytest.raises(openai.InvalidWebhookSignatureError):
+        client.webhooks.verify_signature(body + b" ", headers)
+    await create(server.url)  # the next delivery shows that the first was not repeated
+    await server.wait_for(2)
+    assert server.calls[1][2] != body
+
+
+async def test_a_failed_job_is_told_too(create, receiver, quick, engine):
+    def fault(stage, step):
+        raise RuntimeError("boom")
+
+    engine.fault = fault
+    server = receiver()
+    await create(server.url)
+    await server.wait_for(1)
+    assert json.loads(server.calls[0][2])["type"] == "video.failed"
+
+
+@pytest.mark.parametrize("status", [500, 404, 302])
+async def test_an_answer_that_is_no_success_is_tried_again_with_the_same_id(create, receiver, quick, status):
+    server = receiver(status, status, 200)
+    await create(server.url)
+    await server.wait_for(3)
+    assert len({call[1]["webhook-id"] for call in server.calls}) == 1
+
+
+async def test_it_is_given_up_in_the_end_and_forgotten(create, receiver, quick, settings, caplog):
+    server = receiver(500)
+    await create(server.url)
+    await server.wait_for(5)
+    folder = settings.outputs / "webhooks"
+    async with asyncio.timeout(60):
+        while list(folder.iterdir()):
+            await asyncio.sleep(0.01)
+    assert len(server.calls) == 5
+    assert "given up after 5 attempts" in caplog.text
+
+
+async def test_a_call_that_is_owed_is_made_after_a_restart(create, receiver, app, queue, settings, engine):
+    server = receiver()
+    job = await create(server.url)
+    await queue.wait(job.json()["id"])
+    app.state.context.webhooks.stop()
+    (settings.outputs / "webhooks").mkdir(exist_ok=True)
+    owed = settings.outputs / "webhooks" / f"{job.json()['id']}.json"
+    owed.write_text(json.dumps({"url": server.url}))
+    before = len(server.calls)
+    webhooks = Webhooks(settings, queue)
+    webhooks.start()
+    await server.wait_for(before + 1)
+    webhooks.stop()
+
+
+async def test_what_is_remembered_of_a_deleted_job_is_forgotten(app, queue, settings):
+    folder = settings.outputs / "webhooks"
+    folder.mkdir(exist_ok=True)
+    (folder / "video_000000000000000000000000.json").write_text('{"url": "http://127.0.0.1:9/"}')
+    (folder / "video_broken.json").write_text("{")
+    webhooks = Webhooks(settings, queue)
+    webhooks.start()
+    webhooks.stop()
+    assert [file.name for file in folder.iterdir()] == ["video_broken.json"]
+
+
+INSIDE = [
+    "http://127.0.0.1/x",
+    "http://localhost/x",
+    "https://LOCALHOST:8443/",
+    "http://10.0.0.1/",
+    "http://192.168.1.1/",
+    "http://172.16.0.1/",
+    "http://169.254.169.254/latest/meta-data",
+    "http://100.64.0.1/",
+    "http://0.0.0.0/",
+    "http://224.0.0.1/",
+    "http://[::1]/",
+    "http://[fe80::1]/",
+    "http://[fd00::1]/",
+    "http://[::ffff:127.0.0.1]/",
+    "http://[64:ff9b::7f00:1]/",
+    "http://[2002:7f00:1::]/",
+]
+NO_ADDRESS = [
+    "",
+    "x",
+    "ftp://example.com/",
+    "file:///etc/passwd",
+    "http://",
+    "http:///x",
+    "http://user:password@example.com/",
+    "http://example.com:99999/",
+    "http://exam ple.com/",
+    "http://example.com/\r\nX: y",
+    "http://example.com/é",
+    "http://[::1",
+]
+
+
+class TestTheDoor:
+    @pytest.fixture
+    def settings(self, tmp_path):
+        return Settings(outputs=tmp_path / "outputs", model="fake", ui=False, min_free_mb=0, webhook_secret=SECRET)
+
+    @pytest.mark.parametrize("url", INSIDE + NO_ADDRESS)
+    async def test_an_address_inside_or_none_is_refused(self, create, queue, url):
+        answer = await create(url)
+        assert answer.status_code == 422
+        assert answer.json()["error"]["param"] == "webhook"
+        assert queue.list() == []
+
+    @pytest.mark.parametrize("url", ["http://127.0.0.1:9/", "http://localhost:9/", "http://2130706433:9/"])
+    def test_a_name_that_points_inside_is_refused_when_it_is_called(self, url):
+        with pytest.raises(Refused):
+            post(url, b"{}", {}, allow_private=False)
+
+    def test_public_addresses_pass(self, settings):
+        webhooks = Webhooks(settings, JobQueue(settings))
+        for url in ("https://example.com/hook", "http://93.184.216.34:8080/", "http://[2606:4700::1111]/"):
+            webhooks.check(url)
+
+
+class TestWithoutASecret:
+    @pytest.fixture
+    def settings(self, tmp_path):
+        return Settings(outputs=tmp_path / "outputs", model="fake", ui=False, min_free_mb=0)
+
+    async def test_webhooks_are_off_and_say_so(self, create):
+        answer = await create("https://example.com/")
+        assert answer.status_code == 422
+        assert "webhook_secret" in answer.json()["error"]["message"]
