@@ -38,7 +38,7 @@ def test_the_demo_model_makes_a_photo_a_sunset_that_plays(
     job = site.queue.list()[0]
     assert job.result is not None
     expect(page.locator("#stage .facts")).to_contain_text(str(job.result.seed))
-    expect(page.locator("#stage .notes")).to_contain_text("guidance")
+    expect(page.locator("#stage .notes")).to_contain_text("cropped to its middle")
     path = site.queue.video_path(job)
     facts = probe(path)
     assert (facts.width, facts.height, facts.frames) == (256, 256, 8)

@@ -47,6 +47,19 @@ def test_progress_grows_while_the_job_runs_and_a_preview_is_shown(site: Site, op
     expect(page.locator("#cancel")).to_be_hidden()
 
 
+def test_the_video_stays_in_sight_beside_a_long_form(site: Site, open_page: OpenPage) -> None:
+    """The stage scrolled away with the advanced fields open, and browsers pause a video that nobody sees."""
+    page = open_page(site.url)
+    fill(page, PHOTO, "night falls")
+    page.locator("#advanced button").first.click()
+    expect(page.locator("#seed input")).to_be_visible()
+    page.click("#generate")
+    page.wait_for_function(PLAYS)
+    page.mouse.wheel(0, 3000)
+    expect(page.locator("#stage video")).to_be_in_viewport(ratio=0.5)
+    expect(page.locator("#generate")).to_be_in_viewport()
+
+
 def test_cancel_stops_the_engine_and_says_so(site: Site, open_page: OpenPage) -> None:
     site.gate.allow(3)
     page = open_page(site.url)
