@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 from pydantic import ValidationError
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from i2v.client import Client
+    from i2v.engine.engine import Engine
     from i2v.local import Local
     from i2v.terminal import Display
 
@@ -109,14 +110,46 @@ def _serve(settings: Settings) -> None:
     raise typer.Exit(serve(settings))
 
 
-def _doctor(settings: Settings) -> None:
-    """Check this machine: Python, torch, device, ffmpeg, folders, disk, model, port."""
+def _doctor(
+    settings: Settings,
+    calibrate: Annotated[
+        bool, typer.Option("--calibrate", help="load the model and find the image_concat_scale that its weights want")
+    ] = False,
+    image: Annotated[
+        Path | None, typer.Option(help="the photo to calibrate with (default: one that ships)", show_default=False)
+    ] = None,
+) -> None:
+    """Check this machine: Python, torch, device, ffmpeg, folders, disk, model, port; or calibrate the model."""
     from i2v import doctor
 
+    if calibrate:
+        raise typer.Exit(0 if _calibrate(settings, image) else 1)
     checks = doctor.run(settings)
     for check in checks:
         print(f"[{'OK' if check.ok else 'ERROR'}] {check.name}: {check.text}")
     raise typer.Exit(0 if all(check.ok for check in checks) else 1)
+
+
+def _calibrate(settings: Settings, image: Path | None) -> bool:
+    """Print what each scale gives and what to set; True when the scale in use is the right one."""
+    from i2v import calibration, inputs
+
+    if settings.model == "fake":
+        raise InvalidRequest("the fake engine has no weights to calibrate; name a model with --model", field="model")
+    photo = inputs.read_photo(image or calibration.EXAMPLE, settings)
+    with _display(quiet=False) as display:
+        local = _load(settings, display)
+        with local.mutex.hold(display.waiting):
+            found = calibration.calibrate(
+                cast("Engine", local.engine),
+                photo,
+                calibration.short_request(local.engine.info.kind),
+                on_trial=lambda scale: display.say(f"a short video at image_concat_scale {scale:g}"),
+                on_step=display.step,
+            )
+        local.close()
+    print(*found.lines(), sep="\n")
+    return found.right
 
 
 def _generate(
