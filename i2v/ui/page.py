@@ -151,7 +151,7 @@ def _build_history(shelf: Shelf, memory: Memory, form: Form, stage: Stage, tabs:
     with gr.Row(equal_height=True):
         search = gr.Textbox(label=label("history_search"), elem_id="search", scale=3)
         restore = gr.File(
-            label=label("restore"), file_types=[".mp4"], file_count="single", height=110, elem_id="restore", scale=2
+            label=label("restore"), file_types=[".mp4"], file_count="single", height=160, elem_id="restore", scale=2
         )
     notice = gr.HTML(elem_id="history-notice")
     cards = gr.HTML(elem_id="cards", js_on_load=history.OPEN_CARD)
@@ -171,7 +171,7 @@ def _build_history(shelf: Shelf, memory: Memory, form: Form, stage: Stage, tabs:
 
 def _build_system(shelf: Shelf, form: Form, tab: gr.Tab) -> None:
     facts = gr.HTML(elem_id="system")
-    gr.Markdown(label("sys_api"), elem_classes="heading")
+    gr.Markdown(label("sys_api"), elem_id="api-title")
     gr.Markdown(label("sys_api_note"))
     with gr.Tabs(elem_id="api"):
         with gr.Tab("curl"):
