@@ -27,9 +27,12 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, residual: Tens
     if not _onednn(x):
         y = F.linear(x, weight, bias)
         return y if residual is None else y.add_(residual)
+    # The overload is named: to find it by the arguments' types costs more than a small product.
     product = torch.ops.mkldnn._linear_pointwise
     result: Tensor = (
-        product(x, weight, bias, "none", [], "") if residual is None else product(x, residual, weight, bias, "add")
+        product.default(x, weight, bias, "none", [], "")
+        if residual is None
+        else product.binary(x, residual, weight, bias, "add")
     )
     return result
 

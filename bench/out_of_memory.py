@@ -1,0 +1,111 @@
+"""A job that does not fit, then one that does: shows that running out of memory costs one job and no memory.
+
+On a GPU the process's share of memory is capped (set_per_process_memory_fraction), so the failure is the allocator's
+own. A CPU has no such cap: there the UNet's first step raises the same error, which only rehearses this script. Also
+compares the memory model's prediction with each job's measured peak. The last line is one JSON object.
+"""
+
+import argparse
+import json
+import sys
+from typing import Any
+from unittest import mock
+
+import torch
+from PIL import Image
+from random_models import engine as random_engine
+
+from i2v.engine import memory
+from i2v.errors import DoesNotFit, OutOfMemory
+from i2v.request import GenerateRequest
+
+ROOM = 1.5 * 2**30  # bytes beside the weights under the cap
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--model", default="published")
+    parser.add_argument("--small", default="256x256x8", help="WIDTHxHEIGHTxFRAMES of the job that fits")
+    parser.add_argument("--large", default="1280x704x32", help="of the job that does not")
+    options = parser.parse_args()
+    cuda = options.device.startswith("cuda")
+    engine, _ = random_engine(options.model, options.device, torch.float16 if cuda else torch.float32)
+    photo = Image.effect_noise((256, 256), 60).convert("RGB")
+    small, large = job(options.small), job(options.large)
+    report: dict[str, Any] = {"device": options.device, "model": options.model}
+
+    engine.generate(small, photo)  # warm: workspaces are there
+    memory.recover(engine.device)
+    before = allocated(options.device)
+    report["refused_beforehand"] = not fits(engine, large)
+    report["large"] = run_out(engine, large, photo, cuda)
+    memory.recover(engine.device)
+    report["bytes_left_behind"] = allocated(options.device) - before
+    frames = engine.generate(small, photo).frames
+    report["next_job_frames"] = len(frames)
+    report["peaks"] = [compare(engine, request, photo, options.device) for request in (small,)] if cuda else []
+    good = report["large"] == "OutOfMemory" and report["bytes_left_behind"] <= 2**20 and len(frames) == small.num_frames
+    print(json.dumps(report | {"recovered": good}))
+    return 0 if good else 1
+
+
+def job(size: str) -> GenerateRequest:
+    width, height, frames = (int(part) for part in size.split("x"))
+    return GenerateRequest(prompt="sunset", width=width, height=height, num_frames=frames, steps=2, seed=1)
+
+
+def fits(engine: Any, request: GenerateRequest) -> bool:
+    try:
+        engine.check(request)
+    except DoesNotFit:
+        return False
+    return True
+
+
+def run_out(engine: Any, request: GenerateRequest, photo: Image.Image, cuda: bool) -> str:
+    """The name of what the large job raised. The check at the door is passed by: the failure itself is wanted."""
+    with mock.patch.object(type(engine), "choose_plan", lambda _engine, _request: memory.Plan()):
+        return _capped(engine, request, photo) if cuda else _rehearsed(engine, request, photo)
+
+
+def _capped(engine: Any, request: GenerateRequest, photo: Image.Image) -> str:
+    total = torch.cuda.get_device_properties(engine.device).total_memory
+    torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_allocated() + ROOM) / total, engine.device)
+    try:
+        return attempt(engine, request, photo)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0, engine.device)
+
+
+def _rehearsed(engine: Any, request: GenerateRequest, photo: Image.Image) -> str:
+    failure = torch.OutOfMemoryError("rehearsal: CUDA out of memory")
+    with mock.patch.object(type(engine.parts.unet), "step", side_effect=failure):
+        return attempt(engine, request, photo)
+
+
+def attempt(engine: Any, request: GenerateRequest, photo: Image.Image) -> str:
+    try:
+        engine.generate(request, photo)
+    except OutOfMemory:
+        return "OutOfMemory"
+    return "it fitted"
+
+
+def compare(engine: Any, request: GenerateRequest, photo: Image.Image, device: str) -> dict[str, Any]:
+    """The memory model's peak against the measured one, in MiB."""
+    predicted = memory.predict(memory.shape_of(engine.parts), request, engine.choose_plan(request)).peak / 2**20
+    measured = engine.generate(request, photo).peak_memory_mb
+    return {
+        "job": f"{request.width}x{request.height}x{request.num_frames}",
+        "predicted": predicted,
+        "measured": measured,
+    }
+
+
+def allocated(device: str) -> int:
+    return torch.cuda.memory_allocated(device) if device.startswith("cuda") else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

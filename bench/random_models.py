@@ -1,0 +1,68 @@
+"""Models with random weights for the benchmarks: speed and memory do not depend on what the weights say.
+
+`toy` runs in a second, `reduced` is the published layout at a fifth of its width, `published` is full size, CLIP and
+VAE included. Everything else of an engine comes from the demo folder that ships.
+"""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL
+from diffusers import I2VGenXLUNet as UpstreamUNet
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, CLIPVisionModelWithProjection
+
+from i2v.engine.engine import Engine
+from i2v.engine.unet import I2VGenXLUNet
+
+sys.path.append(str(Path(__file__).resolve().parent.parent / "tests" / "engine"))
+from full_size import TEXT, VAE, VISION
+
+UNETS: dict[str, dict[str, Any]] = {
+    "toy": {
+        "block_out_channels": (16, 32),
+        "down_block_types": ("CrossAttnDownBlock3D", "DownBlock3D"),
+        "up_block_types": ("UpBlock3D", "CrossAttnUpBlock3D"),
+        "norm_num_groups": 8,
+        "attention_head_dim": 8,
+    },
+    "reduced": {"block_out_channels": (64, 128, 256, 256), "attention_head_dim": 32},
+    "published": {},
+}
+
+
+@torch.no_grad()
+def unets(config: dict[str, Any], device: str, dtype: torch.dtype) -> tuple[I2VGenXLUNet, UpstreamUNet]:
+    """Our UNet and diffusers' with the same random weights; layers that start at zero are filled."""
+    torch.manual_seed(0)
+    with torch.device(device):
+        own = I2VGenXLUNet.from_config(config).to(dtype).requires_grad_(False)
+    for parameter in own.parameters():
+        if not parameter.any():
+            parameter.normal_(0, 0.02)
+    with torch.device("meta"):
+        upstream = UpstreamUNet(**config)
+    upstream.load_state_dict(own.state_dict(), assign=True)
+    return own, upstream.eval().requires_grad_(False)
+
+
+@torch.no_grad()
+def engine(model: str, device: str, dtype: torch.dtype) -> tuple[Engine, UpstreamUNet]:
+    """An engine around random weights, and diffusers' UNet with the same ones."""
+    name = str(dtype).removeprefix("torch.")
+    demo = Engine.load("demo", device=device, dtype=name, conventions="upstream")
+    width = 1024 if model == "published" else demo.parts.text_encoder.config.hidden_size
+    own, upstream = unets(UNETS[model] | {"cross_attention_dim": width}, device, dtype)
+    parts = replace(demo.parts, unet=own, info=replace(demo.info, guidance_range=None))
+    if model == "published":
+        with torch.device(device):
+            text = CLIPTextModel(CLIPTextConfig(**{k: v for k, v in TEXT.items() if k != "model_type"}))
+            vision = CLIPVisionConfig(**{k: v for k, v in VISION.items() if k != "model_type"})
+            image = CLIPVisionModelWithProjection(vision)
+            vae = AutoencoderKL.from_config(VAE)
+        modules = {"text_encoder": text, "image_encoder": image, "vae": vae}
+        modules = {key: module.to(dtype).eval().requires_grad_(False) for key, module in modules.items()}
+        parts = replace(parts, **modules)
+    return Engine.of(parts, torch.device(device), demo.conventions), upstream
