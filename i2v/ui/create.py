@@ -50,6 +50,7 @@ class Form:
 class Controls:
     """The rest of the left half: what is not a value of the request."""
 
+    photo_notice: gr.HTML
     crop: gr.HTML
     examples: gr.Dataset
     quality: gr.Radio
@@ -85,6 +86,7 @@ def build_form(limits: PublicLimits) -> tuple[Form, Controls]:
         elem_id="photo",
         placeholder=label("photo_hint"),
     )
+    photo_notice = gr.HTML(elem_id="photo-notice")
     crop = gr.HTML(elem_id="crop")
     prompt = gr.Textbox(
         label=label("prompt"), placeholder=label("prompt_placeholder"), lines=2, max_lines=6, elem_id="prompt"
@@ -124,7 +126,7 @@ def build_form(limits: PublicLimits) -> tuple[Form, Controls]:
     with gr.Accordion(label("advanced"), open=False, elem_id="advanced"):
         advanced, new_seed, same_seed = _advanced(limits)
     form = Form(photo=photo, prompt=prompt, size=size, fit=fit, **advanced)
-    return form, Controls(crop=crop, examples=examples, quality=quality, same_seed=same_seed, new_seed=new_seed)
+    return form, Controls(photo_notice, crop, examples, quality, same_seed, new_seed)
 
 
 def size_choices(limits: PublicLimits) -> list[tuple[str, str]]:

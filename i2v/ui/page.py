@@ -102,7 +102,7 @@ def build(settings: Settings, queue: JobQueue) -> gr.Blocks:
         )
         cancel.click(desk.cancel, memory.job_id, notice, **EVENT)
         memory.job_id.change(desk.look, [memory.job_id, memory.seen], shown, **EVENT)
-        _wire_form(desk, form, controls, memory, hint, notice)
+        _wire_form(desk, form, controls, memory, hint)
         _wire_result(Shelf(settings, queue), form, stage, memory)
     return blocks
 
@@ -120,7 +120,7 @@ def _build_stage(banner: gr.HTML, timer: gr.Timer, cancel: gr.Button, notice: gr
     return Stage(banner, html, cancel, after, line, timer, reuse, extend, delete, confirm, yes, no, notice)
 
 
-def _wire_form(desk: Desk, form: Form, controls: Controls, memory: Memory, hint: gr.HTML, notice: gr.HTML) -> None:
+def _wire_form(desk: Desk, form: Form, controls: Controls, memory: Memory, hint: gr.HTML) -> None:
     fields = form.components()
     foreseen: dict[str, Any] = {
         "fn": with_request(desk.foresee),
@@ -129,7 +129,9 @@ def _wire_form(desk: Desk, form: Form, controls: Controls, memory: Memory, hint:
         **RAW,
     }
     gr.on([field.change for field in fields[1:]], trigger_mode="always_last", **foreseen)
-    form.photo.change(desk.look_at_photo, form.photo, [memory.photo_size, notice], **RAW).then(**foreseen)
+    form.photo.change(desk.look_at_photo, form.photo, [memory.photo_size, controls.photo_notice], **RAW).then(
+        **foreseen
+    )
     controls.quality.input(desk.quality, controls.quality, form.steps, **EVENT)
     controls.examples.click(lambda row: row[0], controls.examples, form.prompt, **EVENT)
     controls.new_seed.click(desk.new_seed, None, form.seed, **EVENT)

@@ -90,7 +90,7 @@ class Desk:
         return (job_id, *self.look(job_id, {}, request))
 
     def look_at_photo(self, upload: Any, request: gr.Request) -> tuple[Any, str]:
-        """A photo was chosen or removed. -> its size or None, notice"""
+        """A photo was chosen or removed. -> its size or None, notice under the photo"""
         try:
             photo = read_photo(upload, self.settings.max_image_pixels)
         except I2VError as error:

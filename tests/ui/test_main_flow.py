@@ -164,5 +164,5 @@ def test_a_file_that_is_no_photo_is_refused_in_words(site: Site, open_page: Open
     drawing.write_text("<svg xmlns='http://www.w3.org/2000/svg' width='9' height='9'><script>alert(1)</script></svg>")
     page = open_page(site.url)
     page.set_input_files("#photo input[type=file]", drawing)
-    expect(page.locator("#notice .bad")).not_to_be_empty()
+    expect(page.locator("#photo-notice .bad")).not_to_be_empty()
     assert page.title() == "i2v"
