@@ -31,7 +31,7 @@ from i2v.server.answers import (
 from i2v.server.context import Context
 from i2v.server.metrics import Metrics
 from i2v.server.security import BodyLimit, HeadGuard
-from i2v.server.stamp import OwnNotFound, Stamp
+from i2v.server.stamp import OwnWords, Stamp
 from i2v.server.webhooks import Webhooks
 from i2v.settings import Settings
 
@@ -58,7 +58,7 @@ def create_app(settings: Settings, queue: JobQueue, *, start_queue: bool = True)
         telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
         middleware=[
             Middleware(Stamp, on_answer=metrics.answered),
-            Middleware(OwnNotFound),
+            Middleware(OwnWords),
             Middleware(HeadGuard, settings=settings),
             Middleware(BodyLimit, settings=settings),
         ],

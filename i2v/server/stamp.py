@@ -60,19 +60,23 @@ class Stamp:
         try:
             await self.app(scope, receive, stamped)
         except Exception as error:
-            if status:  # it broke off in the middle; all that can be done is to end the connection
+            if 0 < status < 500:  # it broke off in the middle; all that can be done is to end the connection
                 log.warning("an answer broke off: %s", error, extra={"request": request_id})
                 return
             log.exception("unexpected error", extra={"request": request_id})
-            await error_answer(I2VError(UNEXPECTED), scope["path"])(scope, receive, stamped)
+            if not status:
+                await error_answer(I2VError(UNEXPECTED), scope["path"])(scope, receive, stamped)
         finally:
             seconds = time.perf_counter() - started
             self.on_answer(scope["method"], route_of(scope), status, seconds)
             log.debug("%s %s %d", scope["method"], scope["path"], status, extra={"request": request_id, "s": seconds})
 
 
-class OwnNotFound:
-    """A 404 of an app that is mounted inside ours, in its framework's words, becomes our own."""
+_OWN_WORDS = {404: NotFound(UNKNOWN_PATH), 500: I2VError(UNEXPECTED)}
+
+
+class OwnWords:
+    """A 404 or 500 of an app that is mounted inside ours, in its framework's words, becomes our own."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -83,9 +87,10 @@ class OwnNotFound:
 
         async def own(message: Message) -> None:
             nonlocal replaced
-            if message["type"] == "http.response.start" and message["status"] == 404 and scope.get("app") is not owner:
+            status = message.get("status")
+            if status in _OWN_WORDS and scope.get("app") is not owner:
                 replaced = True
-                await error_answer(NotFound(UNKNOWN_PATH), scope["path"])(scope, receive, send)
+                await error_answer(_OWN_WORDS[status], scope["path"])(scope, receive, send)
             elif not replaced:
                 await send(message)
 

@@ -292,6 +292,7 @@ class TestEveryAnswer:
         async with serve() as client:
             answer = await client.get("/broken")
             assert answer.status_code == 500
+            assert answer.json()["error"]
             assert "secret" not in answer.text
             assert "Traceback" not in answer.text
             assert any(record.request == answer.headers["x-request-id"] for record in caplog.records if record.exc_info)
