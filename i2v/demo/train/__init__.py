@@ -1,5 +1,4 @@
-"""How the shipped demo model was made: pictures, captions, autoencoder, text encoder, motion, evaluation.
+"""How the demo model is made, in one command: `python -m i2v.demo.train --work DIR --out FOLDER`.
 
-`python -m i2v.demo.train` runs every stage and resumes where it stopped. Nothing of the server is imported here, and
-the server imports nothing of this package; it needs the `train` extra (scikit-image, for its free photos).
+Needs the `train` extra (scikit-image, for pictures of clean licence and for registration). Nothing else imports it.
 """

@@ -19,6 +19,9 @@ _PAN = (
     "the view moves {d}",
     "camera goes {d}",
     "camera motion {d}",
+    "look {d}",
+    "camera looks {d}",
+    "{d}ward camera motion",
     "camera pans to the {d}",
     "pan to the {d}",
     "slowly pan to the {d}",
@@ -39,6 +42,8 @@ _TILT = (
     "the view moves {d}",
     "camera goes {d}",
     "camera motion {d}",
+    "look {d}",
+    "camera looks {d}",
     "{d}ward camera motion",
 )
 PHRASES: dict[str, tuple[str, ...]] = {

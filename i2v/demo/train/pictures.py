@@ -38,7 +38,7 @@ def free_photos() -> list[Tensor]:
     import skimage
 
     folder = Path(skimage.__file__).parent / "data"
-    return [_tensor(_fit(Image.open(folder / name))) for name in FREE_PHOTOS]
+    return [tensor(_fit(Image.open(folder / name))) for name in FREE_PHOTOS]
 
 
 def _fit(image: Image.Image) -> Image.Image:
@@ -47,7 +47,7 @@ def _fit(image: Image.Image) -> Image.Image:
     return image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.LANCZOS)
 
 
-def _tensor(image: Image.Image) -> Tensor:
+def tensor(image: Image.Image) -> Tensor:
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
 
 

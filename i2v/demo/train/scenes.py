@@ -20,7 +20,7 @@ PAN = 24  # pixels the camera moves between the first and the last frame
 DRIFT = 8  # pixels it moves for a prompt outside the vocabulary: gentle, to the right
 PHASES = (0, 2, 4, 6)  # sub-latent shifts that are encoded, pixels
 MARGIN = 24 + 8  # pixels around the clip that a pan can reach, a multiple of 8
-_MOVES = {"pan left": (-1, 0), "pan right": (1, 0), "tilt up": (0, -1), "tilt down": (0, 1), "drift": (1, 0)}
+MOVES = {"pan left": (-1, 0), "pan right": (1, 0), "tilt up": (0, -1), "tilt down": (0, 1), "drift": (1, 0)}
 
 
 def lit(name: str, x: Tensor) -> Tensor:
@@ -54,8 +54,8 @@ class Scene:
 
     def frame(self, name: str, position: float) -> Tensor:
         """The latents (4, 32, 32) at `position` 0..1 of a clip that follows the word `name`."""
-        if name in _MOVES:
-            return self._moved(*_MOVES[name], round(position * (DRIFT if name == "drift" else PAN) / 2) * 2)
+        if name in MOVES:
+            return self._moved(*MOVES[name], round(position * (DRIFT if name == "drift" else PAN) / 2) * 2)
         first = self.first.float()
         if name in LIGHTS:
             return first + (self.lights[LIGHTS.index(name)].float() - first) * position
@@ -101,4 +101,4 @@ def make(vae: AutoencoderKL, pictures: Pictures, count: int, say: Callable[[str]
     return scenes
 
 
-assert set(CLASSES) == {"static", *_MOVES, *LIGHTS}  # noqa: S101 - the vocabulary and the scenes are one list
+assert set(CLASSES) == {"static", *MOVES, *LIGHTS}  # noqa: S101 - the vocabulary and the scenes are one list

@@ -1,7 +1,8 @@
 """The demo model's text encoder: a byte-level BPE tokenizer and a CLIPTextModel that writes the motion into its output.
 
 The first coordinates of every token's embedding, as the pipeline reads it (penultimate layer, then the final norm), are
-trained to be the class code `CODE` x one-hot. The UNet's cross-attention reads the code there.
+trained to be the class code `CODE` x one-hot on the last tokens, which have seen the whole text, and one more
+coordinate to tell which tokens those are. The UNet's cross-attention reads the code there.
 """
 
 import json
@@ -19,6 +20,9 @@ from i2v.demo.train.captions import CLASSES, caption
 
 WIDTH = 64
 CODE = 4.0  # value of a class's coordinate; the final norm bounds the length of the whole vector by sqrt(WIDTH) = 8
+FLAG = 3.0  # value of the coordinate after the code on settled tokens, minus that on all others
+FLAG_AT = len(CLASSES)
+SETTLED = 8  # the last tokens: they have seen the whole text
 START, END = "<|startoftext|>", "<|endoftext|>"
 
 
@@ -91,14 +95,17 @@ def train(tokenizer: CLIPTokenizer, rng: random.Random, *, steps: int, say: Call
     model = build(len(tokenizer))
     count = len(CLASSES)
     optimiser = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.01)
+    wanted_flag = torch.where(torch.arange(77) < 77 - SETTLED, -FLAG, FLAG)
     for step in range(steps):
         for group in optimiser.param_groups:
             group["lr"] = 2e-3 * min(1, (step + 1) / 30) * (1 - step / steps) + 1e-5
         names = [rng.randrange(count) for _ in range(32)]
         embedding = encode(model, tokenizer, [caption(CLASSES[i], rng) for i in names])
         target = F.one_hot(torch.tensor(names), count).float()[:, None] * CODE
-        settled = embedding[:, 24:, :count]  # tokens of the padding: they have seen the whole text
-        loss = (settled - target).pow(2).mean() + F.cross_entropy(settled.mean(1), torch.tensor(names))
+        settled, flag = embedding[:, -SETTLED:, :count], embedding[:, :, FLAG_AT]
+        loss = (settled - target).pow(2).mean() + 0.3 * (flag - wanted_flag).pow(2).mean()
+        if step < steps // 3:  # tells the classes apart soon; later it would push the code beyond `CODE`
+            loss = loss + F.cross_entropy(settled.mean(1), torch.tensor(names))
         optimiser.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -112,5 +119,5 @@ def train(tokenizer: CLIPTokenizer, rng: random.Random, *, steps: int, say: Call
 @torch.no_grad()
 def read(model: CLIPTextModel, tokenizer: CLIPTokenizer, texts: list[str]) -> list[str]:
     """Which class each text is read as."""
-    code = encode(model, tokenizer, texts)[:, :, : len(CLASSES)].mean(1)
+    code = encode(model, tokenizer, texts)[:, -SETTLED:, : len(CLASSES)].mean(1)
     return [CLASSES[i] for i in code.argmax(1).tolist()]
