@@ -17,8 +17,6 @@ from i2v.errors import InvalidOutput
 
 OnDecoded = Callable[[int, int], None]  # (chunk from 1, chunks)
 
-BLACK = 2  # of 255; a video whose every pixel is at or below it holds nothing
-
 
 def decode_frames(
     vae: Any, latents: Tensor, latent_scale: float, chunk: int = 1, on_chunk: OnDecoded | None = None
@@ -45,12 +43,6 @@ def decode_frames(
 def to_uint8(pixels: Tensor) -> Tensor:
     """(N, 3, H, W) in -1..1 to (N, H, W, 3) uint8, rounded to the nearest."""
     return ((pixels / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
-
-
-def refuse_black(frames: Frames, picture: NDArray[np.uint8]) -> None:
-    """Raise InvalidOutput for an all-black video, unless the picture it starts from is black itself."""
-    if frames.max() <= BLACK < picture.max():
-        raise InvalidOutput("every frame of the video is black; another seed, size or guidance scale may help")
 
 
 @dataclass(frozen=True, slots=True)

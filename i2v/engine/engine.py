@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from i2v.engine import conditioning, decode, sampler, weights
+from i2v.engine import conditioning, decode, sampler, sizes, verdict, weights
 from i2v.engine import memory as gpu_memory
 from i2v.engine.conventions import Conventions, for_model, for_parity, named
 from i2v.engine.memory import Offload, Plan
@@ -25,6 +25,7 @@ from i2v.engine.protocol import Frames, GenerationResult, ModelInfo, OnLoad, OnS
 from i2v.engine.residency import resident, settle
 from i2v.engine.source import device_name
 from i2v.errors import FatalEngineError, InvalidRequest, OutOfMemory
+from i2v.images import fit_image
 from i2v.request import GenerateRequest, draw_seed
 
 T = TypeVar("T")
@@ -159,11 +160,11 @@ class Engine:
             return self.would_fit(request)
 
         (conditioned, latents), plan, trouble = recovering(job.denoise, first, next_for_denoising, device, advise)
-        notes += conditioned.notes + job.sampling_notes() + trouble
+        notes += conditioned.notes + job.sampling_notes() + sizes.notes(request, self.info) + trouble
         frames, plan, trouble = recovering(
             lambda plan: job.decode(latents, plan), plan, next_for_decoding, device, advise
         )
-        decode.refuse_black(frames, np.asarray(image.convert("RGB")))
+        warnings = () if parity else self.judge(frames, request, image)  # a parity run compares, whatever it shows
         return GenerationResult(
             frames=frames,
             latents=latents.cpu(),
@@ -173,7 +174,15 @@ class Engine:
             peak_memory_mb=peak_memory_mb(self.device),
             plan=str(plan),
             notes=notes + trouble,
+            warnings=warnings,
         )
+
+    def judge(self, frames: Frames, request: GenerateRequest, image: Image.Image) -> tuple[str, ...]:
+        """Labels for the result. Raises InvalidOutput for a video that is of no use."""
+        photo, _ = fit_image(image.convert("RGB"), request.width, request.height, request.fit)
+        found = verdict.judge(frames, np.asarray(photo))
+        verdict.refuse(found)
+        return verdict.labels(found, request, self.info) + sizes.labels(request, self.info)
 
     def close(self) -> None:
         """Give the memory back; the engine is of no use afterwards."""

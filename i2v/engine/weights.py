@@ -35,7 +35,7 @@ __all__ = ["STEMS", "ModelParts", "check_files", "choose_device", "choose_dtype"
 class ModelParts:
     """Everything the engine needs, in evaluation mode, on one device and in one dtype.
 
-    `vae_upcast`: the VAE's config asks for float32 where float16 overflows.
+    The VAE's `force_upcast` is not obeyed: docs/decisions.md says why.
     """
 
     unet: Any
@@ -47,7 +47,6 @@ class ModelParts:
     scheduler: DDIMScheduler
     info: ModelInfo
     card: ModelCard
-    vae_upcast: bool
 
 
 def load_parts(
@@ -96,7 +95,6 @@ def load_parts(
         scheduler=_pretrained(DDIMScheduler, path / "scheduler"),
         info=info,
         card=card,
-        vae_upcast=dtype == torch.float16 and bool(modules["vae"].config.force_upcast),
     )
 
 

@@ -9,7 +9,7 @@ from PIL import Image
 
 from i2v.engine import Engine
 from i2v.engine.conditioning import to_tensor
-from i2v.engine.decode import Preview, decode_frames, refuse_black, to_uint8
+from i2v.engine.decode import Preview, decode_frames, to_uint8
 from i2v.errors import InvalidOutput
 from i2v.images import fit_image
 
@@ -80,16 +80,6 @@ def test_frames_that_are_not_finite_are_refused(engine: Engine, latents: torch.T
     broken[0, 0, 1, 2, 3] = torch.inf
     with pytest.raises(InvalidOutput, match="not finite"):
         decode_frames(engine.parts.vae, broken, 1.0)
-
-
-def test_black_frames_are_refused_unless_the_photo_is_black() -> None:
-    black, photo = np.zeros((2, 8, 8, 3), np.uint8), np.full((8, 8, 3), 90, np.uint8)
-    with pytest.raises(InvalidOutput, match="black"):
-        refuse_black(black, photo)
-    refuse_black(black, photo * 0)
-    lit = black.copy()
-    lit[0, 0, 0] = 90
-    refuse_black(lit, photo)
 
 
 def test_a_preview_shows_the_middle_frame_by_a_linear_map() -> None:

@@ -96,7 +96,6 @@ def test_parts_come_in_the_dtype_asked_for(dtype: torch.dtype) -> None:
 
     for part in weights.STEMS:
         assert {p.dtype for p in getattr(parts, part).parameters()} == {dtype}
-    assert parts.vae_upcast == (dtype is torch.float16)
 
 
 def test_progress_rises_to_one_and_names_each_part() -> None:
