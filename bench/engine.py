@@ -9,6 +9,7 @@ import json
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,6 +19,7 @@ from typing import Any
 import torch
 from PIL import Image
 from random_models import engine as random_engine
+from random_models import folder as random_folder
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -41,10 +43,13 @@ def main() -> None:
     result: dict[str, Any] = {"device": device_name(options.device), "dtype": str(dtype), "model": options.model}
     result["rates"] = measure_rates(options.device, dtype)
     print(f"{result['device']}, {dtype}: {result['rates']}", flush=True)
-    engine, upstream = random_engine(options.model, options.device, dtype)
-    result["jobs"] = [contest(engine, upstream, size, options, result["rates"]) for size in options.size]
+    if not options.pipeline_only:
+        engine, upstream = random_engine(options.model, options.device, dtype)
+        result["jobs"] = [contest(engine, upstream, size, options, result["rates"]) for size in options.size]
     if options.reference_python:
-        result["pipeline"] = whole_pipeline(options)
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = options.reference_folder or str(random_folder(options.model, Path(temporary) / options.model))
+            result["pipeline"] = whole_pipeline(folder, options)
     print(json.dumps(result))
 
 
@@ -58,9 +63,10 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=50, help="of exact; fast takes a half of them, turbo a third")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, help="CPU threads")
+    parser.add_argument("--pipeline-only", action="store_true", help="with --reference-python: leave out the contest")
     parser.add_argument("--compile", action="store_true", help="torch.compile for both sides, warm-up told apart")
     parser.add_argument("--reference-python", help="a Python that has diffusers 0.33.1: times its whole pipeline too")
-    parser.add_argument("--reference-folder", default=str(HERE.parent / "i2v" / "demo" / "model"))
+    parser.add_argument("--reference-folder", help="the diffusers folder for that; default: the random model's")
     return parser.parse_args()
 
 
@@ -223,13 +229,13 @@ def random_conditioning(engine: Engine, width: int, height: int, frames: int) ->
 # --- the whole pipeline, against the reference environment
 
 
-def whole_pipeline(options: argparse.Namespace) -> dict[str, Any]:
+def whole_pipeline(folder: str, options: argparse.Namespace) -> dict[str, Any]:
     """Our `Engine.generate` and the reference pipeline on one folder, alternating, each in its own process."""
     width, height = (int(side) for side in options.size[0].split("x"))
     threads = options.threads or torch.get_num_threads()
-    command = [options.reference_python, str(HERE / "reference_pipeline.py"), options.reference_folder, options.device]
+    command = [options.reference_python, str(HERE / "reference_pipeline.py"), folder, options.device]
     command += [str(x) for x in (width, height, options.frames, options.steps, threads)]
-    engine = Engine.load(options.reference_folder, device=options.device, conventions="upstream")
+    engine = Engine.load(folder, device=options.device, conventions="upstream")
     request = GenerateRequest(
         prompt="sunset", width=width, height=height, num_frames=options.frames, steps=options.steps, seed=1
     )
@@ -247,7 +253,7 @@ def whole_pipeline(options: argparse.Namespace) -> dict[str, Any]:
     ours, theirs = ours[1:], theirs[1:]
     ratio = statistics.median(theirs) / statistics.median(ours)
     print(f"whole pipeline: reference {theirs} s, ours exact {ours} s: {ratio:.2f}x", flush=True)
-    return {"folder": Path(options.reference_folder).name, "reference_s": theirs, "exact_s": ours, "ratio": ratio}
+    return {"folder": Path(folder).name, "reference_s": theirs, "exact_s": ours, "ratio": ratio}
 
 
 # --- timing

@@ -4,17 +4,21 @@
 VAE included. Everything else of an engine comes from the demo folder that ships.
 """
 
+import json
+import shutil
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import AutoencoderKL
 from diffusers import I2VGenXLUNet as UpstreamUNet
+from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from i2v.engine.engine import Engine
+from i2v.engine.source import DEMO_FOLDER
 from i2v.engine.unet import I2VGenXLUNet
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "tests" / "engine"))
@@ -66,3 +70,16 @@ def engine(model: str, device: str, dtype: torch.dtype) -> tuple[Engine, Upstrea
         modules = {key: module.to(dtype).eval().requires_grad_(False) for key, module in modules.items()}
         parts = replace(parts, **modules)
     return Engine.of(parts, torch.device(device), demo.conventions), upstream
+
+
+def folder(model: str, path: Path) -> Path:
+    """The demo folder with the UNet of `toy` or `reduced` in it, for other processes to load."""
+    shutil.copytree(DEMO_FOLDER, path, ignore=shutil.ignore_patterns("unet", "i2v.json"))
+    context = json.loads((DEMO_FOLDER / "unet" / "config.json").read_text())["cross_attention_dim"]
+    own, _ = unets(UNETS[model] | {"cross_attention_dim": context}, "cpu", torch.float32)
+    (path / "unet").mkdir()
+    config = {"_class_name": "I2VGenXLUNet"} | asdict(own.config)
+    (path / "unet" / "config.json").write_text(json.dumps(config))
+    state = {name: tensor.contiguous() for name, tensor in own.state_dict().items()}
+    save_file(state, path / "unet" / "diffusion_pytorch_model.safetensors", metadata={"format": "pt"})
+    return path
