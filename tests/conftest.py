@@ -6,6 +6,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+# Read when torch is first imported, by this process and by the servers that tests start: one thread each, since
+# test processes share the cores, and none that spins while it waits.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 ROOT = Path(__file__).resolve().parent.parent
 ASSETS = ROOT / "tests" / "assets"
 PHOTOS = ("astronaut", "chelsea", "coffee", "rocket")
