@@ -678,7 +678,13 @@ def test_ci_installs_then_checks_style_and_types_then_tests(testing: Installing)
     assert done.returncode == 0, done.stderr
     tools = [line for line in testing.noted() if re.match(r"-m (pip install|ruff|mypy|pytest)|CI=|apt-get", line)]
     assert tools[0].endswith(".[test]")
-    assert tools[1:] == ["-m ruff check .", "-m ruff format --check .", "-m mypy", "-m pytest -k one", "CI=true"]
+    assert tools[1:] == [
+        "-m ruff check .",
+        "-m ruff format --check .",
+        "-m mypy",
+        "-m pytest -n logical --maxprocesses 4 --dist loadfile -k one",
+        "CI=true",
+    ]
 
 
 def test_a_finding_of_style_ends_the_run_before_the_tests(testing: Installing) -> None:
