@@ -287,6 +287,8 @@ def read(device: torch.device, max_vram_gb: float | None = None) -> Memory:
         own = psutil.Process().memory_info().rss
         if (group := container_limit()) is not None and group < total:
             total, free = group, min(free, group - own)
+        if max_vram_gb is not None:  # a card of its own: what others hold of main memory is no part of it
+            total = free + own
     return pretend(Memory(total, free + own), max_vram_gb)
 
 
