@@ -29,7 +29,10 @@ _LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 
 
 class ClientError(Exception):
-    """Base of all. `status` is the HTTP status (None without an answer), `code` the server's stable word for it."""
+    """Base of all. `status` is the HTTP status (None without an answer), `code` the server's stable word for it.
+
+    `job_id` names the job that a waiting call (`predict`) had queued before it failed: it may still end well.
+    """
 
     def __init__(
         self,
@@ -39,6 +42,7 @@ class ClientError(Exception):
         code: str | None = None,
         field: str | None = None,
         retry_after: float | None = None,
+        job_id: str | None = None,
     ) -> None:
         super().__init__(message)
         self.message = message
@@ -46,6 +50,7 @@ class ClientError(Exception):
         self.code = code
         self.field = field
         self.retry_after = retry_after
+        self.job_id = job_id
 
 
 class ConnectionFailed(ClientError):
@@ -294,7 +299,8 @@ class Client:
 
         Success: `{"success": True, "video_path", "summary", "time", "duration", "average_duration", "job_id",
         "video_url"}`, where `video_path` lies on the server; with `save_to` also `"saved_to"`, downloaded here.
-        Failure: `{"success": False, "error", "code", "status", "field"}`.
+        Failure: `{"success": False, "error", "code", "status", "field", "job_id"}`; a `job_id` there names a job that
+        was queued, and may still end well.
         """
         try:
             data = [_data_url(image), prompt, resolution, num_frames, fps, steps, guidance_scale]
@@ -314,7 +320,7 @@ class Client:
                 "video_url": answer.headers.get("x-video-url"),
             }
             if save_to is not None:
-                result["saved_to"] = str(self._fetch(urlsplit(str(result["video_url"])).path, Path(save_to), {}))
+                result["saved_to"] = str(self._fetch(_output_path(result["video_url"]), Path(save_to), {}))
         except ClientError as error:
             return {
                 "success": False,
@@ -322,6 +328,7 @@ class Client:
                 "code": error.code,
                 "status": error.status,
                 "field": error.field,
+                "job_id": error.job_id,
             }
         return result
 
@@ -416,6 +423,11 @@ def _path(id: str) -> str:
     return f"/v1/videos/{quote(id, safe='')}"
 
 
+def _output_path(url: object) -> str:
+    """Where the server that was asked keeps a video, whatever address it believes to have."""
+    return f"/outputs/{urlsplit(str(url)).path.rpartition('/')[2]}"
+
+
 def _time(seconds: float | None) -> datetime | None:
     return None if seconds is None else datetime.fromtimestamp(seconds, UTC)
 
@@ -469,7 +481,14 @@ def _error_of(answer: httpx.Response) -> ClientError:
             named = str(loc[-1]) if len(loc) > 1 else None
     kind = _KINDS.get(answer.status_code, ServerError)
     retry_after = _retry_after(answer.headers.get("retry-after"))
-    return kind(str(message), status=answer.status_code, code=code, field=named, retry_after=retry_after)
+    return kind(
+        str(message),
+        status=answer.status_code,
+        code=code,
+        field=named,
+        retry_after=retry_after,
+        job_id=answer.headers.get("x-job-id"),
+    )
 
 
 def _retry_after(value: str | None) -> float | None:
@@ -497,10 +516,11 @@ def _transport_error(failure: httpx.TransportError, *, sent: bool) -> ClientErro
 def _pause(error: ClientError, attempt: int, safe: bool) -> float | None:
     """Seconds to wait before the same request again; None when it must not be repeated.
 
-    A server that refused with 429 or 503 has queued nothing, except where memory ran out in the job itself. Without an
-    answer only what is safe to repeat is repeated, and what never reached a server.
+    A server that refused with 429 or 503 has queued nothing, unless it names a job: one that ran out of memory, or that
+    goes on when the server runs again. Without an answer only what is safe to repeat is repeated, and what never
+    reached a server.
     """
-    refused = isinstance(error, Busy) and error.code != "out_of_memory"
+    refused = isinstance(error, Busy) and error.code != "out_of_memory" and error.job_id is None
     unanswered = isinstance(error, ConnectionFailed | TimedOut) and (safe or error.code == "unreachable")
     if not (refused or unanswered or (safe and error.status in (502, 504))):
         return None

@@ -533,6 +533,7 @@ def test_predict_failures_are_a_dictionary(server: Server, client: Client, statu
         "code": code,
         "status": status,
         "field": "steps",
+        "job_id": None,
     }
     assert len(server.seen) == 1
 
@@ -562,3 +563,20 @@ def test_predict_waits_for_a_place_but_does_not_repeat_a_job_that_ran_out_of_mem
     result = client.predict(b"x", "sunset")
     assert (result["status"], result["code"]) == (503, "out_of_memory")
     assert pauses == [4]
+
+
+def test_predict_is_not_repeated_when_the_refusal_names_a_job_that_goes_on(server: Server, client: Client) -> None:
+    """A server that stops keeps the job; a repeated POST used to make a second one."""
+    body = {"error": "stopping", "detail": [{"loc": ["body"], "msg": "stopping", "type": "not_ready"}]}
+    server.answer(503, body, Retry_After="1", X_Job_Id="video_1")
+    result = client.predict(b"x", "sunset")
+    assert (result["status"], result["job_id"]) == (503, "video_1")
+    assert len(server.seen) == 1
+
+
+def test_predict_downloads_below_the_path_that_a_proxy_adds(server: Server, tmp_path: Path) -> None:
+    server.answer(200, SUCCESS, X_Video_Url=f"{server.url}/i2v/outputs/video_1.mp4")
+    server.answer(200, b"bytes")
+    with Client(f"{server.url}/i2v") as client:
+        assert client.predict(b"x", "sunset", save_to=tmp_path / "a.mp4")["success"]
+    assert server.seen[1].path == "/i2v/outputs/video_1.mp4"

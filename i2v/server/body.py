@@ -3,6 +3,9 @@
 Knows no dialect: what the values mean is the business of `positional.py` and `videos.py`.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from fastapi import Request
 from pydantic_core import from_json
 from starlette.requests import ClientDisconnect
@@ -24,8 +27,15 @@ def refuse_compressed(request: Request) -> None:
 async def read_body(request: Request) -> bytes:
     """The whole body; `BadRequest` for compressed bodies and for a client that stopped sending."""
     refuse_compressed(request)
-    try:
+    with whole():
         return await request.body()
+
+
+@contextmanager
+def whole() -> Iterator[None]:
+    """`BadRequest` for a client that goes away while its body is read: nobody reads it, but the log is not alarmed."""
+    try:
+        yield
     except ClientDisconnect:
         raise BadRequest("the connection closed before the whole body had arrived") from None
 
@@ -48,8 +58,3 @@ def parse_json(data: bytes) -> object:
     except ValueError as error:
         # The parser's own words (what was expected, line and column) hold nothing of the body.
         raise BadRequest(f"the body is not valid JSON: {error}") from None
-
-
-async def read_json(request: Request) -> object:
-    """The JSON value of the body, whatever its Content-Type says: plain scripts often send none, or a wrong one."""
-    return parse_json(await read_body(request))

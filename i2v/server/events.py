@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from starlette.concurrency import run_in_threadpool
 
-from i2v.errors import I2VError
+from i2v.errors import I2VError, NotReady
 from i2v.jobs.job import Job
 from i2v.server.answers import error_body
 from i2v.server.context import Context
@@ -43,7 +43,7 @@ async def stream(context: Context, job_id: str) -> AsyncIterator[bytes]:
 
 
 async def _with_pauses(changes: AsyncIterator[Job], stopping: asyncio.Event) -> AsyncIterator[Job | None]:
-    """The changes, and None whenever nothing has changed for a while; ends early when the server stops."""
+    """The changes, and None whenever nothing has changed for a while. Raises `NotReady` when the server stops."""
     stopped = asyncio.ensure_future(stopping.wait())
     following = asyncio.ensure_future(_next(changes))
     try:
@@ -56,7 +56,7 @@ async def _with_pauses(changes: AsyncIterator[Job], stopping: asyncio.Event) -> 
                 yield job
                 following = asyncio.ensure_future(_next(changes))
             elif stopped.done():
-                return
+                raise NotReady("the server is stopping; the job continues when it runs again", retry_after=10)
             else:
                 yield None
     finally:

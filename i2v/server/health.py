@@ -30,7 +30,8 @@ async def readyz(request: Request) -> Response:
     """200 when the engine is loaded, the storage can be written and the queue is open; else 503 and what is missing."""
     queue = context_of(request).queue
     status, why = await run_in_threadpool(readiness, queue)
-    content: dict[str, Any] = {"status": status, "queue_length": queue.queue_length, "model": describe_model(queue)}
+    waiting = await run_in_threadpool(lambda: queue.queue_length)  # may ask the table
+    content: dict[str, Any] = {"status": status, "queue_length": waiting, "model": describe_model(queue)}
     if why is None:
         return JSONAnswer(content)
     if status == "loading":

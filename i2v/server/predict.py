@@ -18,7 +18,7 @@ from i2v.errors import I2VError, JobFailed, NotReady, error_from_code
 from i2v.jobs.job import Job
 from i2v.jobs.queue import JobQueue
 from i2v.jobs.summary import summary
-from i2v.server.answers import JSONAnswer
+from i2v.server.answers import JSONAnswer, error_answer
 from i2v.server.body import parse_json, read_body
 from i2v.server.context import caller_of, context_of, public_base
 from i2v.server.openapi import PREDICT
@@ -44,10 +44,13 @@ async def predict(request: Request) -> Response:
     submit = partial(context.queue.submit, generate, photo, door="predict", caller=caller_of(request))
     job = await run_in_threadpool(submit)
     log.info("accepted", extra={"job": job.id, "request": request.scope["i2v.request_id"]})
-    finished = await outcome(request, context.queue, job.id)
-    if finished is None:
-        return Response(status_code=CLIENT_GONE)
-    return answer_for(finished, context.queue, public_base(request))
+    try:
+        finished = await outcome(request, context.queue, job.id)
+        if finished is None:
+            return Response(status_code=CLIENT_GONE)
+        return await run_in_threadpool(answer_for, finished, context.queue, public_base(request))
+    except I2VError as error:
+        return error_answer_for(error, request, job)
 
 
 async def outcome(request: Request, queue: JobQueue, job_id: str) -> Job | None:
@@ -83,6 +86,11 @@ def answer_for(job: Job, queue: JobQueue, base: str) -> Response:
         "average_duration": queue.average_duration,
     }
     return JSONAnswer(content, headers={"X-Job-Id": job.id, "X-Video-Url": f"{base}/outputs/{job.result.file}"})
+
+
+def error_answer_for(error: I2VError, request: Request, job: Job) -> Response:
+    """The answer to an error after the job was taken: it names the job, which may still run or be looked at."""
+    return error_answer(error, request.url.path, {"X-Job-Id": job.id})
 
 
 def error_of(job: Job) -> I2VError:

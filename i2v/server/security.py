@@ -87,9 +87,17 @@ def check_origin(headers: Headers, own: set[str]) -> None:
     origin = headers.get("origin")
     if origin is None:
         return
-    netloc = urlsplit(origin).netloc.lower() if origin.isascii() and origin != "null" else ""
+    netloc = _netloc(origin)
     if not netloc or netloc not in own | {headers.get("host", "").lower()}:
         raise Forbidden("requests from pages of other sites are refused")
+
+
+def _netloc(origin: str) -> str:
+    """Host and port of an origin; empty for `null` and for what is no address."""
+    try:
+        return urlsplit(origin).netloc.lower() if origin.isascii() else ""
+    except ValueError:  # brackets that hold no IPv6 address
+        return ""
 
 
 def check_token(headers: Headers, token: bytes) -> None:

@@ -16,7 +16,7 @@ from i2v.errors import InvalidImage, InvalidRequest
 from i2v.images import decode, decode_data_url, place
 from i2v.request import MAX_SEED, Fit, GenerateRequest, Preset
 from i2v.server.answers import invalid, json_type
-from i2v.server.body import parse_json, read_body, refuse_compressed
+from i2v.server.body import parse_json, read_body, refuse_compressed, whole
 from i2v.settings import Settings
 
 DEFAULT_FRAMES, DEFAULT_FPS = 16, 8
@@ -107,10 +107,14 @@ async def receive(request: Request, file_field: str) -> Received:
             raise InvalidRequest(f"the body must be an object; received {json_type(values)}")
         return Received(values)
     # A photo may come as text, so a part may be as long as the body, which the layers outside have limited.
-    async with request.form(max_files=1, max_fields=MAX_FORM_FIELDS, max_part_size=2**30) as form:
+    with whole():
+        form = await request.form(max_files=1, max_fields=MAX_FORM_FIELDS, max_part_size=2**30)
+    try:
         values = _plain(form, file_field)
         file = form.get(file_field)
         return Received(values, await file.read() if isinstance(file, UploadFile) else None, is_form=True)
+    finally:
+        await form.close()
 
 
 def _plain(form: FormData, file_field: str) -> dict[str, Any]:
@@ -224,6 +228,8 @@ def _length(body: CreateVideo, settings: Settings) -> tuple[int, int]:
     fps = body.fps
     if fps is None:
         fps = max(limits.fps[0], min(DEFAULT_FPS, int(limits.num_frames[1] / seconds)))
+    if not limits.fps[0] <= fps <= limits.fps[1]:
+        raise InvalidRequest(f"fps is {fps}; {limits.fps[0]} to {limits.fps[1]} is wanted", field="fps")
     frames = round(seconds * fps)
     low, high = limits.num_frames
     if not low <= frames <= high:

@@ -14,7 +14,7 @@ from PIL import Image
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response, StreamingResponse
 
-from i2v.errors import InvalidRequest, NotFound
+from i2v.errors import I2VError, InvalidRequest, NotFound
 from i2v.jobs.job import Job, Status
 from i2v.request import GenerateRequest
 from i2v.server import openapi
@@ -23,7 +23,7 @@ from i2v.server.context import Context, caller_of, context_of
 from i2v.server.events import stream
 from i2v.server.extension import source_of
 from i2v.server.files import in_memory, ranged, video_answer
-from i2v.server.predict import CLIENT_GONE, error_of, outcome
+from i2v.server.predict import CLIENT_GONE, error_answer_for, error_of, outcome
 from i2v.server.variants import VARIANTS, file_name, media_type
 from i2v.server.video_object import poll_after_ms, video_object
 from i2v.server.video_request import (
@@ -62,13 +62,16 @@ async def create_and_wait(request: Request) -> Response:
     """Queue a video, wait for it, and answer the MP4. A caller that goes away frees its place."""
     context = context_of(request)
     job, _ = await _create(request)
-    finished = await outcome(request, context.queue, job.id)
-    if finished is None:
-        return Response(status_code=CLIENT_GONE)
-    if finished.result is None:
-        raise error_of(finished)
-    path = await run_in_threadpool(context.queue.video_path, finished)
-    answer = await video_answer(request, path, download=True)
+    try:
+        finished = await outcome(request, context.queue, job.id)
+        if finished is None:
+            return Response(status_code=CLIENT_GONE)
+        if finished.result is None:
+            raise error_of(finished)
+        path = await run_in_threadpool(context.queue.video_path, finished)
+        answer = await video_answer(request, path, download=True)
+    except I2VError as error:
+        return error_answer_for(error, request, job)
     answer.headers["X-Job-Id"] = job.id
     return answer
 

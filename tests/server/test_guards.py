@@ -199,6 +199,8 @@ FOREIGN = [
     {"origin": "http://127.0.0.1:8000"},
     {"origin": "http://127.0.0.1:7860.evil.example"},
     {"origin": "é"},
+    {"origin": "http://["},
+    {"origin": "http://[evil]"},
     {"origin": ""},
     {"sec-fetch-site": "cross-site"},
     {"sec-fetch-site": "same-site"},

@@ -304,6 +304,7 @@ class TestWhileTheEngineIsBusy:
         assert answer.status_code == 503
         assert int(answer.headers["retry-after"]) > 0
         assert queue.list()[0].id in answer.json()["error"]
+        assert answer.headers["x-job-id"] == queue.list()[0].id
 
 
 async def test_a_job_that_ran_out_of_memory_is_a_503_and_the_next_one_succeeds(predict, small_url, engine):

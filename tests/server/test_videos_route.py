@@ -7,9 +7,12 @@ import re
 import threading
 
 import pytest
+from fastapi import Request
 from PIL import Image
 
+from i2v.errors import BadRequest
 from i2v.jobs.job import FINAL
+from i2v.server.video_request import receive
 from i2v.video import probe
 
 CREATE = {"prompt": "the scene at sunset", "size": "256x256", "num_frames": 8, "steps": 10}
@@ -150,6 +153,8 @@ REFUSED = {
     "no seconds": ({"num_frames": None, "seconds": "0"}, "seconds"),
     "seconds in words": ({"num_frames": None, "seconds": "four"}, "seconds"),
     "both lengths": ({"num_frames": 9, "seconds": "1"}, "num_frames"),
+    "seconds at no fps": ({"num_frames": None, "seconds": "2", "fps": 0}, "fps"),
+    "seconds at fewer fps than none": ({"num_frames": None, "seconds": "2", "fps": -4}, "fps"),
     "another model": ({"model": "sora-2"}, "model"),
 }
 
@@ -182,6 +187,19 @@ async def test_a_broken_form_is_a_400(client, body):
     assert answer.json()["error"]["message"]
 
 
+async def test_a_client_that_goes_away_within_its_form_is_no_unexpected_error():
+    """It used to be logged as a defect of the server, with a traceback, and counted as a 500."""
+    headers = [(b"content-type", b"multipart/form-data; boundary=x")]
+    scope = {"type": "http", "method": "POST", "path": "/v1/videos", "query_string": b"", "headers": headers}
+    messages = iter([{"type": "http.request", "body": b"--x\r\n", "more_body": True}, {"type": "http.disconnect"}])
+
+    async def arrive():
+        return next(messages)
+
+    with pytest.raises(BadRequest, match="connection closed"):
+        await receive(Request(scope, arrive), "input_reference")
+
+
 async def test_a_model_may_be_named_as_it_is_loaded(create):
     assert (await create(model="fake")).status_code == 200
 
@@ -205,6 +223,8 @@ async def test_sync_gives_the_error_of_a_failed_job(client, small_url, engine):
     answer = await client.post("/v1/videos/sync", json={**CREATE, "input_reference": {"image_url": small_url}})
     assert answer.status_code == 500
     assert answer.json()["error"]["code"] == "generation_failed"
+    failed = (await client.get(f"/v1/videos/{answer.headers['x-job-id']}")).json()
+    assert failed["status"] == "failed"
 
 
 async def test_a_failed_job_says_so_in_its_object(finished, engine, client):
@@ -458,12 +478,14 @@ async def test_events_of_a_finished_job_are_its_end(client, finished):
     assert [name for name, _ in parse_events(answer.text)] == ["done"]
 
 
-async def test_events_end_when_the_server_stops(app, client, create, gate):
+async def test_events_end_with_an_error_when_the_server_stops(app, client, create, gate):
     job = (await create()).json()["id"]
     assert await asyncio.to_thread(gate.reached.wait, 60)
     app.state.context.stopping.set()
     answer = await client.get(f"/v1/videos/{job}/events")
-    assert "done" not in [name for name, _ in parse_events(answer.text)]
+    name, last = list(parse_events(answer.text))[-1]
+    assert name == "error"
+    assert last["error"]["code"] == "not_ready"
 
 
 async def test_a_preview_in_an_event_is_a_picture(app, client, create, queue, engine):
