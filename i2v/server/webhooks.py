@@ -187,8 +187,8 @@ def sign(secret: str, message_id: str, timestamp: str, body: bytes) -> str:
     return "v1," + base64.b64encode(digest).decode("ascii")
 
 
-def post(url: str, body: bytes, headers: dict[str, str], *, allow_private: bool) -> int:
-    """POST JSON and return the status; follows no redirect. Raises `Refused`, OSError or HTTPException.
+def post(url: str, body: bytes, headers: dict[str, str], *, allow_private: bool, total_s: float = TOTAL_S) -> int:
+    """POST JSON and return the status; follows no redirect. Raises `Refused`, OSError, ValueError or HTTPException.
 
     The name is resolved once and the connection made to that very address, so that a name cannot point elsewhere
     between the check and the call.
@@ -197,12 +197,15 @@ def post(url: str, body: bytes, headers: dict[str, str], *, allow_private: bool)
     host, port = parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
     connection = http.client.HTTPConnection(host, port, timeout=CONNECT_S)
     raw = socket.create_connection((_address(host, port, allow_private), port), CONNECT_S)
-    limit = threading.Timer(TOTAL_S, _cut, (raw,))
+    connection.sock = raw
+    limit = threading.Timer(total_s, _cut, (connection,))
     limit.daemon = True
     limit.start()
     try:
-        tls = ssl.create_default_context() if parts.scheme == "https" else None
-        connection.sock = tls.wrap_socket(raw, server_hostname=host) if tls else raw
+        if parts.scheme == "https":  # the shake follows, so that the limit holds for it too
+            tls = ssl.create_default_context()
+            connection.sock = tls.wrap_socket(raw, server_hostname=host, do_handshake_on_connect=False)
+            connection.sock.do_handshake()
         target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
         connection.request("POST", target, body, {**headers, "Content-Type": "application/json", "User-Agent": "i2v"})
         return connection.getresponse().status
@@ -212,9 +215,11 @@ def post(url: str, body: bytes, headers: dict[str, str], *, allow_private: bool)
         raw.close()
 
 
-def _cut(connection: socket.socket) -> None:
-    with suppress(OSError):
-        connection.shutdown(socket.SHUT_RDWR)
+def _cut(connection: http.client.HTTPConnection) -> None:
+    """End the connection under the thread that waits for it. TLS takes the socket over, so it is looked up now."""
+    if connection.sock is not None:
+        with suppress(OSError):
+            socket.socket.shutdown(connection.sock, socket.SHUT_RDWR)
 
 
 def _split(url: str) -> SplitResult:

@@ -2,7 +2,9 @@
 
 import asyncio
 import json
+import socket
 import threading
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import openai
@@ -117,6 +119,45 @@ async def test_the_end_of_a_job_is_told_once_and_openais_client_verifies_it(crea
     await create(server.url)  # the next delivery shows that the first was not repeated
     await server.wait_for(2)
     assert server.calls[1][2] != body
+
+
+def test_an_https_address_that_drips_is_cut_off_as_any_other():
+    """TLS takes the socket over from the one that was connected; the limit used to close the empty one."""
+    over = threading.Event()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def drip():
+            connection, _ = listener.accept()
+            with connection, suppress(OSError):
+                connection.sendall(b"\x16\x03\x03\x40\x00")  # a handshake record of 16 kB, which never ends
+                while not over.wait(0.02):
+                    connection.sendall(b"\0")
+
+        dripping = threading.Thread(target=drip, daemon=True)
+        dripping.start()
+        calling = Outcome(f"https://127.0.0.1:{listener.getsockname()[1]}/")
+        calling.join(30)
+        ended = not calling.is_alive()
+        over.set()
+        dripping.join(10)
+    assert ended
+    assert isinstance(calling.error, OSError)
+    assert not isinstance(calling.error, TimeoutError)  # the limit on silence, which a dripping answer resets
+
+
+class Outcome(threading.Thread):
+    """Calls an address with a limit of 0.2 s in all; keeps what came of it."""
+
+    def __init__(self, url):
+        super().__init__(daemon=True)
+        self.url, self.error = url, None
+        self.start()
+
+    def run(self):
+        try:
+            post(self.url, b"{}", {}, allow_private=True, total_s=0.2)
+        except Exception as error:
+            self.error = error
 
 
 async def test_a_failed_job_is_told_too(create, receiver, quick, engine):
