@@ -55,7 +55,7 @@ def main(
 
 def warnings(settings: Settings) -> list[str]:
     """What starts all the same but should be known."""
-    if settings.api_token is None and not _is_loopback(settings.host):
+    if not settings.api_token and not _is_loopback(settings.host):
         return [
             f"{settings.host} opens the server to the network and no token is set: "
             "anyone who reaches it may use it (set I2V_API_TOKEN)"

@@ -5,10 +5,10 @@ Knows nothing of what the settings do. `load_settings` is the only reader of the
 
 import os
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -19,6 +19,7 @@ from pydantic_settings import (
 from i2v.request import PublicLimits
 
 ENV_PREFIX = "I2V_"
+MAX_RESOLUTION = 4096  # pixels a side; what a `GenerateRequest` holds
 
 
 class SettingsError(ValueError):
@@ -120,6 +121,14 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level that is written")
     log_json: bool = Field(False, description="one JSON object a line instead of text")
 
+    @field_validator("resolutions")
+    @classmethod
+    def _sizes(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        low, high = PublicLimits().side[0], MAX_RESOLUTION
+        if not value or any(side % 8 or not low <= side <= high for side in value):
+            raise ValueError(f"at least one size is wanted, each a multiple of 8 from {low} to {high}")
+        return value
+
     @property
     def limits(self) -> PublicLimits:
         """The public ranges with this operator's resolutions."""
@@ -138,6 +147,9 @@ class Settings(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Only what the caller passes; `load_settings` adds the environment and the file."""
         return (init_settings,)
+
+
+SECRETS = frozenset(name for name, field in Settings.model_fields.items() if SecretStr in get_args(field.annotation))
 
 
 def load_settings(config: Path | None = None, **flags: Any) -> Settings:
@@ -197,6 +209,7 @@ def _readable(error: ValidationError, config: Path | None) -> str:
         if problem["type"] == "extra_forbidden":
             lines.append(f"{name}: unknown setting; known: {', '.join(sorted(Settings.model_fields))}")
         else:
-            lines.append(f"{name}: {problem['msg']}; received {problem['input']!r}")
+            received = "a secret" if name in SECRETS else repr(problem["input"])
+            lines.append(f"{name}: {problem['msg']}; received {received}")
     where = f" (file {config}, I2V_* variables, flags)" if config else " (I2V_* variables, flags)"
     return f"settings are not valid{where}: " + "; ".join(lines)

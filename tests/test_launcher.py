@@ -465,6 +465,14 @@ def test_the_holder_of_a_port_is_found_and_a_free_port_has_none() -> None:
     assert preflight.holder(free_port()) is None
 
 
+@pytest.mark.parametrize("token", [None, ""])
+def test_an_open_host_without_a_token_is_warned_of_and_an_empty_token_is_none(token: str | None) -> None:
+    """`I2V_API_TOKEN=` guards nothing, and the banner used to take it for a token."""
+    (warning,) = preflight.warnings(load_settings(host="0.0.0.0", api_token=token))
+    assert "no token is set" in warning
+    assert not preflight.warnings(load_settings(host="0.0.0.0", api_token="x" * 20))
+
+
 def test_the_banner_reports_every_check_of_the_doctor() -> None:
     out = io.StringIO()
     preflight.main(["--model", "fake", "--port", "0"], out)

@@ -88,6 +88,9 @@ def test_a_flag_that_was_not_given_leaves_the_variable(monkeypatch) -> None:
         ("port: high", ["port: ", "'high'"]),
         ("port: 70000", ["port: ", "70000"]),
         ("resolutions: 512", ["resolutions: ", "512"]),
+        ("resolutions: []", ["resolutions: ", "at least one size"]),
+        ("resolutions: [256, 500]", ["resolutions: ", "multiple of 8"]),
+        ("resolutions: [8192]", ["resolutions: ", "4096"]),
         ("memory: little", ["memory: ", "'auto', 'resident' or 'low-vram'", "'little'"]),
         ("- a\n- b", ["`name: value` lines, not a list"]),
         ("port: [", ["not valid YAML"]),
@@ -135,6 +138,13 @@ def test_the_token_is_not_shown_with_the_settings(monkeypatch) -> None:
     assert "secret-word" not in f"{settings!r} {settings} {settings.model_dump_json()}"
 
 
+def test_a_token_of_the_wrong_type_is_not_shown_either(tmp_path: Path) -> None:
+    """A token of digits alone is a number in YAML; the message used to repeat it into the log."""
+    with pytest.raises(SettingsError, match="api_token") as caught:
+        load_settings(written(tmp_path, "api_token: 8315551212"))
+    assert "8315551212" not in str(caught.value)
+
+
 def test_the_limits_follow_the_resolutions() -> None:
     limits = load_settings(resolutions=(256, 1536)).limits
     assert limits.resolutions == (256, 1536)
@@ -162,7 +172,7 @@ def other_value(flag: Flag) -> tuple[list[str], Any]:
     if isinstance(default, bool):
         return [f"--no-{flag.option[2:]}" if default else flag.option], not default
     if isinstance(default, tuple):
-        return [flag.option, "64", flag.option, "128"], ((64, 128) if default else ("64", "128"))
+        return [flag.option, "128", flag.option, "640"], ((128, 640) if default else ("128", "640"))
     if isinstance(default, int | float):
         return [flag.option, str(default + 1)], default + 1
     special = {"dtype": "float32", "memory": "resident", "outputs": Path("other"), "cache_dir": Path("other")}
