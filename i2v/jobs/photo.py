@@ -15,12 +15,6 @@ def normalise(image: Image.Image) -> Image.Image:
     return picture
 
 
-def encode_png(picture: Image.Image) -> bytes:
-    out = io.BytesIO()
-    picture.save(out, "PNG", compress_level=1)
-    return out.getvalue()
-
-
 def decode_png(data: bytes) -> Image.Image:
     """The stored photo, RGB."""
     with Image.open(io.BytesIO(data), formats=("PNG",)) as picture:
