@@ -387,6 +387,16 @@ class TestExtensions:
     async def test_an_extension_of_nothing_is_refused(self, client, body, status):
         assert (await client.post("/v1/videos/extensions", json=body)).status_code == status
 
+    async def test_a_clip_that_has_grown_too_long_is_refused_whole(self, client, finished, queue, monkeypatch):
+        """Reading stopped silently at a bound: a long chain lost its end and went on from a frame in its middle."""
+        first = await finished()
+        body = {"prompt": "more", "seconds": "1", "video": {"id": first.id}}
+        monkeypatch.setattr("i2v.server.extension.MAX_FRAMES", 7)
+        answer = await client.post("/v1/videos/extensions", json=body)
+        assert (answer.status_code, answer.json()["error"]["param"]) == (422, "video")
+        monkeypatch.setattr("i2v.server.extension.MAX_FRAMES", 8)
+        assert (await client.post("/v1/videos/extensions", json=body)).status_code == 200
+
     async def test_a_video_that_is_not_ready_cannot_be_continued(self, client, create, gate):
         job = (await create()).json()["id"]
         body = {"prompt": "more", "seconds": "1", "video": {"id": job}}
