@@ -15,7 +15,7 @@ from diffusers import AutoencoderKL
 from PIL import Image, ImageOps
 from rich.console import Console
 from torch import Tensor
-from transformers import CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextModel
 
 from i2v.demo.train import autoencoder, folder, scenes, text, wiring
 from i2v.demo.train.pictures import Pictures, tensor
@@ -48,25 +48,23 @@ def make(
 ) -> None:
     """All stages. A seed fixes pictures, captions and starting weights; the autoencoder also depends on the time."""
     torch.manual_seed(seed)
-    tokenizer, text_encoder = _text(work, seed, 60 if quick else 700, say)
+    text_encoder = _text(work, seed, 60 if quick else 700, say)
     pictures = Pictures.make(8 if quick else 400, seed)
     vae = _autoencoder(work, pictures, minutes, device, photos, say)
     lessons = scenes.make(vae, pictures, 6 if quick else 40, say)
     first, lit = torch.stack([s.first for s in lessons]), torch.stack([s.lights for s in lessons])
     unet = wiring.build(wiring.fit_light(first, lit))
-    folder.write(out, unet, vae, text_encoder, tokenizer, seed)
+    folder.write(out, unet, vae, text_encoder, work / "tokenizer", seed)
 
 
-def _text(work: Path, seed: int, steps: int, say: Say) -> tuple[CLIPTokenizer, CLIPTextModel]:
+def _text(work: Path, seed: int, steps: int, say: Say) -> CLIPTextModel:
     if (work / "text_encoder").exists():
         say("text encoder: kept")
-        tokenizer = CLIPTokenizer.from_pretrained(work / "tokenizer", model_max_length=77)
-        return tokenizer, CLIPTextModel.from_pretrained(work / "text_encoder")
+        return CLIPTextModel.from_pretrained(work / "text_encoder")
     rng = random.Random(seed)  # noqa: S311 - captions, no secrets
-    tokenizer = text.make_tokenizer(work / "tokenizer", rng)
-    model = text.train(tokenizer, rng, steps=steps, say=say)
+    model = text.train(text.make_tokenizer(work / "tokenizer", rng), rng, steps=steps, say=say)
     model.save_pretrained(work / "text_encoder")
-    return tokenizer, model
+    return model
 
 
 def _autoencoder(

@@ -1,6 +1,7 @@
 """The demo model as a diffusers folder: every part in float16 safetensors, its configs, and i2v.json for the engine."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,6 @@ from diffusers import AutoencoderKL, DDIMScheduler, I2VGenXLUNet
 from transformers import (
     CLIPImageProcessor,
     CLIPTextModel,
-    CLIPTokenizer,
     CLIPVisionConfig,
     CLIPVisionModelWithProjection,
 )
@@ -83,14 +83,16 @@ def write(
     unet: I2VGenXLUNet,
     vae: AutoencoderKL,
     text_encoder: CLIPTextModel,
-    tokenizer: CLIPTokenizer,
+    tokenizer: Path,
     seed: int,
 ) -> None:
-    """Write the whole folder; what lay there under the same names is replaced."""
+    """Write the whole folder, `tokenizer` being one too; what lay there under the same names is replaced."""
     parts = {"unet": unet, "vae": vae, "text_encoder": text_encoder, "image_encoder": image_encoder(seed)}
     for name, part in parts.items():
         part.half().save_pretrained(folder / name)
-    tokenizer.save_pretrained(folder / "tokenizer")
+    (folder / "tokenizer").mkdir(exist_ok=True)
+    for name in ("vocab.json", "merges.txt", "tokenizer_config.json"):  # what every version of transformers reads
+        shutil.copyfile(tokenizer / name, folder / "tokenizer" / name)
     scheduler().save_pretrained(folder / "scheduler")
     CLIPImageProcessor().save_pretrained(folder / "feature_extractor")
     libraries = dict.fromkeys(("unet", "vae", "scheduler"), "diffusers")

@@ -58,8 +58,11 @@ def make_tokenizer(folder: Path, rng: random.Random, merges: int = 1534) -> CLIP
         json.dumps({t: i for i, t in enumerate(vocabulary)}, ensure_ascii=False), "utf-8"
     )
     (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(kept) + "\n", "utf-8")
+    fast = folder / "tokenizer.json"  # written beside the two files, and read in their stead: never let an old one win
+    fast.unlink(missing_ok=True)
     tokenizer = CLIPTokenizer.from_pretrained(folder, model_max_length=77)
     tokenizer.save_pretrained(folder)
+    fast.unlink(missing_ok=True)
     return tokenizer
 
 
