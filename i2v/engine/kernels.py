@@ -1,7 +1,7 @@
 """The pieces of a layer as plain functions: normalise and activate, project and add, gated feed-forward.
 
 Each has one meaning and one signature. On a CPU in fp32 the matrix products go through oneDNN, which takes the bias and
-the residual into its epilogue; elsewhere they are plain PyTorch, which `torch.compile` fuses by itself.
+the residual into its epilogue; elsewhere they are plain PyTorch. Nothing here is compiled or fused for a GPU yet.
 """
 
 import torch
