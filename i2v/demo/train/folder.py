@@ -40,7 +40,7 @@ CARD: dict[str, Any] = {
     "guidance_range": [1.0, 12.0],
     "limits": {
         "sizes": "any; sharpness stays low",
-        "frames": "8 to 32 were measured",
+        "frames": "up to 16 were measured",
         "steps": "10 steps are enough",
         "motion": f"the view moves by {PAN} pixels at most; no zoom and no motion of what the photo shows",
         "guidance": "strength of the effect: full at 8, an eighth of it at 1",
