@@ -12,13 +12,13 @@ from i2v.engine.protocol import Frames, ModelInfo
 from i2v.errors import InvalidOutput
 from i2v.request import GenerateRequest
 
-# Levels of 0..255. Measured on the demo model, five photos by five words: spread of the photos 27 to 71, of the darkest
-# last frames 11 to 28; distance of colours up to 61 (sunset); change 6 to 9 when static, 35 and more otherwise.
+# Levels of 0..255. Measured on the demo model, five photos by nine words: spread of the photos 27 to 71, of last frames
+# that are not faded to black 7 and more; tint moves by up to 74 (sunset); change 5 to 6 when static, else 41 and more.
 BLACK = 2  # a video whose every pixel is at or below it holds nothing
 FLAT = 2.0  # spread of a mosaic without a picture
 PICTURE = 12.0  # spread from which the photo counts as one: a wall or a clear sky may stay flat
 DARK, BRIGHT = 24.0, 231.0  # means between which a flat frame is no fade to black or to white
-DRIFT = 90.0  # distance of two mean colours, brightness apart
+DRIFT = 90.0  # distance of two tints
 STILL = 10.0  # change of all but 2% of the mosaic: what moves in a fiftieth of the picture counts as motion
 MEANT_STILL = ("static", "still", "motionless", "no motion", "frozen")  # in a prompt: no label then
 
@@ -109,8 +109,12 @@ def flatness(video: Mosaic, photo: NDArray[np.float32]) -> str | None:
 
 
 def drifted(video: Mosaic, photo: NDArray[np.float32]) -> bool:
-    """The colours end far from the photo's. A strong sunset may do that too, so this is for a label alone."""
-    return float(np.linalg.norm(tint(video[-1]) - tint(photo))) > DRIFT
+    """The colours end far from the photo's. A strong sunset may do that too, so this is for a label alone.
+
+    A picture that gets darker keeps its hue and loses tint in proportion; that is no drift.
+    """
+    kept = min(1.0, float(video[-1].mean()) / max(1.0, float(photo.mean())))
+    return float(np.linalg.norm(tint(video[-1]) - kept * tint(photo))) > DRIFT
 
 
 def still(video: Mosaic) -> bool:

@@ -1,7 +1,7 @@
 """The presets on the shipped model: how near the approximations come to `exact`, and what the preview shows of it.
 
-PSNR in dB over all frames. Measured at 128x128, 8 frames: fast 51 to 52, turbo 39 (sunset) and 30 (night), the last
-preview 34 to 40; docs/performance.md has the distances over steps.
+PSNR in dB over all frames. Measured at 128x128: fast 62, turbo 58, the last preview 31 (sunset) and 35 (night);
+docs/performance.md has the distances over steps.
 """
 
 from dataclasses import dataclass, field
@@ -41,7 +41,7 @@ def runs(request: pytest.FixtureRequest) -> dict[str, Run]:
     engine = Engine.load("demo", device="cpu")
     photo = Image.open(ASSETS / "coffee.jpg").convert("RGB")
     asked = GenerateRequest(
-        prompt=request.param, width=SIDE, height=SIDE, num_frames=4, steps=50, guidance_scale=9.0, seed=1
+        prompt=request.param, width=SIDE, height=SIDE, num_frames=4, steps=50, guidance_scale=15.0, seed=1
     )
     found = {}
     for preset in ("exact", "fast", "turbo"):
@@ -51,7 +51,7 @@ def runs(request: pytest.FixtureRequest) -> dict[str, Run]:
     return found
 
 
-@pytest.mark.parametrize(("preset", "steps", "least"), [("fast", 25, 40), ("turbo", 16, 24)])
+@pytest.mark.parametrize(("preset", "steps", "least"), [("fast", 25, 50), ("turbo", 16, 45)])
 def test_an_approximate_preset_stays_near_exact_in_fewer_steps(
     runs: dict[str, Run], preset: str, steps: int, least: float
 ) -> None:
@@ -60,18 +60,19 @@ def test_an_approximate_preset_stays_near_exact_in_fewer_steps(
     assert psnr(runs[preset].frames, runs["exact"].frames) > least
 
 
-def test_fast_is_nearer_to_exact_than_turbo(runs: dict[str, Run]) -> None:
-    exact = runs["exact"].frames
-    assert psnr(runs["fast"].frames, exact) > psnr(runs["turbo"].frames, exact) + 3
+@pytest.mark.parametrize("preset", ["fast", "turbo"])
+def test_an_approximate_preset_keeps_the_effect_that_guidance_gives(runs: dict[str, Run], preset: str) -> None:
+    """Turbo once left guidance out of its last steps, and the sunset was gone: 18 dB in the last frame."""
+    assert psnr(runs[preset].frames[-1], runs["exact"].frames[-1]) > 40
+    assert psnr(runs["exact"].frames[-1], runs["exact"].frames[0]) < 25
 
 
 @pytest.mark.parametrize("preset", ["exact", "fast", "turbo"])
-def test_the_preview_resembles_the_middle_frame_ever_more(runs: dict[str, Run], preset: str) -> None:
+def test_the_preview_resembles_the_middle_frame(runs: dict[str, Run], preset: str) -> None:
     run = runs[preset]
     middle = Image.fromarray(run.frames[len(run.frames) // 2])
     small = np.asarray(middle.resize((SIDE // 8, SIDE // 8), Image.Resampling.BOX))
     assert psnr(run.previews[-1], small) > 28
-    assert psnr(run.previews[-1], small) > psnr(run.previews[0], small)
     assert psnr(run.previews[-1], small[::-1]) < 20  # it is this picture, not any
 
 
@@ -79,5 +80,5 @@ def test_the_preview_resembles_the_middle_frame_ever_more(runs: dict[str, Run], 
 def test_every_preset_keeps_the_models_guidance_range(runs: dict[str, Run], preset: str) -> None:
     result = runs[preset].result
     assert result is not None
-    assert result.guidance_scale == 1.2
-    assert any(note.startswith("Guidance scale 9 was set to 1.2") for note in result.notes)
+    assert result.guidance_scale == 12.0
+    assert "Guidance scale 15 was set to 12; this model works from 1 to 12." in result.notes

@@ -118,6 +118,15 @@ def test_a_colour_drift_that_keeps_the_picture_is_a_label(scene: np.ndarray) -> 
         assert advice in said
 
 
+def test_a_colourful_photo_that_fades_to_black_has_not_drifted() -> None:
+    """Its tint leaves with the light; compared as it was, that counted as a drift."""
+    red = np.zeros((SIZE, SIZE, 3))
+    red[..., 0] = np.linspace(80, 255, SIZE)
+    photo = red.astype(np.uint8)
+    assert not verdict.judge(video(lambda t: red * (1 - t)), photo).drifted
+    assert verdict.judge(video(lambda t: towards(red, red[..., ::-1], t)), photo).drifted
+
+
 def test_a_video_that_hardly_moves_is_labelled_with_what_to_change(scene: np.ndarray) -> None:
     found = verdict.judge(video(lambda t: scene), scene)
     (said,) = verdict.labels(found, REQUEST, REAL)
@@ -203,9 +212,11 @@ def test_unusual_photos_pass(engine: Engine, photo: Image.Image, kind: str, word
     assert engine.generate(request, unusual[kind]).frames.shape == (4, 128, 128, 3)
 
 
-def test_another_prompt_on_the_demo_model_is_told_its_words(engine: Engine, photo: Image.Image) -> None:
-    result = engine.generate(CLIP.model_copy(update={"prompt": "a red dragon", "num_frames": 4}), photo)
-    assert any("This model follows" in text and "night falls" in text for text in result.warnings)
+def test_a_still_video_that_was_not_asked_for_is_told_the_models_words(engine: Engine, photo: Image.Image) -> None:
+    still = engine.generate(CLIP.model_copy(update={"num_frames": 4}), photo)
+    assert still.warnings == ()  # its prompt says static
+    said = engine.judge(still.frames, CLIP.model_copy(update={"prompt": "a red dragon"}), photo)
+    assert any("This model follows" in text and "night falls" in text for text in said)
 
 
 def test_a_model_that_gives_grey_fails_the_job_and_a_parity_run_only_compares(photo: Image.Image) -> None:
