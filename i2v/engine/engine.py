@@ -21,7 +21,7 @@ from i2v.engine import conditioning, decode, sampler, sizes, verdict, weights
 from i2v.engine import memory as gpu_memory
 from i2v.engine.conventions import Conventions, for_model, for_parity, named
 from i2v.engine.memory import Offload, Plan
-from i2v.engine.protocol import Frames, GenerationResult, ModelInfo, OnLoad, OnStep, Progress
+from i2v.engine.protocol import Frames, GenerationResult, MemoryNeed, ModelInfo, OnLoad, OnStep, Progress
 from i2v.engine.residency import resident, settle
 from i2v.engine.source import device_name
 from i2v.errors import FatalEngineError, InvalidRequest, OutOfMemory
@@ -115,6 +115,13 @@ class Engine:
         free = gpu_memory.read(self.device, self.max_vram_gb)
         shape = gpu_memory.shape_of(self.parts)
         return gpu_memory.choose_plan(shape, request, free, self.memory_mode, offloads=self.device.type == "cuda")
+
+    def memory_need(self, request: GenerateRequest) -> MemoryNeed:
+        """What the job would hold under the plan that it would get now. Raises as `check`."""
+        self.check(request)
+        plan, free = self.choose_plan(request), gpu_memory.read(self.device, self.max_vram_gb)
+        need = gpu_memory.predict(gpu_memory.shape_of(self.parts), request, plan)
+        return MemoryNeed(needed=need.peak, available=free.usable, plan=str(plan))
 
     def would_fit(self, request: GenerateRequest) -> str:
         """What to ask for instead of a job that ran out of memory: at most half of it, less where memory is short."""

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
-from i2v.engine.protocol import GenerationResult, ModelInfo, OnStep, Progress
+from i2v.engine.protocol import GenerationResult, MemoryNeed, ModelInfo, OnStep, Progress
 from i2v.errors import DoesNotFit, FatalEngineError, InvalidOutput, OutOfMemory
 from i2v.request import GenerateRequest, draw_seed
 
@@ -58,6 +58,12 @@ class FakeEngine:
                 largest={"width": request.width, "height": request.height, "num_frames": frames},
                 field="num_frames",
             )
+
+    def memory_need(self, request: GenerateRequest) -> MemoryNeed | None:
+        self.check(request)
+        if self.max_pixels is None:
+            return None
+        return MemoryNeed(needed=3 * request.width * request.height * request.num_frames, available=3 * self.max_pixels)
 
     def generate(
         self, request: GenerateRequest, image: Image.Image, noise: Any = None, on_step: OnStep | None = None

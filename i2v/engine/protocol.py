@@ -73,6 +73,15 @@ class GenerationResult:
     warnings: tuple[str, ...] = field(default=())  # result check: labels that say what to change
 
 
+@dataclass(frozen=True, slots=True)
+class MemoryNeed:
+    """Bytes of the device that a job would hold at its peak, weights included, and may have; `plan` in words."""
+
+    needed: int
+    available: int
+    plan: str = ""
+
+
 class EngineProtocol(Protocol):
     """One loaded model. Calls are serialised by the caller, who holds the GPU mutex."""
 
@@ -81,6 +90,9 @@ class EngineProtocol(Protocol):
 
     def check(self, request: GenerateRequest) -> None:
         """Raise `DoesNotFit` when this machine's memory cannot hold the job; cheap, called at the door."""
+
+    def memory_need(self, request: GenerateRequest) -> MemoryNeed | None:
+        """What the job would take now, None where nothing is counted. Raises as `check`; as cheap."""
 
     def generate(
         self, request: GenerateRequest, image: Image.Image, noise: Any = None, on_step: OnStep | None = None

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from i2v.jobs.job import Job
-from i2v.jobs.live import Board
+from i2v.jobs.live import Board, Live
 from i2v.jobs.pace import Pace
 
 UNKNOWN_PACE_S = 5  # Retry-After before the first job has finished
@@ -34,10 +34,13 @@ class Line:
     def __len__(self) -> int:
         return len(self._read())
 
-    def fill_in(self, job: Job) -> Job:
-        """The stored row with what only memory knows: step and stage of a running job, the place of a waiting one."""
+    def fill_in(self, job: Job, live: Live | None = None) -> Job:
+        """The stored row with what only memory knows: step and stage of a running job, the place of a waiting one.
+
+        `live` is the running job as it was known before the row was read, if it was.
+        """
         seconds = self._pace.seconds(job.request)
-        if job.status == "in_progress" and (live := self._board.get(job.id)) is not None:
+        if job.status == "in_progress" and (live := self._board.get(job.id) or live) is not None:
             return live.snapshot(seconds)
         if job.status == "queued" and (place := self._read().get(job.id)) is not None:
             position, ahead = place

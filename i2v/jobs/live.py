@@ -3,7 +3,9 @@
 import logging
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,18 +17,23 @@ from i2v.jobs.store import Claim
 log = logging.getLogger(__name__)
 
 PREVIEW_EVERY_S = 0.5
+FIRST_OWN_STEP: Final = 2  # the first step alone carries the warming up and says little
+OWN_FROM: Final = 0.25  # of the steps; from here on only the job's own pace counts
+DENOISE_SHARE: Final = 0.85  # of a job's seconds; the rest is encoding and decoding
 
 
 class Live:
     """One running job. Written by the threads that run it, read by everyone else.
 
     `cancelled`: somebody asked for an end; `interrupted`: the server stops and the job goes back to the queue.
+    `clock` counts seconds.
     """
 
-    def __init__(self, job: Job, claim: Claim) -> None:
+    def __init__(self, job: Job, claim: Claim, clock: Callable[[], float] = time.monotonic) -> None:
         self.job = job
         self.claim = claim
-        self.started = time.monotonic()
+        self._clock = clock
+        self.started = clock()
         self.saved = self.started
         self.cancelled = False
         self.interrupted = False
@@ -35,6 +42,7 @@ class Live:
         self._previewed = 0.0
         self._stage = "encode"
         self._step = 0
+        self._stepped = (0, self.started)  # the newest step and when it was done
 
     @property
     def must_end(self) -> bool:
@@ -45,7 +53,9 @@ class Live:
         self._stage = progress.stage
         if progress.stage == "denoise":
             self._step = round(progress.step * self.job.request.steps / max(1, progress.steps))
-        now = time.monotonic()
+        now = self._clock()
+        if self._step > self._stepped[0]:
+            self._stepped = (self._step, now)
         if progress.preview is not None and self.preview_wanted and now - self._previewed >= PREVIEW_EVERY_S:
             self._previewed, self.preview_wanted = now, False
             try:
@@ -66,8 +76,24 @@ class Live:
 
     def snapshot(self, seconds: float | None) -> Job:
         """The job as it stands; `seconds` is what such a job takes on average."""
-        eta = None if seconds is None else round(max(0.0, seconds - (time.monotonic() - self.started)), 1)
+        whole = self._whole(seconds)
+        eta = None if whole is None else round(max(0.0, whole - (self._clock() - self.started)), 1)
         return replace(self.job, stage=self._stage, step=self._step, eta_s=eta)
+
+    def _whole(self, seconds: float | None) -> float | None:
+        """Seconds from start to end: the average at first, then more and more what this job's own steps take.
+
+        Other jobs may have run when the machine had less to do, or at a size from which the time does not scale.
+        """
+        step, at = self._stepped
+        if step < FIRST_OWN_STEP:
+            return seconds
+        done = step / self.job.request.steps
+        own = (at - self.started) / (done * DENOISE_SHARE)
+        if seconds is None:
+            return own
+        weight = min(1.0, done / OWN_FROM)
+        return weight * own + (1 - weight) * seconds
 
 
 class Board:

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from i2v.engine.protocol import EngineProtocol, Frames, ModelInfo
+from i2v.engine.protocol import EngineProtocol, Frames, MemoryNeed, ModelInfo
 from i2v.errors import Conflict, I2VError, NotFound, NotReady
 from i2v.jobs import retention
 from i2v.jobs.admission import Admission, free_bytes, new_job
@@ -224,7 +224,8 @@ class JobQueue:
 
     def get(self, id: str) -> Job:
         """The job as it stands. Raises `NotFound`."""
-        return self._line.fill_in(self._opened().get(id))
+        live = self._board.get(id)  # before the row: of a job that ends in between, the row is older than this
+        return self._line.fill_in(self._opened().get(id), live)
 
     def list(
         self,
@@ -270,6 +271,13 @@ class JobQueue:
     def average_seconds(self, request: GenerateRequest) -> float | None:
         """Inference time of such a job here, None before the first job has finished."""
         return self._pace.seconds(request)
+
+    def memory_need(self, request: GenerateRequest) -> MemoryNeed | None:
+        """What such a job would take of the device's memory, None while no model is there or where it is not counted.
+
+        Raises as `submit` would for the same request: InvalidRequest, DoesNotFit.
+        """
+        return None if self._engine is None else self._engine.memory_need(request)
 
     @property
     def average_duration(self) -> float:
