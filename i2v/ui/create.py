@@ -47,6 +47,15 @@ class Form:
 
 
 @dataclass(frozen=True, slots=True)
+class SeedControls:
+    """What stands beside the seed."""
+
+    lock: gr.Checkbox
+    new: gr.Button
+    same: gr.Button
+
+
+@dataclass(frozen=True, slots=True)
 class Controls:
     """The rest of the left half: what is not a value of the request."""
 
@@ -54,8 +63,7 @@ class Controls:
     crop: gr.HTML
     examples: gr.Dataset
     quality: gr.Radio
-    same_seed: gr.Button
-    new_seed: gr.Button
+    seed: SeedControls
 
 
 def defaults(model: ModelInfo | None) -> dict[str, Any]:
@@ -124,9 +132,9 @@ def build_form(limits: PublicLimits) -> tuple[Form, Controls]:
             min_width=190,
         )
     with gr.Accordion(label("advanced"), open=False, elem_id="advanced"):
-        advanced, new_seed, same_seed = _advanced(limits)
+        advanced, seed = _advanced(limits)
     form = Form(photo=photo, prompt=prompt, size=size, fit=fit, **advanced)
-    return form, Controls(photo_notice, crop, examples, quality, same_seed, new_seed)
+    return form, Controls(photo_notice, crop, examples, quality, seed)
 
 
 def size_choices(limits: PublicLimits) -> list[tuple[str, str]]:
@@ -134,7 +142,7 @@ def size_choices(limits: PublicLimits) -> list[tuple[str, str]]:
     return [*plain, (cast(str, label("size_photo")), sizes.AS_PHOTO)]
 
 
-def _advanced(limits: PublicLimits) -> tuple[dict[str, Any], gr.Button, gr.Button]:
+def _advanced(limits: PublicLimits) -> tuple[dict[str, Any], SeedControls]:
     negative = gr.Textbox(label=label("negative"), info=label("negative_info"), lines=1, elem_id="negative")
     with gr.Row():
         frames = _slider("frames", limits.num_frames, 16)
@@ -147,6 +155,7 @@ def _advanced(limits: PublicLimits) -> tuple[dict[str, Any], gr.Button, gr.Butto
         seed = gr.Number(
             label=label("seed"), info=label("seed_info"), value=None, precision=0, minimum=0, elem_id="seed", scale=3
         )
+        lock = gr.Checkbox(label=label("seed_lock"), container=False, elem_id="seed-lock", min_width=90)
         new_seed = gr.Button(label("seed_dice"), size="sm", elem_id="seed-new", min_width=90)
         same_seed = gr.Button(label("seed_same"), size="sm", elem_id="seed-same", min_width=90)
     values = {
@@ -158,7 +167,7 @@ def _advanced(limits: PublicLimits) -> tuple[dict[str, Any], gr.Button, gr.Butto
         "guidance_scale": guidance,
         "seed": seed,
     }
-    return values, new_seed, same_seed
+    return values, SeedControls(lock, new_seed, same_seed)
 
 
 def _slider(name: str, bounds: tuple[float, float], value: float, step: float = 1) -> gr.Slider:

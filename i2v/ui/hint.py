@@ -35,8 +35,16 @@ def crop(say: Say, placement: Placement) -> str:
     return f"{frame}<p class='crop-words'>{escape(words)}</p>"
 
 
-def estimate(say: Say, queue: JobQueue, request: GenerateRequest) -> str:
-    """How long this job would take here, and how many are before it."""
+def estimate(say: Say, queue: JobQueue, request: GenerateRequest) -> list[str]:
+    """How long this job would take here, how many are before it, and its memory. Raises `DoesNotFit`."""
+    need = queue.memory_need(request)
+    words = [_time(say, queue, request)]
+    if need is not None:
+        words.append(say("estimate_memory", needed=gigabytes(need.needed), available=gigabytes(need.available)))
+    return words
+
+
+def _time(say: Say, queue: JobQueue, request: GenerateRequest) -> str:
     seconds = queue.average_seconds(request)
     if seconds is None:
         return say("estimate_none") if queue.state == "ready" else ""
@@ -44,6 +52,11 @@ def estimate(say: Say, queue: JobQueue, request: GenerateRequest) -> str:
     if waiting:
         return say("estimate_queue", time=duration(say, seconds), n=waiting)
     return say("estimate", time=duration(say, seconds))
+
+
+def gigabytes(count: int) -> str:
+    """In GB, one digit where that says enough."""
+    return f"{count / 1e9:.1f} GB" if count >= 50_000_000 else f"{count / 1e9:.2f} GB"
 
 
 def about_prompt(say: Say, prompt: str) -> str:

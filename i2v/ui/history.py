@@ -18,6 +18,8 @@ PAGE = 24  # cards a page: two rows of the widest screen, twice
 # A click on a card opens it in this tab; a middle click, or a copied address, opens the same video elsewhere.
 OPEN_CARD = """
 element.addEventListener('click', (event) => {
+  const full = event.target.closest('[data-full]');
+  if (full) { full.disabled = true; trigger('click', {full: full.dataset.full}); return; }
   const card = event.target.closest('[data-job]');
   if (!card || event.ctrlKey || event.metaKey || event.shiftKey || event.button) return;
   event.preventDefault();
@@ -35,10 +37,10 @@ def cards(say: Say, queue: JobQueue, search: str, count: int) -> tuple[str, bool
     return f"<div class='cards'>{''.join(_card(say, job) for job in jobs[:count])}</div>", len(jobs) > count
 
 
-def line(say: Say, queue: JobQueue, shown: str | None) -> str:
-    """The jobs that run or wait, without the one that is shown; each opens by a click."""
+def line(say: Say, queue: JobQueue, shown: tuple[str, ...]) -> str:
+    """The jobs that run or wait, without those that are shown; each opens by a click."""
     active = [*queue.list(status="in_progress", limit=2), *queue.list(status="queued", order="asc", limit=8)]
-    others = [job for job in active if job.id != shown]
+    others = [job for job in active if job.id not in shown]
     if not others:
         return ""
     items = "".join(f"<li>{_link(job)}</li>" for job in others)

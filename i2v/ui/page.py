@@ -10,6 +10,7 @@ from i2v.settings import Settings
 from i2v.ui import history
 from i2v.ui.create import Controls, Form, build_form
 from i2v.ui.shelf import Shelf
+from i2v.ui.sweep import Sweep
 from i2v.ui.texts import label
 from i2v.ui.watch import IDLE_S, Desk
 
@@ -80,10 +81,17 @@ def build(settings: Settings, queue: JobQueue) -> gr.Blocks:
                     hint = gr.HTML(elem_id="hint")
                     with gr.Row(elem_id="actions"):
                         generate = gr.Button(
-                            label("generate"), variant="primary", size="lg", elem_id="generate", scale=3
+                            label("generate"), variant="primary", size="lg", elem_id="generate", scale=3, min_width=150
                         )
+                        sweep = gr.Button(label("sweep"), size="lg", elem_id="sweep", scale=1, min_width=150)
                         cancel = gr.Button(
-                            label("cancel"), variant="stop", size="lg", visible=False, elem_id="cancel", scale=1
+                            label("cancel"),
+                            variant="stop",
+                            size="lg",
+                            visible=False,
+                            elem_id="cancel",
+                            scale=1,
+                            min_width=90,
                         )
                     notice = gr.HTML(elem_id="notice")
                 with gr.Column(scale=7, min_width=320, elem_id="show"):
@@ -100,6 +108,10 @@ def build(settings: Settings, queue: JobQueue) -> gr.Blocks:
         generate.click(with_request(desk.submit), form.components(), [memory.job_id, notice], **RAW).then(
             fn=None, js=SHOW_STAGE
         )
+        sweep.click(with_request(Sweep(desk).start), form.components(), [memory.job_id, notice], **RAW).then(
+            fn=None, js=SHOW_STAGE
+        )
+        stage.html.click(Sweep(desk).pick, [form.steps, memory.job_id], [memory.job_id, notice], **EVENT)
         cancel.click(desk.cancel, memory.job_id, notice, **EVENT)
         memory.job_id.change(desk.look, [memory.job_id, memory.seen], shown, **EVENT)
         _wire_form(desk, form, controls, memory, hint)
@@ -108,7 +120,7 @@ def build(settings: Settings, queue: JobQueue) -> gr.Blocks:
 
 
 def _build_stage(banner: gr.HTML, timer: gr.Timer, cancel: gr.Button, notice: gr.HTML) -> Stage:
-    html = gr.HTML(elem_id="stage")
+    html = gr.HTML(elem_id="stage", js_on_load=history.OPEN_CARD)
     with gr.Row(visible=False, elem_id="after") as after:
         reuse = gr.Button(label("what_next"), size="sm", elem_id="reuse", min_width=120)
         extend = gr.Button(label("extend"), size="sm", elem_id="extend", min_width=120)
@@ -134,8 +146,11 @@ def _wire_form(desk: Desk, form: Form, controls: Controls, memory: Memory, hint:
     )
     controls.quality.input(desk.quality, controls.quality, form.steps, **EVENT)
     controls.examples.click(lambda row: row[0], controls.examples, form.prompt, **EVENT)
-    controls.new_seed.click(desk.new_seed, None, form.seed, **EVENT)
-    controls.same_seed.click(desk.same_seed, memory.job_id, form.seed, **EVENT)
+    seed = controls.seed
+    seed.new.click(desk.new_seed, None, form.seed, **EVENT)
+    seed.same.click(desk.same_seed, memory.job_id, form.seed, **EVENT)
+    seed.lock.input(desk.lock, [seed.lock, memory.job_id], form.seed, **EVENT)
+    form.seed.change(desk.locked, form.seed, seed.lock, **EVENT)
 
 
 def _wire_result(shelf: Shelf, form: Form, stage: Stage, memory: Memory) -> None:
@@ -150,7 +165,7 @@ def _wire_result(shelf: Shelf, form: Form, stage: Stage, memory: Memory) -> None
 
 
 def _build_history(shelf: Shelf, memory: Memory, form: Form, stage: Stage, tabs: gr.Tabs, tab: gr.Tab) -> None:
-    with gr.Row(equal_height=True):
+    with gr.Row():
         search = gr.Textbox(label=label("history_search"), elem_id="search", scale=3)
         restore = gr.File(
             label=label("restore"), file_types=[".mp4"], file_count="single", height=160, elem_id="restore", scale=2

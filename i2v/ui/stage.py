@@ -29,7 +29,11 @@ def job(say: Say, job: Job, *, path: str, url: str, preview: NDArray[np.uint8] |
     if job.status == "completed" and job.result is not None:
         return _card(
             "done",
-            _video(say, job, url) + _downloads(say, job, url) + _prompt(job) + _facts(say, job, job.result, path),
+            _video(say, job, url)
+            + _downloads(say, job, url)
+            + _advice(say, job.result)
+            + _prompt(job)
+            + _facts(say, job, job.result, path),
         )
     if job.is_final:
         return _card(job.status, _ended(say, job) + _prompt(job))
@@ -98,7 +102,9 @@ def _ended(say: Say, job: Job) -> str:
 
 def _facts(say: Say, job: Job, result: JobResult, path: str) -> str:
     request = job.request
-    stages = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in result.stage_seconds.items())
+    stages = ", ".join(
+        say(f"took_{name}", n=f"{seconds:.1f}") for name, seconds in result.stage_seconds.items() if seconds >= 0.05
+    )
     length = say(
         "frames_at", frames=request.num_frames, fps=request.fps, seconds=f"{request.num_frames / request.fps:.1f}"
     )
@@ -115,13 +121,17 @@ def _facts(say: Say, job: Job, result: JobResult, path: str) -> str:
     ]
     if result.peak_memory_mb is not None:
         rows.insert(-1, ("fact_memory", f"{result.peak_memory_mb:.0f} MB"))
-    cells = "".join(f"<dt>{escape(say(key))}</dt><dd>{escape(value)}</dd>" for key, value in rows)
-    notes = "".join(f"<li class='{kind}'>{escape(text)}</li>" for kind, text in _remarks(result))
+    if result.plan:
+        rows.insert(-1, ("fact_plan", result.plan))
+    cells = "".join(f"<dt>{escape(say(key))}</dt><dd>{escape(value)}</dd>" for key, value in rows if value)
+    notes = "".join(f"<li>{escape(text)}</li>" for text in result.notes)
     return f"<dl class='facts'>{cells}</dl>" + (f"<ul class='notes'>{notes}</ul>" if notes else "")
 
 
-def _remarks(result: JobResult) -> list[tuple[str, str]]:
-    return [("warn", text) for text in result.warnings] + [("note", text) for text in result.notes]
+def _advice(say: Say, result: JobResult) -> str:
+    """What the result check noticed, right under the video: it says what to change."""
+    said = "".join(f"<p>{escape(text)}</p>" for text in result.warnings)
+    return f"<aside class='advice'><b>{escape(say('advice'))}</b>{said}</aside>" if said else ""
 
 
 def _prompt(job: Job) -> str:

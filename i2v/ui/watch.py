@@ -8,16 +8,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
+from PIL import Image
 
-from i2v.errors import Conflict, I2VError, InvalidRequest, NotFound
+from i2v.errors import Conflict, DoesNotFit, I2VError, InvalidRequest, NotFound
 from i2v.images import place
 from i2v.jobs.job import Job
 from i2v.jobs.queue import JobQueue
-from i2v.request import draw_seed
+from i2v.request import GenerateRequest, draw_seed
 from i2v.settings import Settings
-from i2v.ui import create, hint, history, stage
+from i2v.ui import create, hint, history, sheet, stage
 from i2v.ui.banner import banner
 from i2v.ui.photo import read_photo
+from i2v.ui.shown import Shown
 from i2v.ui.texts import Say, language, speaker
 
 RUNNING_S = 0.5  # seconds between two looks at a running job
@@ -39,38 +41,44 @@ class Desk:
         """Queue the form's job. -> job id, notice"""
         *values, request = rest
         say = speaker(language(request))
-        named = dict(zip(create.Form.names()[1:], values, strict=True))
         try:
-            photo = read_photo(upload, self.settings.max_image_pixels)
-            if photo is None:
-                raise InvalidRequest(say("needs_photo"), field="image")
-            job_request = create.read_request(say, named, photo.size, self.settings.limits, self.queue.model)
+            job_request, photo = self.read(say, upload, values)
             job = self.queue.submit(job_request, photo, door="ui", caller=caller_of(request))
         except I2VError as error:
             return gr.skip(), hint.notice(told(say, error))
         return job.id, ""
 
-    def cancel(self, job_id: str | None, request: gr.Request) -> str:
-        """Stop the shown job; returns when it has stopped. -> notice"""
-        try:
-            self.queue.cancel(job_id or "")
-        except Conflict:  # it ended by itself meanwhile
-            return ""
-        except I2VError as error:
-            return hint.notice(told(speaker(language(request)), error))
+    def read(self, say: Say, upload: Any, values: Any) -> tuple[GenerateRequest, Image.Image]:
+        """The form's job and its photo. Raises `InvalidRequest` and `InvalidImage` in words."""
+        named = dict(zip(create.Form.names()[1:], values, strict=True))
+        photo = read_photo(upload, self.settings.max_image_pixels)
+        if photo is None:
+            raise InvalidRequest(say("needs_photo"), field="image")
+        return create.read_request(say, named, photo.size, self.settings.limits, self.queue.model), photo
+
+    def cancel(self, shown: str | None, request: gr.Request) -> str:
+        """Stop what is shown, the last in the queue first; returns when it has stopped. -> notice"""
+        for job_id in reversed(Shown.read(shown).ids()):
+            try:
+                self.queue.cancel(job_id)
+            except Conflict:  # it ended by itself meanwhile
+                continue
+            except I2VError as error:
+                return hint.notice(told(speaker(language(request)), error))
         return ""
 
-    def look(self, job_id: str | None, seen: Seen, request: gr.Request) -> tuple[Any, ...]:
+    def look(self, shown: str | None, seen: Seen, request: gr.Request) -> tuple[Any, ...]:
         """What has changed since `seen`. -> seen, `WATCHED`, then the fields of `greeting`"""
         say = speaker(language(request))
-        job = find(self.queue, job_id)
-        running = job is not None and not job.is_final
+        what = Shown.read(shown)
+        jobs = [job for job_id in what.ids() if (job := find(self.queue, job_id)) is not None]
+        running = any(not job.is_final for job in jobs)
         now: Seen = {
             "banner": banner(say, self.queue),
-            "stage": self._stage(say, job) if job else (stage.gone(say) if job_id else stage.empty(say)),
+            "stage": self._stage(say, what, jobs),
             "cancel": running,
-            "after": job is not None and job.status == "completed",
-            "line": history.line(say, self.queue, job_id),
+            "after": not what.is_sheet and any(job.status == "completed" for job in jobs),
+            "line": history.line(say, self.queue, what.ids()),
             "pace": RUNNING_S if running or self.queue.state == "loading" else IDLE_S,
             "model": self.queue.model.name if self.queue.model else None,
         }
@@ -86,8 +94,9 @@ class Desk:
 
     def open(self, kept: str | None, linked: str | None, request: gr.Request) -> tuple[Any, ...]:
         """A page load: the linked job, or the one this browser looked at last. -> job id, then as `look`"""
-        job_id = linked or (kept if find(self.queue, kept) else None)
-        return (job_id, *self.look(job_id, {}, request))
+        known = any(find(self.queue, job_id) for job_id in Shown.read(kept).ids())
+        shown = linked or (kept if known else None)
+        return (shown, *self.look(shown, {}, request))
 
     def look_at_photo(self, upload: Any, request: gr.Request) -> tuple[Any, str]:
         """A photo was chosen or removed. -> its size or None, notice under the photo"""
@@ -103,17 +112,17 @@ class Desk:
         say = speaker(language(request))
         named = dict(zip(create.Form.names()[1:], values, strict=True))
         lines = [hint.about_prompt(say, str(named["prompt"] or ""))]
-        crop = ""
+        crop = refusal = ""
         try:
             photo = tuple(photo_size) if photo_size else (640, 480)
             width, height = create.size_of(named, photo, self.settings.limits, self.queue.model)
             if photo_size and upload:
                 crop = hint.crop(say, place(photo, (width, height), named["fit"]))
             job_request = create.request_of({**named, "prompt": named["prompt"] or "-"}, width, height)
-            lines.append(hint.estimate(say, self.queue, self.settings.limits.check(job_request)))
+            lines += hint.estimate(say, self.queue, self.settings.limits.check(job_request))
         except I2VError as error:
-            lines.append(told(say, error))
-        return crop, "".join(f"<p>{hint.escape(line)}</p>" for line in lines if line)
+            refusal = hint.notice(told(say, error))
+        return crop, refusal + "".join(f"<p>{hint.escape(line)}</p>" for line in lines if line)
 
     def quality(self, name: str) -> int:
         """-> steps"""
@@ -128,7 +137,26 @@ class Desk:
         job = find(self.queue, job_id)
         return gr.skip() if job is None else job.request.seed
 
-    def _stage(self, say: Say, job: Job) -> str:
+    def lock(self, locked: bool, job_id: str | None) -> Any:
+        """Keep one seed, that of the shown job or a new one; or let every video draw its own. -> seed"""
+        if not locked:
+            return None
+        job = find(self.queue, job_id)
+        return draw_seed() if job is None else job.request.seed
+
+    def locked(self, seed: Any) -> bool:
+        """A seed in its field is a seed that stays. -> lock"""
+        return seed is not None
+
+    def _stage(self, say: Say, shown: Shown, jobs: list[Job]) -> str:
+        if not jobs:
+            return stage.gone(say) if shown.ids() else stage.empty(say)
+        if not shown.is_sheet:
+            return (sheet.back(say, shown) if shown.sheet else "") + self._one(say, jobs[0])
+        previews = (self.queue.preview(job.id) for job in jobs if job.status == "in_progress")
+        return sheet.sheet(say, shown, jobs, next(previews, None), self.queue.state == "loading")
+
+    def _one(self, say: Say, job: Job) -> str:
         preview = self.queue.preview(job.id) if job.status == "in_progress" else None
         file = job.result.file if job.result else ""
         return stage.job(
@@ -155,7 +183,9 @@ class Desk:
         return [gr.Dataset(samples=words, visible=bool(words)), *fields, gr.Slider(**guidance)]
 
 
-def find(queue: JobQueue, job_id: str | None) -> Job | None:
+def find(queue: JobQueue, shown: str | None) -> Job | None:
+    """The one job that is shown; None for nothing, for a contact sheet, and when it is gone."""
+    job_id = Shown.read(shown).job
     try:
         return queue.get(job_id) if job_id else None
     except NotFound:
@@ -167,9 +197,7 @@ def caller_of(request: gr.Request | None) -> str | None:
 
 
 def told(say: Say, error: I2VError) -> str:
-    """The error's own sentence, and for a job that does not fit, what would."""
-    largest = getattr(error, "largest", None)
-    if not largest:
-        return error.message
-    what = ", ".join(f"{name} {value}" for name, value in largest.items())
-    return f"{error.message}. {say('fits', what=what)}"
+    """The error's own sentence; for a job that does not fit, what would, in the reader's language."""
+    if isinstance(error, DoesNotFit) and error.largest:
+        return say("fits", **error.largest)
+    return error.message
