@@ -122,7 +122,7 @@ def test_a_job_that_cannot_fit_is_refused_with_what_would(serve: Callable[..., S
     page = open_page(site.url)
     fill(page, PHOTO, "night falls")
     page.click("#generate")
-    expect(page.locator("#notice")).to_contain_text("12 frames of this size would")
+    expect(page.locator("#notice")).to_contain_text("256 × 256 with 12 frames would")
     assert site.queue.list() == []
 
 

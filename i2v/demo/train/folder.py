@@ -90,6 +90,7 @@ def write(
     parts = {"unet": unet, "vae": vae, "text_encoder": text_encoder, "image_encoder": image_encoder(seed)}
     for name, part in parts.items():
         part.half().save_pretrained(folder / name)
+        _forget_origin(folder / name / "config.json")
     (folder / "tokenizer").mkdir(exist_ok=True)
     for name in ("vocab.json", "merges.txt", "tokenizer_config.json"):  # what every version of transformers reads
         shutil.copyfile(tokenizer / name, folder / "tokenizer" / name)
@@ -110,6 +111,13 @@ def write(
     index |= {name: [libraries[name], classes[name]] for name in sorted(classes)}
     _json(folder / "model_index.json", index)
     _json(folder / "i2v.json", CARD)
+
+
+def _forget_origin(config: Path) -> None:
+    """diffusers notes the folder a part was loaded from; that is a path of the machine it was made on."""
+    content = json.loads(config.read_text("utf-8"))
+    content.pop("_name_or_path", None)
+    _json(config, content)
 
 
 def _json(file: Path, content: dict[str, Any]) -> None:
