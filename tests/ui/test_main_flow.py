@@ -66,7 +66,11 @@ def test_cancel_stops_the_engine_and_says_so(site: Site, open_page: OpenPage) ->
     fill(page, PHOTO, "night falls")
     page.click("#generate")
     expect(page.locator("#stage .now")).to_contain_text("Step 3 of 20")
+    live = site.queue._board.get(site.queue.list()[0].id)
+    assert live is not None
     page.click("#cancel")
+    while not live.must_end:  # until the click has reached the queue; the test's own time limit bounds it
+        page.wait_for_timeout(10)
     expect(page.locator("#stage .now")).to_contain_text("Step 3 of 20")
     site.gate.allow(4)  # the step that was under way ends; no further one begins
     expect(page.locator("#stage .stage-cancelled")).to_contain_text("Cancelled")
