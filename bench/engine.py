@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import DDIMScheduler
 from PIL import Image
 from random_models import engine as random_engine
 from random_models import folder as random_folder
@@ -179,7 +180,7 @@ def contestants(
 @torch.no_grad()
 def upstream_denoise(unet: Any, config: Any, noise: Tensor, given: Conditioning, steps: int) -> Tensor:
     """The denoising loop of diffusers' I2VGenXLPipeline: latents in the model's dtype, all inputs twice, DDIM."""
-    scheduler = sampler.make_scheduler(config, "ddim")
+    scheduler = DDIMScheduler.from_config(dict(config))
     scheduler.set_timesteps(steps, device=noise.device)
     dtype = given.text.dtype
     latents, images = noise.to(dtype), torch.cat([given.image_latents.to(dtype)] * 2)

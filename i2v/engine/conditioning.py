@@ -4,9 +4,10 @@ Called by `engine.generate`; knows nothing of sampling. Formulas follow the publ
 where its two implementations part.
 """
 
+from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -42,6 +43,25 @@ class Conditioning:
         return self.text.shape[0] == 2
 
 
+@dataclass(slots=True)
+class TextCache:
+    """The last few prompts' embeddings, by their tokens: the negative prompt is nearly always the same one.
+
+    The tokens hold all that decides an embedding (text, padding, cut). 16 of the published model's take 2.5 MB.
+    """
+
+    most: int = 16
+    kept: OrderedDict[tuple[Any, ...], Tensor] = field(default_factory=OrderedDict)
+
+    def find(self, key: tuple[Any, ...], encode: Callable[[], Tensor]) -> Tensor:
+        if key not in self.kept:
+            self.kept[key] = encode()
+        self.kept.move_to_end(key)
+        while len(self.kept) > self.most:
+            self.kept.popitem(last=False)
+        return self.kept[key]
+
+
 def encode(
     parts: Any,
     request: GenerateRequest,
@@ -51,19 +71,21 @@ def encode(
     guidance_scale: float,
     device: torch.device,
     using: Using = nullcontext,
+    texts: TextCache | None = None,
 ) -> Conditioning:
     """Encode one request. `parts` are the loaded model's; `generator` (CPU) draws the VAE's posterior sample.
 
-    `using(module)` is held around each encoder's work: where weights are offloaded, it brings them.
+    `using(module)` is held around each encoder's work: where weights are offloaded, it brings them. Prompts that
+    `texts` knows are not encoded again, and the text encoder is not brought for them.
     """
+    texts = TextCache() if texts is None else texts
     guided = guidance_scale > 1.0
     negative = conventions.negative_prompt if request.negative_prompt is None else request.negative_prompt
     picture, clip_picture, crop_note = fit_picture(image, request, conventions)
-    with using(parts.text_encoder):
-        text, notes = encode_text(parts, request.prompt, conventions, device, "prompt")  # (1, 77, D)
-        if guided:
-            negative_text, negative_notes = encode_text(parts, negative, conventions, device, "negative prompt")
-            text, notes = torch.cat([negative_text, text]), notes + negative_notes
+    text, notes = encode_text(parts, request.prompt, conventions, device, "prompt", using, texts)  # (1, 77, D)
+    if guided:
+        negative_text, cut = encode_text(parts, negative, conventions, device, "negative prompt", using, texts)
+        text, notes = torch.cat([negative_text, text]), notes + cut
     with using(parts.image_encoder):
         embedding = embed_picture(parts, clip_picture, device)  # (1, 1, P)
         if guided:
@@ -82,26 +104,43 @@ def encode(
 
 
 def encode_text(
-    parts: Any, prompt: str, conventions: Conventions, device: torch.device, what: str
+    parts: Any,
+    prompt: str,
+    conventions: Conventions,
+    device: torch.device,
+    what: str,
+    using: Using = nullcontext,
+    texts: TextCache | None = None,
 ) -> tuple[Tensor, tuple[str, ...]]:
     """Text to the penultimate layer's output through the final layer norm, (1, 77, D), and a note when it was cut.
 
     The encoder's last layer is unused: the model was trained on open_clip's penultimate layer.
     """
-    length = parts.tokenizer.model_max_length
-    ids = parts.tokenizer(prompt, truncation=False, verbose=False).input_ids
+    ids, notes = tokens_of(parts.tokenizer, prompt, conventions, what)
+    encoder = parts.text_encoder
+
+    def run() -> Tensor:
+        with using(encoder):
+            hidden = encoder(torch.tensor([ids], device=device), output_hidden_states=True).hidden_states[-2]
+            # transformers 5 took one level out of CLIPTextModel; both names are the same layer
+            outer = encoder if hasattr(encoder, "final_layer_norm") else encoder.text_model
+            normed: Tensor = outer.final_layer_norm(hidden)
+        return normed
+
+    return (run() if texts is None else texts.find((*ids, encoder.dtype, str(device)), run)), notes
+
+
+def tokens_of(tokenizer: Any, prompt: str, conventions: Conventions, what: str) -> tuple[list[int], tuple[str, ...]]:
+    """The prompt's tokens, cut and padded to the model's 77, and a note when it was cut."""
+    length = tokenizer.model_max_length
+    ids = list(tokenizer(prompt, truncation=False, verbose=False).input_ids)
     notes: tuple[str, ...] = ()
     if len(ids) > length:
         cut = len(ids) - length
         notes = (f"The {what} is {len(ids)} tokens long; the model reads {length}, so its last {cut} were not used.",)
         ids = ids[: length - 1] + ids[-1:]  # the end-of-text token stays
-    padding = parts.tokenizer.pad_token_id if conventions.pad_token_id is None else conventions.pad_token_id
-    ids = ids + [padding] * (length - len(ids))
-    encoder = parts.text_encoder
-    hidden = encoder(torch.tensor([ids], device=device), output_hidden_states=True).hidden_states[-2]
-    # transformers 5 took one level out of CLIPTextModel; both names are the same layer
-    norm = encoder.final_layer_norm if hasattr(encoder, "final_layer_norm") else encoder.text_model.final_layer_norm
-    return norm(hidden), notes
+    padding = tokenizer.pad_token_id if conventions.pad_token_id is None else conventions.pad_token_id
+    return ids + [padding] * (length - len(ids)), notes
 
 
 def embed_picture(parts: Any, picture: Image.Image, device: torch.device) -> Tensor:

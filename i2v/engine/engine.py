@@ -6,7 +6,7 @@ answers running out of memory. Knows nothing of HTTP, jobs or files. Callers hol
 
 import resource
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,14 +19,16 @@ from torch import Tensor
 
 from i2v.engine import conditioning, decode, sampler, sizes, verdict, weights
 from i2v.engine import memory as gpu_memory
+from i2v.engine.accelerate import Accelerator, wait
 from i2v.engine.conventions import Conventions, for_model, for_parity, named
 from i2v.engine.memory import Offload, Plan
+from i2v.engine.presets import PRESETS, Sampling
 from i2v.engine.protocol import Frames, GenerationResult, MemoryNeed, ModelInfo, OnLoad, OnStep, Progress
 from i2v.engine.residency import resident, settle
 from i2v.engine.source import device_name
 from i2v.errors import FatalEngineError, InvalidRequest, OutOfMemory
 from i2v.images import fit_image
-from i2v.request import GenerateRequest, draw_seed
+from i2v.request import GenerateRequest, Preset, draw_seed
 
 T = TypeVar("T")
 
@@ -41,6 +43,9 @@ class Engine:
     preview: decode.Preview
     memory_mode: str = "auto"
     max_vram_gb: float | None = None
+    presets: Mapping[Preset, Sampling] = field(default_factory=lambda: PRESETS)
+    steps: Accelerator = field(default_factory=Accelerator)
+    texts: conditioning.TextCache = field(default_factory=conditioning.TextCache)
 
     @classmethod
     def load(
@@ -56,6 +61,8 @@ class Engine:
         memory: str = "auto",
         max_vram_gb: float | None = None,
         image_concat_scale: float | None = None,
+        accelerate: str = "auto",
+        presets: Mapping[Preset, Sampling] = PRESETS,
         on_load: OnLoad | None = None,
     ) -> Self:
         """Load `auto`, `demo`, a hub id or a diffusers folder. Raises ModelUnavailable or ValueError with the reason.
@@ -63,7 +70,7 @@ class Engine:
         `device`: auto, cpu, cuda, cuda:N. `dtype`: auto (float16 on CUDA, float32 on the CPU), float16, bfloat16,
         float32. `conventions`: `authors`, `upstream`, or a `Conventions` of one's own. `memory`: auto, resident,
         low-vram. `max_vram_gb` makes a large card behave like a smaller one. `image_concat_scale` overrides the
-        folder's card and the conventions.
+        folder's card and the conventions. `accelerate`: auto, off, compile, graph (see `accelerate.py`).
         """
         wanted = named(conventions)
         folder = weights.resolve(
@@ -74,7 +81,11 @@ class Engine:
         home = torch.device("cpu") if memory == "low-vram" else chosen  # there, weights visit the device in turn
         parts = weights.load_parts(folder, home, weights.choose_dtype(dtype, chosen), on_load)
         parts = replace(parts, info=replace(parts.info, device=device_name(chosen)))
-        engine = cls.of(parts, chosen, wanted, memory, max_vram_gb)
+        engine = replace(
+            cls.of(parts, chosen, wanted, memory, max_vram_gb),
+            steps=Accelerator.of(accelerate, chosen),
+            presets=presets,
+        )
         return engine if image_concat_scale is None else engine.at_image_concat_scale(image_concat_scale)
 
     @classmethod
@@ -110,17 +121,27 @@ class Engine:
                 raise InvalidRequest(f"{name} is {side}; this model makes multiples of {factor}", field=name)
         self.choose_plan(request)
 
+    @property
+    def offloads(self) -> bool:
+        """Whether weights have somewhere else to wait: a CPU has one memory."""
+        return self.device.type == "cuda"
+
+    def as_run(self, request: GenerateRequest) -> GenerateRequest:
+        """The request at the guidance it will have: whether there is any decides what memory it takes."""
+        scale, _ = keep_guidance(request.guidance_scale, self.info.guidance_range)
+        return request.model_copy(update={"guidance_scale": scale})
+
     def choose_plan(self, request: GenerateRequest) -> Plan:
-        """The lightest plan on time that fits what is free now. Raises DoesNotFit naming the largest job that does."""
+        """The fastest plan that fits what is free now. Raises DoesNotFit naming the largest job that does."""
         free = gpu_memory.read(self.device, self.max_vram_gb)
         shape = gpu_memory.shape_of(self.parts)
-        return gpu_memory.choose_plan(shape, request, free, self.memory_mode, offloads=self.device.type == "cuda")
+        return gpu_memory.choose_plan(shape, self.as_run(request), free, self.memory_mode, offloads=self.offloads)
 
     def memory_need(self, request: GenerateRequest) -> MemoryNeed:
         """What the job would hold under the plan that it would get now. Raises as `check`."""
         self.check(request)
         plan, free = self.choose_plan(request), gpu_memory.read(self.device, self.max_vram_gb)
-        need = gpu_memory.predict(gpu_memory.shape_of(self.parts), request, plan)
+        need = gpu_memory.predict(gpu_memory.shape_of(self.parts), self.as_run(request), plan)
         return MemoryNeed(needed=need.peak, available=free.usable, plan=str(plan))
 
     def would_fit(self, request: GenerateRequest) -> str:
@@ -131,7 +152,7 @@ class Engine:
             change = {side: max(64, int(getattr(request, side) * 0.7) // 8 * 8) for side in ("width", "height")}
         free, shape = gpu_memory.read(self.device, self.max_vram_gb), gpu_memory.shape_of(self.parts)
         largest = gpu_memory.largest_that_fits(
-            shape, request.model_copy(update=change), free, self.memory_mode, offloads=self.device.type == "cuda"
+            shape, self.as_run(request).model_copy(update=change), free, self.memory_mode, offloads=self.offloads
         )
         if largest is None:
             return "nothing would fit now; another program may hold the device's memory"
@@ -157,19 +178,15 @@ class Engine:
         parity = noise is not None and self.conventions.name == "upstream"
         conventions = for_parity(self.conventions) if parity else self.conventions
         guidance_scale, notes = keep_guidance(request.guidance_scale, self.info.guidance_range)
-        job = Job(
-            self.parts, self.device, conventions, request, image, seed, guidance_scale, noise, on_step, self.preview
-        )
+        job = Job(self, conventions, request, image, seed, guidance_scale, noise, on_step)
         reset_peak(self.device)
-        first, device = self.choose_plan(request), self.device
-
-        def advise() -> str:
-            return self.would_fit(request)
-
-        (conditioned, latents), plan, trouble = recovering(job.denoise, first, next_for_denoising, device, advise)
+        first = self.choose_plan(request)
+        self.steps.start(self.keeps_steps_plain(request, first))
+        (conditioned, latents), plan, trouble = self.recovering(job.denoise, first, next_for_denoising, request)
         notes += conditioned.notes + job.sampling_notes() + sizes.notes(request, self.info) + trouble
-        frames, plan, trouble = recovering(
-            lambda plan: job.decode(latents, plan), plan, next_for_decoding, device, advise
+        accelerated, plainly = self.steps.report()
+        frames, plan, trouble = self.recovering(
+            lambda plan: job.decode(latents, plan), plan, next_for_decoding, request
         )
         warnings = () if parity else self.judge(frames, request, image)  # a parity run compares, whatever it shows
         return GenerationResult(
@@ -179,10 +196,57 @@ class Engine:
             guidance_scale=guidance_scale,
             stage_seconds=job.seconds,
             peak_memory_mb=peak_memory_mb(self.device),
-            plan=str(plan),
-            notes=notes + trouble,
+            plan=", ".join(filter(None, (str(plan), accelerated))),
+            notes=notes + trouble + plainly,
             warnings=warnings,
         )
+
+    def keeps_steps_plain(self, request: GenerateRequest, plan: Plan) -> str | None:
+        """Why a faster form of the step is not for this job; forms whose memory the job needs are given up."""
+        if self.steps.form is None:
+            return None
+        if plan.offload != "none":
+            self.steps.drop()  # what a graph has recorded are the addresses of weights that now move
+            return "weights are offloaded, and a recorded step wants them in one place"
+        shape, wanted = gpu_memory.shape_of(self.parts), self.as_run(request)
+        usable = gpu_memory.read(self.device, self.max_vram_gb).usable
+        own = gpu_memory.denoise_activations(shape, wanted, plan)  # a recording keeps a second set of activations
+        spare = usable - gpu_memory.predict(shape, wanted, plan).peak
+        if spare < self.steps.held:
+            self.steps.drop()
+        if spare < own + self.steps.held:
+            return f"a recorded step keeps {own / gpu_memory.GIB:.1f} GiB of its own, which do not fit beside the job"
+        return None
+
+    def recovering(
+        self,
+        run: Callable[[Plan], T],
+        plan: Plan,
+        lighter: Callable[[Plan], Plan | None],
+        request: GenerateRequest,
+    ) -> tuple[T, Plan, tuple[str, ...]]:
+        """Run under `plan`; out of memory, under ever lighter ones until one holds it or none is left.
+
+        Returns the result, the plan it ran under and a note when that was a lighter one. Raises OutOfMemory with what
+        would fit when all ran out, FatalEngineError when the CUDA context is lost, anything else as it is.
+        """
+        attempt: Plan | None = plan
+        tried = 0
+        while attempt is not None and gpu_memory.allowed(attempt, self.memory_mode, self.offloads):
+            try:
+                times = "once" if tried == 1 else f"{tried} times"
+                note = f"Ran out of memory {times}; this part was done again with {attempt}." if tried else ""
+                return run(attempt), attempt, (note,) if note else ()
+            except Exception as error:
+                if gpu_memory.is_fatal(error):
+                    raise FatalEngineError("the GPU's context is lost; the server starts again") from error
+                if not gpu_memory.is_out_of_memory(error):
+                    raise
+            # Only here, with the exception gone, does nothing hold the failed frames and their tensors any more
+            self.steps.drop()
+            gpu_memory.recover(self.device)
+            attempt, tried = lighter(attempt), tried + 1
+        raise OutOfMemory(f"the job ran out of memory; {self.would_fit(request)}", retry_after=5)
 
     def judge(self, frames: Frames, request: GenerateRequest, image: Image.Image) -> tuple[str, ...]:
         """Labels for the result. Raises InvalidOutput for a video that is of no use."""
@@ -193,6 +257,8 @@ class Engine:
 
     def close(self) -> None:
         """Give the memory back; the engine is of no use afterwards."""
+        self.steps.drop()
+        self.texts.kept.clear()
         for part in ("unet", "vae", "text_encoder", "image_encoder"):
             getattr(self.parts, part).to("meta")
         gpu_memory.recover(self.device)
@@ -202,8 +268,7 @@ class Engine:
 class Job:
     """One request on its way: the two halves of the pipeline that are run again alone when memory is short."""
 
-    parts: weights.ModelParts
-    device: torch.device
+    engine: Engine
     conventions: Conventions
     request: GenerateRequest
     image: Image.Image
@@ -211,18 +276,17 @@ class Job:
     guidance_scale: float
     noise: Tensor | None
     on_step: OnStep | None
-    preview: decode.Preview
     seconds: dict[str, float] = field(default_factory=lambda: {"encode": 0.0, "denoise": 0.0, "decode": 0.0})
 
     def denoise(self, plan: Plan) -> tuple[conditioning.Conditioning, Tensor]:
         """Encode, schedule, denoise: the conditioning and clean latents (1, 4, F, h, w)."""
-        request, device = self.request, self.device
+        request, device, parts = self.request, self.engine.device, self.engine.parts
         # one generator for the VAE's sample and the noise, in this order: a given noise changes nothing else
         generator = torch.Generator().manual_seed(self.seed)
         settle(self.modules(), device, plan.offload)
         with self.timed("encode"):
             conditioned = conditioning.encode(
-                self.parts,
+                parts,
                 request,
                 self.image,
                 generator,
@@ -230,33 +294,34 @@ class Job:
                 self.guidance_scale,
                 device,
                 using=lambda module: resident(module, device, plan.offload),
+                texts=self.engine.texts,
             )
             noise = self.start(conditioned.image_latents.shape, generator).to(device)
             self.report(Progress("encode", 1, 1))
-        with self.timed("denoise"), resident(self.parts.unet, device, plan.offload):
-            sampling = sampler.PRESETS[request.preset]
-            scheduler, timesteps = sampler.schedule(self.parts.scheduler.config, sampling, request.steps)
+        with self.timed("denoise"), resident(parts.unet, device, plan.offload):
+            sampling = self.engine.presets[request.preset]
             latents = sampler.denoise(
-                self.parts.unet,
-                scheduler,
-                timesteps,
+                parts.unet,
+                *sampler.schedule(parts.scheduler.config, sampling, request.steps),
                 noise,
                 conditioned,
                 sampling,
                 plan.guidance_passes,
                 plan.ff_chunks,
                 self.stepped,
+                self.engine.steps if plan.offload == "none" else None,
             )
         return conditioned, latents
 
     def decode(self, latents: Tensor, plan: Plan) -> Frames:
-        scale = conditioning.latent_scale(self.parts.vae, self.conventions)
-        settle(self.modules(), self.device, plan.offload)
-        with self.timed("decode"), resident(self.parts.vae, self.device, plan.offload):
-            return decode.decode_frames(self.parts.vae, latents, scale, plan.decode_chunk, self.decoded)
+        vae, device = self.engine.parts.vae, self.engine.device
+        scale = conditioning.latent_scale(vae, self.conventions)
+        settle(self.modules(), device, plan.offload)
+        with self.timed("decode"), resident(vae, device, plan.offload):
+            return decode.decode_frames(vae, latents, scale, plan.decode_chunk, self.decoded)
 
     def modules(self) -> tuple[torch.nn.Module, ...]:
-        parts = self.parts
+        parts = self.engine.parts
         return parts.unet, parts.vae, parts.text_encoder, parts.image_encoder
 
     def start(self, shape: torch.Size, generator: torch.Generator) -> Tensor:
@@ -267,12 +332,12 @@ class Job:
         return self.noise
 
     def sampling_notes(self) -> tuple[str, ...]:
-        sampling, asked = sampler.PRESETS[self.request.preset], self.request.steps
-        said = sampling.approximates.format(steps=sampling.steps(asked), asked=asked)
-        return (said,) if said else ()
+        sampling = self.engine.presets[self.request.preset]
+        said = sampling.approximates(self.request.steps, guided=self.guidance_scale > 1.0)
+        return (f"Preset {self.request.preset}: {said}.",) if said else ()
 
     def stepped(self, step: int, steps: int, estimate: Tensor) -> None:
-        self.report(Progress("denoise", step, steps, lambda: self.preview(estimate)))
+        self.report(Progress("denoise", step, steps, lambda: self.engine.preview(estimate)))
 
     def decoded(self, chunk: int, chunks: int) -> None:
         self.report(Progress("decode", chunk, chunks))
@@ -283,41 +348,14 @@ class Job:
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
-        """Adds wall time to the stage, the device's queued work included."""
-        start = time.perf_counter()
+        """Adds wall time to the stage, the device's queued work included; what steps took to warm up counts apart."""
+        start, warm = time.perf_counter(), self.engine.steps.warm_up
         yield
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        self.seconds[stage] += time.perf_counter() - start
-
-
-def recovering(
-    run: Callable[[Plan], T],
-    plan: Plan,
-    lighter: Callable[[Plan], Plan | None],
-    device: torch.device,
-    would_fit: Callable[[], str],
-) -> tuple[T, Plan, tuple[str, ...]]:
-    """Run under `plan`; out of memory, once more under the next lighter one.
-
-    Returns the result, the plan it ran under and a note when that was the lighter one. Raises OutOfMemory with
-    `would_fit()` when that fails too, FatalEngineError when the CUDA context is lost, anything else as it is.
-    """
-    attempts = (plan, lighter(plan))
-    for number, attempt in enumerate(attempts):
-        if attempt is None:
-            break
-        try:
-            note = f"Ran out of memory once; this part was done again with {attempt}." if number else ""
-            return run(attempt), attempt, (note,) if note else ()
-        except Exception as error:
-            if gpu_memory.is_fatal(error):
-                raise FatalEngineError("the GPU's context is lost; the server starts again") from error
-            if not gpu_memory.is_out_of_memory(error):
-                raise
-        # Only here, with the exception gone, does nothing hold the failed frames and their tensors any more
-        gpu_memory.recover(device)
-    raise OutOfMemory(f"the job ran out of memory; {would_fit()}", retry_after=5)
+        wait(self.engine.device)
+        warmed = self.engine.steps.warm_up - warm
+        self.seconds[stage] += time.perf_counter() - start - warmed
+        if warmed > 0:
+            self.seconds["warm_up"] = self.seconds.get("warm_up", 0.0) + warmed
 
 
 def next_for_denoising(plan: Plan) -> Plan | None:

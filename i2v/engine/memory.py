@@ -72,6 +72,11 @@ def rungs(first: Plan) -> Iterator[Plan]:
         plan = ladder(plan)
 
 
+def allowed(plan: Plan, mode: str, offloads: bool) -> bool:
+    """Whether a job may run under `plan`: no offload in `resident` mode, nor where weights have nowhere to go."""
+    return plan.offload == "none" or (offloads and mode != "resident")
+
+
 # --- what a job needs
 
 
@@ -263,7 +268,7 @@ def _plans(mode: str, offloads: bool) -> list[Plan]:
     first = LOW_VRAM if mode == "low-vram" else Plan()
     if not offloads:
         first = replace(first, offload="none")
-    return [p for p in rungs(first) if p.offload == "none" or (offloads and mode != "resident")]
+    return [plan for plan in rungs(first) if allowed(plan, mode, offloads)]
 
 
 def _first_fitting(shape: Shape, request: GenerateRequest, memory: Memory, mode: str, offloads: bool) -> Plan | None:

@@ -1,105 +1,53 @@
-"""From noise to latents: schedule, one denoising step, guidance, and what the presets change.
+"""From noise to latents: schedule, one denoising step, guidance.
 
-`denoise` is called by `engine.generate`. Latents, guidance and scheduler arithmetic stay in fp32 whatever the UNet's
-dtype. The UNet is called in `begin` alone. Knows nothing of pictures.
+`denoise` is called by `engine.generate`. Latents, guidance and solver arithmetic stay in fp32 whatever the UNet's
+dtype. `denoise_step` is one pure function on tensors, so `accelerate.py` may compile or capture it; the loop stays
+outside. Knows nothing of pictures.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 from torch import Tensor
 
+from i2v.engine import solvers
+from i2v.engine.accelerate import Accelerator
 from i2v.engine.conditioning import Conditioning
-from i2v.engine.unet import DeepCache, I2VGenXLUNet
+from i2v.engine.presets import PRESETS, Sampling
+from i2v.engine.solvers import HISTORY, Schedule
+from i2v.engine.unet import DeepCache, RequestState
 from i2v.errors import InvalidOutput, InvalidRequest
-from i2v.request import Preset
 
-# (latents (1, 4, F, h, w), step index, guided) -> prediction (2 if guided else 1, 4, F, h, w), fp32
-Predict = Callable[[Tensor, int, bool], Tensor]
+__all__ = ["PRESETS", "Sampling", "StepKind", "denoise", "denoise_step", "draw_noise", "guide", "schedule"]
+
 # (step from 1, steps, estimate of the clean latents (1, 4, F, h, w))
 OnDenoised = Callable[[int, int, Tensor], None]
 
-# alpha_bar of the last timestep is 0 in a zero-SNR schedule, and DPM-Solver works with log(alpha): this floor (the one
-# diffusers takes for its own rescaled betas) keeps its first step finite; sqrt(2^-24) = 0.0002 of the signal
-LEAST_ALPHA_BAR = 2.0**-24
-
 
 @dataclass(frozen=True, slots=True)
-class Sampling:
-    """How a preset walks from noise to video.
+class StepKind:
+    """What Python decides of a step; all else in it is tensors.
 
-    `max_steps` caps the request's steps (None: as asked). `guidance_interval` is the part of the steps, as fractions
-    from the first to the last, that is guided (arXiv 2404.07724). `guidance_rescale` mixes in the prediction at the
-    conditional one's spread (arXiv 2305.08891, section 3.4). `deep_cache` (interval, branch): every interval-th step is
-    a whole one, the others reuse its deep features (arXiv 2312.00858); interval 1 is off. `approximates` is the
-    sentence for the summary.
+    `branch` of DeepCache, None without it; with it a `refresh` step is whole and fills the cache.
     """
 
-    solver: Literal["ddim", "dpm++2m"]
-    max_steps: int | None = None
-    guidance_interval: tuple[float, float] = (0.0, 1.0)
-    guidance_rescale: float = 0.0
-    deep_cache: tuple[int, int] = (1, 0)
-    approximates: str = ""
-
-    def steps(self, asked: int) -> int:
-        return asked if self.max_steps is None else min(asked, self.max_steps)
-
-    def guides(self, index: int, steps: int) -> bool:
-        """Whether step `index` (from 0) is guided; the interval takes its first end and leaves its last."""
-        first, last = self.guidance_interval
-        return first <= index / steps < last or (first, last) == (0.0, 1.0)
+    guided: bool
+    rescale: float = 0.0
+    branch: int | None = None
+    refresh: bool = True
 
 
-PRESETS: Mapping[Preset, Sampling] = {
-    "exact": Sampling("ddim"),
-    "fast": Sampling(
-        "dpm++2m",
-        max_steps=25,
-        approximates="Preset fast: DPM-Solver++(2M) in {steps} steps stands in for DDIM in {asked}.",
-    ),
-    "turbo": Sampling(
-        "dpm++2m",
-        max_steps=16,
-        guidance_interval=(0.5, 1.0),  # the other half lost the effect: 22 dB from exact against 59, see performance.md
-        deep_cache=(2, 1),
-        approximates="Preset turbo: DPM-Solver++(2M) in {steps} steps stands in for DDIM in {asked}, "
-        "with guidance in the second half of them only; every second step reuses deep features (DeepCache).",
-    ),
-}
-
-
-def make_scheduler(config: Mapping[str, Any], solver: str) -> Any:
-    """A fresh scheduler with the model's own betas and prediction type; one job, one scheduler."""
-    if solver == "ddim":
-        return DDIMScheduler.from_config(dict(config))
-    scheduler = DPMSolverMultistepScheduler.from_config(
-        dict(config),
-        algorithm_type="dpmsolver++",
-        solver_order=2,
-        solver_type="midpoint",
-        timestep_spacing="trailing",  # leading starts too late for a zero-SNR model: 15% of the signal at 10 steps
-        final_sigmas_type="zero",
-        lower_order_final=True,
-    )
-    scheduler.alphas_cumprod = scheduler.alphas_cumprod.clamp(min=LEAST_ALPHA_BAR)
-    return scheduler
-
-
-def schedule(config: Mapping[str, Any], sampling: Sampling, asked: int) -> tuple[Any, list[int]]:
-    """The scheduler and its timesteps, exactly as many as `sampling` takes of `asked`, from noisy to clean."""
-    scheduler = make_scheduler(config, sampling.solver)
-    trained = int(scheduler.config.num_train_timesteps)
-    if asked > trained:
-        raise InvalidRequest(f"steps is {asked}; the model was trained with {trained}", field="steps")
-    scheduler.set_timesteps(sampling.steps(asked), device="cpu")
-    timesteps = [int(timestep) for timestep in scheduler.timesteps]
-    if timesteps[0] >= trained:  # leading spacing with an offset, at as many steps as were trained
+def schedule(config: Mapping[str, Any], sampling: Sampling, asked: int) -> tuple[Tensor, list[int]]:
+    """The solver's table (steps, 10) and the timesteps, as many as `sampling` takes of `asked`, from noisy to clean."""
+    given = Schedule.from_config(config)
+    if asked > given.num_train_timesteps:
+        raise InvalidRequest(f"steps is {asked}; the model was trained with {given.num_train_timesteps}", field="steps")
+    timesteps = solvers.timesteps_of(given, sampling.solver, sampling.steps(asked))
+    if timesteps[0] >= given.num_train_timesteps:  # leading spacing with an offset, at as many steps as were trained
         raise InvalidRequest(f"steps is {asked}; fewer are wanted, this schedule leaves its range there", field="steps")
-    return scheduler, timesteps
+    return solvers.solver_table(given, sampling.solver, timesteps), timesteps
 
 
 def draw_noise(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
@@ -107,9 +55,10 @@ def draw_noise(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
     return torch.randn(shape, generator=generator, dtype=torch.float32)
 
 
+@torch.no_grad()
 def denoise(
-    unet: I2VGenXLUNet,
-    scheduler: Any,
+    unet: Any,
+    table: Tensor,
     timesteps: list[int],
     noise: Tensor,
     conditioning: Conditioning,
@@ -117,16 +66,32 @@ def denoise(
     guidance_passes: int = 1,
     ff_chunks: int = 1,
     on_step: OnDenoised | None = None,
+    accelerator: Accelerator | None = None,
 ) -> Tensor:
     """All steps from `noise` (1, 4, F, h, w) to clean latents of the same shape, fp32 on the noise's device.
 
     `guidance_passes` 2 runs both halves of guidance one after the other, at half the activations; `ff_chunks` cuts the
-    feed-forwards. Raises InvalidOutput when the latents are not finite.
+    feed-forwards; the `accelerator` may run a step in a faster form. Raises InvalidOutput when the latents are not
+    finite.
     """
-    latents = noise.float() * float(scheduler.init_noise_sigma)
-    predict = begin(unet, conditioning, timesteps, sampling, guidance_passes, ff_chunks)
+    state = begin(unet, conditioning, timesteps, guidance_passes, ff_chunks)
+    if accelerator is not None:
+        accelerator.watch(unet)
+    latents = noise.float()
+    history = latents.new_zeros(HISTORY, *latents.shape)
+    table = table.to(latents.device, latents.dtype)
+    scale = torch.tensor(conditioning.guidance_scale, device=latents.device)
+    deep: Tensor | None = None
     for index in range(len(timesteps)):
-        latents, estimate = denoise_step(predict, scheduler, timesteps, index, latents, conditioning, sampling)
+        kind = kind_of(sampling, index, len(timesteps), conditioning.guided, deep)
+        # one row of every table: a step's tensors have the same shapes whatever the number of steps
+        inputs = (state.at(index), latents, history, table[index], scale, deep if not kind.refresh else None)
+        latents, estimate, history, kept = (
+            denoise_step(unet, kind, *inputs)
+            if accelerator is None
+            else accelerator.run(denoise_step, unet, kind, inputs)
+        )
+        deep = deep if kept is None else kept
         if on_step is not None:
             on_step(index + 1, len(timesteps), estimate)
     if not bool(torch.isfinite(latents).all()):
@@ -134,24 +99,45 @@ def denoise(
     return latents
 
 
+def kind_of(sampling: Sampling, index: int, steps: int, guided: bool, deep: Tensor | None) -> StepKind:
+    """What step `index` is: guided or not, whole or with the deep features that are kept.
+
+    An unguided step's features have one row and do not serve a guided one.
+    """
+    guided = guided and sampling.guides(index, steps)
+    rescale = sampling.guidance_rescale if guided else 0.0
+    interval, branch = sampling.deep_cache
+    if interval == 1:
+        return StepKind(guided, rescale)
+    serves = deep is not None and (not guided or len(deep) == 2)
+    return StepKind(guided, rescale, branch, refresh=index % interval == 0 or not serves)
+
+
 def denoise_step(
-    predict: Predict,
-    scheduler: Any,
-    timesteps: list[int],
-    index: int,
+    unet: Any,
+    kind: StepKind,
+    state: RequestState,
     latents: Tensor,
-    conditioning: Conditioning,
-    sampling: Sampling,
-) -> tuple[Tensor, Tensor]:
-    """One step: predict, guide, advance. Returns the next latents and the estimate of the clean ones."""
-    guided = conditioning.guided and sampling.guides(index, len(timesteps))
-    prediction = predict(latents, index, guided)
-    if guided:
-        prediction = guide(prediction, conditioning.guidance_scale, sampling.guidance_rescale)
-    return advance(scheduler, prediction, timesteps[index], latents)
+    history: Tensor,
+    coefficients: Tensor,
+    scale: Tensor,
+    deep: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """One step: predict, guide, advance. Pure: changes none of its arguments, reads no number back to the host.
+
+    `state` at this step's timestep; `latents` (1, 4, F, h, w); `history` and `coefficients` as `solvers.advance` wants
+    them; `scale` () of guidance; `deep` features for a step that reuses them. Returns the next latents, the estimate of
+    the clean ones, the next history, and the deep features of a refreshing step.
+    """
+    cache = None if kind.branch is None else DeepCache(kind.branch, deep)
+    prediction = unet.step(state, latents, 0, guided=kind.guided, cache=cache, refresh=kind.refresh).float()
+    if kind.guided:
+        prediction = guide(prediction, scale, kind.rescale)
+    following, estimate, history = solvers.advance(coefficients, latents, prediction.contiguous(), history)
+    return following, estimate, history, None if cache is None or not kind.refresh else cache.deep
 
 
-def guide(prediction: Tensor, scale: float, rescale: float = 0.0) -> Tensor:
+def guide(prediction: Tensor, scale: float | Tensor, rescale: float = 0.0) -> Tensor:
     """Classifier-free guidance on (2, ...), negative first; `rescale` 0..1 pulls the spread back to the prompt's."""
     negative, positive = prediction.chunk(2)
     guided = negative + scale * (positive - negative)
@@ -160,26 +146,11 @@ def guide(prediction: Tensor, scale: float, rescale: float = 0.0) -> Tensor:
     return guided * (rescale * positive.std() / guided.std().clamp(min=1e-8) + (1.0 - rescale))
 
 
-def advance(scheduler: Any, prediction: Tensor, timestep: int, latents: Tensor) -> tuple[Tensor, Tensor]:
-    """The solver's step in fp32: (next latents, estimate of the clean latents)."""
-    step = scheduler.step(prediction, timestep, latents)
-    estimate = getattr(step, "pred_original_sample", None)  # DDIM returns it, the multistep solver keeps it
-    return step.prev_sample, scheduler.model_outputs[-1] if estimate is None else estimate
-
-
 def begin(
-    unet: I2VGenXLUNet,
-    conditioning: Conditioning,
-    timesteps: list[int],
-    sampling: Sampling,
-    guidance_passes: int = 1,
-    ff_chunks: int = 1,
-) -> Predict:
-    """Give the UNet what is constant over a request; the function that comes back runs one step of it.
-
-    The one place that calls the UNet.
-    """
-    state = unet.begin(
+    unet: Any, conditioning: Conditioning, timesteps: list[int], guidance_passes: int = 1, ff_chunks: int = 1
+) -> RequestState:
+    """Give the UNet what is constant over a request; the one place that does."""
+    state: RequestState = unet.begin(
         conditioning.text,
         conditioning.image_embedding,
         conditioning.image_latents,
@@ -189,11 +160,4 @@ def begin(
         ff_chunks=ff_chunks,
         guidance_passes=guidance_passes,
     )
-    interval, branch = sampling.deep_cache
-    cache = DeepCache(branch) if interval > 1 else None
-
-    def predict(latents: Tensor, index: int, guided: bool) -> Tensor:
-        refresh = index % interval == 0 or (cache is not None and not cache.serves(guided))
-        return unet.step(state, latents, index, guided=guided, cache=cache, refresh=refresh).float()
-
-    return predict
+    return state

@@ -5,8 +5,8 @@ copies. It knows nothing of schedulers, guidance scales or prompts; the sampler 
 """
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import torch
@@ -36,6 +36,20 @@ class RequestState:
     def guidance(self) -> int:
         """G: 2 with guidance, 1 without."""
         return len(self.context[0][0])
+
+    def at(self, index: int) -> "RequestState":
+        """The same state with timestep `index` alone, which is then number 0."""
+        return replace(self, shifts=self.shifts[index : index + 1])
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        return self.image_term, self.shifts, *(part for pair in self.context for part in pair)
+
+    def with_tensors(self, tensors: Sequence[Tensor]) -> "RequestState":
+        """The same state around other tensors, in the order of `tensors`."""
+        image_term, shifts, *parts = tensors
+        return replace(
+            self, image_term=image_term, shifts=shifts, context=tuple(zip(parts[::2], parts[1::2], strict=True))
+        )
 
     def halves(self, guided: bool) -> list[slice]:
         """Rows of the context for each pass of a step: all at once, one by one, or the conditional (last) one alone."""

@@ -229,7 +229,7 @@ def test_an_approximate_preset_says_what_it_does_and_a_long_one_takes_fewer_step
     result = engine.generate(request, photo, on_step=seen.append)
     taken = sum(p.stage == "denoise" for p in seen)
     assert taken < 40
-    assert any(note.startswith(f"Preset {preset}") and f"in {taken} steps" in note for note in result.notes)
+    assert any(note.startswith(f"Preset {preset}: ") and f"in {taken} steps" in note for note in result.notes)
 
 
 # --- memory trouble
@@ -246,18 +246,29 @@ def test_out_of_memory_in_a_step_is_answered_once_with_a_lighter_plan(
     assert result.plan != engine.generate(SMALL, photo).plan
 
 
-def test_out_of_memory_twice_fails_the_job_and_the_next_one_runs(engine: Engine, photo: Image.Image) -> None:
-    unet = Failing(engine.parts.unet, out_of_memory, {2, 3}, "step")
+def test_out_of_memory_goes_on_down_the_ladder_until_a_plan_holds(engine: Engine, photo: Image.Image) -> None:
+    """It once tried a single lighter plan, and the job failed where the one after would have done."""
+    short = with_part(engine, unet=Failing(engine.parts.unet, out_of_memory, {2, 3}, "step"))
+    result = short.generate(SMALL, photo)
+    assert torch.allclose(result.latents, engine.generate(SMALL, photo).latents, atol=1e-4)
+    assert "two guidance passes, feed-forward in 4" in result.plan
+    assert any("Ran out of memory 2 times; this part was done again with" in note for note in result.notes)
+
+
+def test_where_every_plan_runs_out_the_job_fails_and_the_next_one_runs(engine: Engine, photo: Image.Image) -> None:
+    """A CPU has three plans for sampling: weights have nowhere else to wait."""
+    unet = Failing(engine.parts.unet, out_of_memory, {2, 3, 4}, "step")
     short = with_part(engine, unet=unet)
     with pytest.raises(OutOfMemory, match="64x64 with 4 frames would fit") as caught:
         short.generate(SMALL, photo)
+    assert unet.calls == 4
     assert caught.value.retry_after is not None
     assert torch.equal(short.generate(SMALL, photo).latents, engine.generate(SMALL, photo).latents)
 
 
 def test_the_error_that_ran_out_of_memory_holds_no_tensors(engine: Engine, photo: Image.Image) -> None:
     """A traceback keeps its frames, their tensors and the memory alive: nothing of it may hang on the error."""
-    short = with_part(engine, unet=Failing(engine.parts.unet, out_of_memory, {1, 2}, "step"))
+    short = with_part(engine, unet=Failing(engine.parts.unet, out_of_memory, {1, 2, 3}, "step"))
     with pytest.raises(OutOfMemory) as caught:
         short.generate(SMALL, photo)
     assert caught.value.__context__ is None

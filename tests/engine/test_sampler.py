@@ -1,52 +1,53 @@
-"""Schedules, guidance and solvers, against arithmetic done by hand and against cases with a known answer."""
+"""Guidance, presets and the denoising step, against arithmetic done by hand and cases with a known answer."""
 
-import json
-from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from types import SimpleNamespace
+from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from tiny_folder import SCHEDULER
 
 from i2v.engine.conditioning import Conditioning
-from i2v.engine.sampler import PRESETS, Sampling, advance, denoise_step, guide, make_scheduler, schedule
-from i2v.engine.source import DEMO_FOLDER
-from i2v.errors import InvalidRequest
+from i2v.engine.presets import EXACT
+from i2v.engine.sampler import PRESETS, Sampling, denoise, guide, schedule
+from i2v.engine.solvers import SOLVERS, Schedule
+from i2v.errors import InvalidOutput, InvalidRequest
 
 SHAPE = (1, 4, 2, 6, 6)
-DEMO_SCHEDULER = json.loads((DEMO_FOLDER / "scheduler" / "scheduler_config.json").read_text(encoding="utf-8"))
 
 
 def conditioning(rows: int = 1, scale: float = 1.0) -> Conditioning:
     return Conditioning(torch.zeros(rows, 77, 4), torch.zeros(rows, 1, 4), torch.zeros(SHAPE), 16, scale)
 
 
-def alphas_bar(config: dict) -> np.ndarray:
-    """The schedule by hand: squared cosine betas, then rescaled to zero terminal SNR (arXiv 2305.08891)."""
-    if config.get("trained_betas") is not None:
-        return np.cumprod(1 - np.array(config["trained_betas"], np.float32), dtype=np.float32)
-    bar = np.cos((np.arange(1001) / 1000 + 0.008) / 1.008 * np.pi / 2) ** 2
-    betas = np.minimum(1 - bar[1:] / bar[:-1], 0.999)
-    root = np.sqrt(np.cumprod(1 - betas))
-    root = (root - root[-1]) * root[0] / (root[0] - root[-1])
-    return root**2
+@dataclass
+class IdealUNet:
+    """Predicts v perfectly for data from a normal distribution; keeps what it was asked in `calls`."""
+
+    mean: float = 0.3
+    std: float = 0.7
+    spoil: float = 0.0
+    bars: list[float] = field(default_factory=list)
+    calls: list[tuple[bool, bool]] = field(default_factory=list)
+
+    def begin(self, *given: Any, **_options: Any) -> Any:
+        bars = Schedule.from_config(SCHEDULER).alphas_bar()
+        self.bars = [bars[timestep] for timestep in given[4]]
+        return SimpleNamespace(at=lambda index: index)
+
+    def step(self, state: int, latents: torch.Tensor, _: int, *, guided: bool, cache: Any, refresh: bool) -> Any:
+        self.calls.append((guided, refresh))
+        if cache is not None and refresh:
+            cache.deep = torch.zeros(2 if guided else 1, 1)
+        alpha, sigma = self.bars[state] ** 0.5, (1 - self.bars[state]) ** 0.5
+        clean = self.mean + alpha * self.std**2 / (alpha**2 * self.std**2 + sigma**2) * (latents - alpha * self.mean)
+        v = alpha * (latents - alpha * clean) / max(sigma, 1e-6) - sigma * clean + self.spoil
+        return v.expand(2, *SHAPE[1:]) if guided else v
 
 
-def solve(config: dict, sampling: Sampling, steps: int, noise: torch.Tensor, std: float, mean: float) -> torch.Tensor:
-    """Sample with the ideal v-prediction for data drawn from a normal distribution of this mean and spread."""
-    scheduler, timesteps = schedule(config, sampling, steps)
-    bar = alphas_bar(config)
-
-    def ideal(latents: torch.Tensor, index: int, _guided: bool) -> torch.Tensor:
-        alpha, sigma = bar[timesteps[index]] ** 0.5, (1 - bar[timesteps[index]]) ** 0.5
-        clean = mean + alpha * std**2 / (alpha**2 * std**2 + sigma**2) * (latents - alpha * mean)
-        noise = (latents - alpha * clean) / max(sigma, 1e-6)
-        return alpha * noise - sigma * clean
-
-    latents = noise
-    for index in range(len(timesteps)):
-        latents, _ = denoise_step(ideal, scheduler, timesteps, index, latents, conditioning(), sampling)
-    return latents
+def solve(unet: IdealUNet, sampling: Sampling, steps: int, noise: torch.Tensor, rows: int = 1) -> torch.Tensor:
+    return denoise(unet, *schedule(SCHEDULER, sampling, steps), noise, conditioning(rows, 9.0), sampling)
 
 
 @pytest.fixture
@@ -56,9 +57,9 @@ def noise() -> torch.Tensor:
 
 @pytest.mark.parametrize("steps", [1, 2, 10, 30, 50, 77])
 def test_a_schedule_has_exactly_the_steps_that_were_asked(steps: int) -> None:
-    for sampling in (PRESETS["exact"], Sampling("dpm++2m")):
-        _, timesteps = schedule(SCHEDULER, sampling, steps)
-        assert len(timesteps) == steps
+    for solver in SOLVERS:
+        table, timesteps = schedule(SCHEDULER, Sampling(solver), steps)
+        assert len(timesteps) == len(table) == steps
         assert timesteps == sorted(timesteps, reverse=True)
 
 
@@ -70,27 +71,10 @@ def test_more_steps_than_were_trained_are_refused_by_name() -> None:
         schedule(SCHEDULER, PRESETS["exact"], 1000)  # leading spacing with offset 1 would begin at timestep 1000
 
 
-@pytest.mark.parametrize("steps", [5, 50])
-def test_ddim_equals_the_formula_by_hand(steps: int, noise: torch.Tensor) -> None:
-    scheduler, timesteps = schedule(SCHEDULER, PRESETS["exact"], steps)
-    bar = alphas_bar(SCHEDULER)
-    prediction = torch.randn(SHAPE, generator=torch.Generator().manual_seed(1))
-    for index in (0, len(timesteps) // 2, len(timesteps) - 1):
-        now, before = timesteps[index], timesteps[index] - 1000 // steps
-        alpha, sigma = bar[now] ** 0.5, (1 - bar[now]) ** 0.5
-        clean = alpha * noise.numpy() - sigma * prediction.numpy()
-        epsilon = alpha * prediction.numpy() + sigma * noise.numpy()
-        bar_before = bar[before] if before >= 0 else 1.0
-        wanted = bar_before**0.5 * clean + (1 - bar_before) ** 0.5 * epsilon
-        latents, estimate = advance(scheduler, prediction, now, noise)
-        np.testing.assert_allclose(latents.numpy(), wanted, atol=1e-4)
-        np.testing.assert_allclose(estimate.numpy(), clean, atol=1e-4)
-
-
 def test_guidance_by_hand() -> None:
     prediction = torch.tensor([[1.0, 2.0], [2.0, 0.0]])
     assert guide(prediction, 3.0).tolist() == [[4.0, -4.0]]
-    assert guide(prediction, 1.0).tolist() == [[2.0, 0.0]]
+    assert guide(prediction, torch.tensor(1.0)).tolist() == [[2.0, 0.0]]
 
 
 def test_guidance_rescale_gives_back_the_conditional_spread() -> None:
@@ -103,61 +87,63 @@ def test_guidance_rescale_gives_back_the_conditional_spread() -> None:
     )
 
 
-@pytest.mark.parametrize("config", [SCHEDULER, DEMO_SCHEDULER], ids=["published", "demo"])
-@pytest.mark.parametrize("steps", [1, 2, 10, 25])
-def test_the_fast_solver_starts_at_the_last_timestep_and_stays_finite(
-    config: dict, steps: int, noise: torch.Tensor
-) -> None:
-    """With zero terminal SNR log(alpha) is minus infinity at t=999; unguarded, the first step gives NaN."""
-    sampling = Sampling("dpm++2m")
-    _, timesteps = schedule(config, sampling, steps)
-    assert timesteps[0] == 999
-    assert torch.isfinite(solve(config, sampling, steps, noise, std=0.7, mean=0.3)).all()
-
-
-@pytest.mark.parametrize("solver", ["ddim", "dpm++2m"])
+@pytest.mark.parametrize("solver", SOLVERS)
 def test_a_single_possible_picture_is_found_exactly(solver: str, noise: torch.Tensor) -> None:
-    found = solve(SCHEDULER, Sampling(solver), 10, noise, std=0.0, mean=0.4)
+    found = solve(IdealUNet(mean=0.4, std=0.0), Sampling(solver), 10, noise)
     assert torch.allclose(found, torch.full(SHAPE, 0.4), atol=0.02 if solver == "ddim" else 1e-4)
 
 
-def test_the_fast_solver_in_25_steps_is_nearer_to_the_true_path_than_ddim_in_25(noise: torch.Tensor) -> None:
+@pytest.mark.parametrize("solver", ["dpm++2m", "unipc"])
+def test_a_fast_solver_in_25_steps_is_nearer_to_the_true_path_than_ddim_in_25(solver: str, noise: torch.Tensor) -> None:
     """For normal data the path is known: noise of spread 1 ends at mean + std x noise."""
     wanted = 0.3 + 0.7 * noise
-    fast = (solve(SCHEDULER, Sampling("dpm++2m"), 25, noise, std=0.7, mean=0.3) - wanted).norm() / wanted.norm()
-    ddim = (solve(SCHEDULER, Sampling("ddim"), 25, noise, std=0.7, mean=0.3) - wanted).norm() / wanted.norm()
+    fast = (solve(IdealUNet(), Sampling(solver), 25, noise) - wanted).norm() / wanted.norm()
+    ddim = (solve(IdealUNet(), Sampling("ddim"), 25, noise) - wanted).norm() / wanted.norm()
     assert fast < 0.02
     assert fast < ddim / 2
 
 
 def test_unguided_steps_of_an_interval_ask_for_one_prediction_only(noise: torch.Tensor) -> None:
-    sampling = Sampling("ddim", guidance_interval=(0.25, 0.5))
-    scheduler, timesteps = schedule(SCHEDULER, sampling, 8)
-    asked: list[bool] = []
+    unet = IdealUNet()
+    solve(unet, Sampling("ddim", guidance_interval=(0.25, 0.5)), 8, noise, rows=2)
+    assert [guided for guided, _ in unet.calls] == [False, False, True, True, False, False, False, False]
 
-    def predict(latents: torch.Tensor, _index: int, guided: bool) -> torch.Tensor:
-        asked.append(guided)
-        return torch.zeros(2 if guided else 1, *SHAPE[1:])
 
-    for index in range(8):
-        denoise_step(predict, scheduler, timesteps, index, noise, conditioning(2, 9.0), sampling)
-    assert asked == [False, False, True, True, False, False, False, False]
+def test_the_deep_cache_is_filled_anew_where_guidance_begins(noise: torch.Tensor) -> None:
+    """An unguided step's features have one row; the first guided step is whole whatever its number."""
+    unet = IdealUNet()
+    solve(unet, Sampling("unipc", guidance_interval=(0.5, 1.0), deep_cache=(3, 0)), 8, noise, rows=2)
+    assert [guided for guided, _ in unet.calls] == [False] * 4 + [True] * 4
+    assert [whole for _, whole in unet.calls] == [True, False, False, True, True, False, True, False]
+
+
+def test_latents_that_are_not_finite_are_refused(noise: torch.Tensor) -> None:
+    with pytest.raises(InvalidOutput, match="not finite"):
+        solve(IdealUNet(spoil=float("inf")), EXACT, 3, noise)
 
 
 def test_the_exact_preset_guides_every_step_and_approximates_nothing() -> None:
     exact = PRESETS["exact"]
-    assert exact == Sampling("ddim")
+    assert exact == EXACT == Sampling("ddim")
     assert all(exact.guides(index, 50) for index in range(50))
     assert exact.steps(77) == 77
-    assert exact.approximates == ""
+    assert exact.approximates(77) == ""
 
 
 @pytest.mark.parametrize("preset", ["fast", "turbo"])
 def test_other_presets_cap_the_steps_and_never_add_any(preset: str) -> None:
-    steps: Callable[[int], int] = PRESETS[preset].steps
-    assert steps(100) == PRESETS[preset].max_steps
-    assert steps(3) == 3
+    sampling = PRESETS[preset]  # type: ignore[index]
+    assert sampling.steps(100) == sampling.max_steps
+    assert sampling.steps(3) == 3
 
 
-def test_each_job_has_its_own_scheduler() -> None:
-    assert make_scheduler(SCHEDULER, "ddim") is not make_scheduler(SCHEDULER, "ddim")
+def test_a_preset_says_all_that_it_approximates_and_no_more() -> None:
+    turbo = replace(PRESETS["turbo"], solver="dpm++2m", max_steps=16)
+    assert turbo.approximates(50) == (
+        "DPM-Solver++(2M) in 16 steps stands in for DDIM in 50; guidance in steps 9 to 16 only; "
+        "one step in 2 is whole, the others reuse deep features (DeepCache, branch 1)"
+    )
+    assert "guidance" not in turbo.approximates(50, guided=False)
+    assert Sampling("ddim", guidance_rescale=0.7).approximates(50) == "guidance rescaled by 0.7"
+    assert Sampling("ddim", max_steps=20).approximates(20) == ""
+    assert "DDIM in 20 steps stands in for DDIM in 50" in Sampling("ddim", max_steps=20).approximates(50)
