@@ -155,7 +155,9 @@ class I2VGenXLUNet(nn.Module):
         self._arranged = False
 
     def arrange(self) -> None:
-        """Lay convolution kernels out channels last, one at a time, and find the layers that do nothing."""
+        """Once after loading: lay convolution kernels out channels last, one at a time; find layers that do nothing."""
+        if self._arranged:
+            return
         self._arranged = True
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
@@ -186,8 +188,7 @@ class I2VGenXLUNet(nn.Module):
         image branch before conv_in (the model's authors add it twice). `ff_chunks` and `guidance_passes` (1 or 2) trade
         time for memory without changing the result.
         """
-        if not self._arranged:
-            self.arrange()
+        self.arrange()
         given = (text, image_embeddings, image_latents)
         text, image_embeddings, image_latents = (x.to(self.device, self.dtype) for x in given)
         rows = self._context(text, image_embeddings, image_latents[:, :, 0])
