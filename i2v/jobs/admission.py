@@ -9,9 +9,9 @@ from pathlib import Path
 from PIL import Image
 
 from i2v.errors import QueueFull, StorageFull
-from i2v.images import to_png
 from i2v.jobs.job import Door, Job
 from i2v.jobs.line import Line
+from i2v.jobs.photo import encode_png
 from i2v.jobs.store import JobStore, NewJob
 from i2v.request import GenerateRequest
 from i2v.settings import Settings
@@ -66,7 +66,7 @@ def new_job(
     extends: str | None,
 ) -> NewJob:
     """Everything that is stored of a submission: a seed is drawn, the normalised photo packed."""
-    png = to_png(picture)
+    png = encode_png(picture)
     return NewJob(
         id=f"video_{uuid.uuid4().hex[:24]}",
         request=request.with_seed(),

@@ -227,6 +227,14 @@ class JobQueue:
         live = self._board.get(id)  # before the row: of a job that ends in between, the row is older than this
         return self._line.fill_in(self._opened().get(id), live)
 
+    def running(self, id: str) -> Job | None:
+        """The job as it stands if it runs now, from memory alone and at once, so that a coroutine may ask; else None.
+
+        Most polls are for it. A thread for each would take the interpreter from the engine's thread just as often.
+        """
+        live = self._board.get(id)
+        return None if live is None else self._line.fill_in(live.job, live)
+
     def list(
         self,
         *,
