@@ -205,14 +205,17 @@ async def _create(request: Request) -> tuple[Job, str]:
     generate = request_of(body, context.settings)
     async with context.decoding:
         photo = await run_in_threadpool(photo_of, received, body, context.settings)
-    job = await _submit(request, generate, photo)
-    if body.webhook is not None and not job.replayed:
-        await run_in_threadpool(context.webhooks.add, job, body.webhook)
+    job = await _submit(request, generate, photo, webhook=body.webhook)
     return job, placement_note(photo, generate)
 
 
 async def _submit(
-    request: Request, generate: GenerateRequest, photo: Image.Image, *, extends: str | None = None
+    request: Request,
+    generate: GenerateRequest,
+    photo: Image.Image,
+    *,
+    extends: str | None = None,
+    webhook: str | None = None,
 ) -> Job:
     context = context_of(request)
     submit = partial(
@@ -223,6 +226,7 @@ async def _submit(
         caller=caller_of(request),
         idempotency_key=_idempotency_key(request),
         extends=extends,
+        webhook=webhook,
     )
     job = await run_in_threadpool(submit)
     log.info("accepted", extra={"job": job.id, "request": request.scope["i2v.request_id"]})
