@@ -99,13 +99,6 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return rgb
 
 
-def to_png(image: Image.Image) -> bytes:
-    """PNG bytes of an image; lightly compressed, because a 12-megapixel photo would otherwise take seconds."""
-    out = io.BytesIO()
-    image.save(out, "PNG", compress_level=1)
-    return out.getvalue()
-
-
 @dataclass(frozen=True, slots=True)
 class Placement:
     """How a photo came into the size of the video. Boxes are (left, top, right, bottom).

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageCms
 
 from i2v.errors import InvalidImage
-from i2v.images import decode, decode_data_url, fit_image, place, to_png, to_rgb
+from i2v.images import decode, decode_data_url, fit_image, place, to_rgb
 
 ASSETS = Path(__file__).parent / "assets"
 MAX = 50_000_000
@@ -516,10 +516,6 @@ def test_flipped_bits_give_a_picture_or_invalid_image_and_nothing_else(
 def test_any_text_or_bytes_give_a_picture_or_invalid_image(junk: str | bytes, prefix: str) -> None:
     with pytest.raises(InvalidImage):
         decode(junk, max_pixels=MAX) if isinstance(junk, bytes) else decode_data_url(prefix + junk, max_pixels=MAX)
-
-
-def test_to_png_keeps_every_pixel(photo: Image.Image) -> None:
-    assert np.array_equal(np.asarray(decode(to_png(photo), max_pixels=MAX)), np.asarray(photo))
 
 
 @settings(max_examples=300, deadline=None)

@@ -9,9 +9,9 @@ from pathlib import Path
 from PIL import Image
 
 from i2v.errors import QueueFull, StorageFull
-from i2v.images import to_png
 from i2v.jobs.job import Door, Job
 from i2v.jobs.line import Line
+from i2v.jobs.photo import encode_png
 from i2v.jobs.store import JobStore, NewJob
 from i2v.request import GenerateRequest
 from i2v.settings import Settings
@@ -64,9 +64,10 @@ def new_job(
     idempotency_key: str | None,
     priority: int,
     extends: str | None,
+    webhook: str | None,
 ) -> NewJob:
     """Everything that is stored of a submission: a seed is drawn, the normalised photo packed."""
-    png = to_png(picture)
+    png = encode_png(picture)
     return NewJob(
         id=f"video_{uuid.uuid4().hex[:24]}",
         request=request.with_seed(),
@@ -75,8 +76,9 @@ def new_job(
         caller=caller,
         priority=priority,
         idempotency_key=idempotency_key,
-        fingerprint=None if idempotency_key is None else fingerprint(request, png, extends),
+        fingerprint=None if idempotency_key is None else fingerprint(request, png, extends, webhook),
         extends=extends,
+        webhook=webhook,
     )
 
 
@@ -84,9 +86,9 @@ def free_bytes(folder: Path) -> int:
     return shutil.disk_usage(folder).free
 
 
-def fingerprint(request: GenerateRequest, png: bytes, extends: str | None) -> str:
+def fingerprint(request: GenerateRequest, png: bytes, extends: str | None, webhook: str | None) -> str:
     """SHA-256 of everything the caller chose. `request` is as it came in: a seed drawn here is no choice."""
     digest = hashlib.sha256(request.model_dump_json().encode())
-    digest.update(f"\0{extends}\0".encode())
+    digest.update(f"\0{extends}\0{webhook}\0".encode())
     digest.update(png)
     return digest.hexdigest()

@@ -7,7 +7,7 @@ call them through a thread; `wait` and `events` are coroutines. Nothing here pol
 import logging
 import threading
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -192,12 +192,14 @@ class JobQueue:
         idempotency_key: str | None = None,
         priority: int = 0,
         extends: str | None = None,
+        webhook: str | None = None,
     ) -> Job:
         """Queue a job and return it, seed drawn. `image` is upright RGB of any size; `priority` higher runs first.
 
         `idempotency_key`: the same key with the same request returns the job that is there, `replayed` set.
         `extends`: id of a completed job; its frames go before the new ones in the file (the first new frame, which
         shows the same moment as the last old one, is dropped). `image` should be its last frame.
+        `webhook`: an address that is stored with the job and waits in `owed_webhooks` once the job is final.
 
         Raises NotReady, DoesNotFit, QueueFull, TooManyJobs, StorageFull, Conflict; NotFound for an unknown `extends`.
         """
@@ -211,7 +213,7 @@ class JobQueue:
         if idempotency_key is None:
             self._admission.check_line()  # before the photo is packed; the insert has the last word
         picture = normalise(image)
-        new = new_job(request, picture, door, caller, idempotency_key, priority, extends)
+        new = new_job(request, picture, door, caller, idempotency_key, priority, extends, webhook)
         self._worker.expect(new.id, picture)
         job, replayed = self._admission.insert(store, new)
         if replayed:
@@ -226,6 +228,14 @@ class JobQueue:
         """The job as it stands. Raises `NotFound`."""
         live = self._board.get(id)  # before the row: of a job that ends in between, the row is older than this
         return self._line.fill_in(self._opened().get(id), live)
+
+    def running(self, id: str) -> Job | None:
+        """The job as it stands if it runs now, from memory alone and at once, so that a coroutine may ask; else None.
+
+        Most polls are for it. A thread for each would take the interpreter from the engine's thread just as often.
+        """
+        live = self._board.get(id)
+        return None if live is None else self._line.fill_in(live.job, live)
 
     def list(
         self,
@@ -329,6 +339,20 @@ class JobQueue:
             retention.remove_files(self._folder, job.result.file)
         store.delete(id)
         self._hub.changed(id)
+
+    # -- webhooks -----------------------------------------------------------------------------------------------
+
+    def webhook(self, id: str) -> str | None:
+        """The address that the job's end is still to be told to."""
+        return self._opened().webhook(id)
+
+    def owed_webhooks(self) -> Sequence[str]:
+        """Ids of jobs that are final, or gone, and whose address has not been told."""
+        return self._opened().owed_webhooks()
+
+    def forget_webhook(self, id: str) -> None:
+        """The address has been told, or given up."""
+        self._opened().forget_webhook(id)
 
     # -- waiting ------------------------------------------------------------------------------------------------
 

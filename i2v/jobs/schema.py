@@ -79,6 +79,13 @@ inputs = Table(
     Column("png", LargeBinary, nullable=False),
 )
 
+webhooks = Table(
+    "i2v_webhooks",  # a row goes when the address has been told or given up; it outlives a job that is deleted at once
+    metadata,
+    Column("job_id", String(40), primary_key=True),
+    Column("url", Text, nullable=False),
+)
+
 
 class DataError(RuntimeError):
     """The data folder or the database cannot be used; the message says why and what to do. Ends the start."""

@@ -9,26 +9,21 @@ attempt still does can touch it. Order is priority, then sequence, never time. K
 """
 
 import json
-import logging
 import re
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any, Literal
 
-from sqlalchemy import ColumnElement, Connection, and_, delete, func, insert, select, update
-from sqlalchemy.exc import DBAPIError, IntegrityError
-from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy import ColumnElement, Connection, and_, delete, func, insert, or_, select, update
 
-from i2v.errors import Conflict, NotFound, QueueFull, StorageFull, TooManyJobs, Unavailable
+from i2v.errors import Conflict, NotFound, QueueFull, TooManyJobs
+from i2v.jobs.database import Database
 from i2v.jobs.job import FINAL, Door, Job, JobResult, Status
 from i2v.jobs.rows import CANCELLED, LOST, LOST_MESSAGE, NO_FILE, QUEUED, job_of, recovered
-from i2v.jobs.schema import POSTGRES_LOCK, DataError, inputs, jobs, open_database
+from i2v.jobs.schema import inputs, jobs, webhooks
 from i2v.request import GenerateRequest
-
-log = logging.getLogger(__name__)
 
 CACHED = 1000
 _NEXT_FIRST = (jobs.c.priority.desc(), jobs.c.seq)
@@ -54,6 +49,7 @@ class NewJob:
     idempotency_key: str | None = None
     fingerprint: str | None = None
     extends: str | None = None
+    webhook: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,22 +79,13 @@ class JobStore:
     def __init__(self, url: str, boot: str, clock: Clock) -> None:
         self.boot = boot
         self._clock = clock
-        self._engine = open_database(url)
-        self._write = threading.RLock()
         self._cache: dict[str, Job] = {}  # rows as read since the last write: pollers ask for the same few
         self._cache_lock = threading.Lock()
         self._version = 0
-        self._guard: Connection | None = None
-        try:
-            self._take_database_lock()
-        except BaseException:
-            self._engine.dispose()
-            raise
+        self._database = Database(url, self._forget_cache)
 
     def close(self) -> None:
-        if self._guard is not None:
-            self._guard.close()
-        self._engine.dispose()
+        self._database.close()
 
     # -- arrival ------------------------------------------------------------------------------------------------
 
@@ -107,7 +94,7 @@ class JobStore:
 
         Raises `Conflict` (key used with another body), `QueueFull`, `TooManyJobs`.
         """
-        with self._writing() as connection:
+        with self._database.writing() as connection:
             if (found := _find_key(connection, new)) is not None:
                 return found, True
             waiting = _count(connection, jobs.c.status == "queued")
@@ -119,6 +106,8 @@ class JobStore:
                     raise TooManyJobs(f"{own} of your jobs are waiting already; {per_caller} may")
             connection.execute(insert(jobs).values(**self._row(new)))
             connection.execute(insert(inputs).values(job_id=new.id, png=new.png))
+            if new.webhook is not None:
+                connection.execute(insert(webhooks).values(job_id=new.id, url=new.webhook))
             return _read(connection, new.id), False
 
     def _row(self, new: NewJob) -> dict[str, Any]:
@@ -146,7 +135,7 @@ class JobStore:
             version, known = self._version, self._cache.get(id)
         if known is not None:
             return known
-        with self._reading() as connection:
+        with self._database.reading() as connection:
             job = _read(connection, id)
         with self._cache_lock:
             if version == self._version and len(self._cache) < CACHED:
@@ -156,7 +145,7 @@ class JobStore:
     def png(self, id: str) -> bytes:
         """The photo the job was given, as stored. Raises `NotFound`."""
         _check_id(id)
-        with self._reading() as connection:
+        with self._database.reading() as connection:
             found = connection.scalar(select(inputs.c.png).where(inputs.c.job_id == id))
         if found is None:
             raise _unknown(id)
@@ -178,7 +167,7 @@ class JobStore:
         if search:
             search = search.replace("\0", "").encode("utf-8", "ignore").decode()  # what no stored prompt holds
             query = query.where(jobs.c.prompt.icontains(search, autoescape=True))
-        with self._reading() as connection:
+        with self._database.reading() as connection:
             if after is not None:
                 _check_id(after)
                 seq = connection.scalar(select(jobs.c.seq).where(jobs.c.id == after))
@@ -190,19 +179,19 @@ class JobStore:
     def waiting(self) -> Sequence[Job]:
         """The queued jobs, next one first."""
         query = select(jobs).where(jobs.c.status == "queued").order_by(*_NEXT_FIRST)
-        with self._reading() as connection:
+        with self._database.reading() as connection:
             return [job_of(row) for row in connection.execute(query).mappings()]
 
     def next_is_retry(self) -> bool:
         """Whether the job that `claim` would start now was in flight when the process died before."""
         query = select(jobs.c.attempt).where(jobs.c.status == "queued").order_by(*_NEXT_FIRST).limit(1)
-        with self._reading() as connection:
+        with self._database.reading() as connection:
             return bool(connection.scalar(query))
 
     def counts(self) -> dict[Status, int]:
         """Jobs by state; states without jobs are left out."""
         query = select(jobs.c.status, func.count().label("number")).group_by(jobs.c.status)
-        with self._reading() as connection:
+        with self._database.reading() as connection:
             return {row.status: row.number for row in connection.execute(query)}
 
     # -- a running job ------------------------------------------------------------------------------------------
@@ -212,9 +201,8 @@ class JobStore:
 
         Raises `InvalidTransition` when the slot still holds a job, `DataError` when another server took the database.
         """
-        with self._write:
-            self._keep_database_lock()
-        with self._writing() as connection:
+        self._database.keep_lock()
+        with self._database.writing() as connection:
             if _count(connection, jobs.c.slot == slot):
                 raise InvalidTransition(f"engine {slot} still holds a job")
             query = (
@@ -265,14 +253,14 @@ class JobStore:
     def cancel_queued(self, id: str) -> Job:
         """Raises `InvalidTransition` when it is no longer queued, `NotFound`."""
         values = {"status": "cancelled", "completed_at": self._now(), "error_code": "cancelled"}
-        with self._writing() as connection:
+        with self._database.writing() as connection:
             _move(connection, id, jobs.c.status == "queued", {**values, "error_message": CANCELLED})
             return _read(connection, id)
 
     def delete(self, id: str) -> None:
         """Forget a finished job and its photo. Raises `InvalidTransition` when it is not finished, `NotFound`."""
         _check_id(id)
-        with self._writing() as connection:
+        with self._database.writing() as connection:
             gone = connection.execute(delete(jobs).where(jobs.c.id == id, jobs.c.status.in_(FINAL)))
             if not gone.rowcount:
                 raise InvalidTransition(f"job {id} is {_read(connection, id).status}, not finished")
@@ -280,7 +268,7 @@ class JobStore:
     def mark_lost(self, id: str) -> None:
         """The one change of a finished row: its file has vanished, so `completed` would be untrue."""
         values = {"status": "failed", "error_code": LOST, "error_message": LOST_MESSAGE, **NO_FILE}
-        with self._writing() as connection:
+        with self._database.writing() as connection:
             _move(connection, id, jobs.c.status == "completed", values)
 
     def recover(self, attempts: int, size_of: Callable[[str], int | None]) -> dict[str, Status]:
@@ -290,7 +278,7 @@ class JobStore:
         started `attempts` times is interrupted; any other is queued again in its old place. Clocks play no part.
         """
         decided: dict[str, Status] = {}
-        with self._writing() as connection:
+        with self._database.writing() as connection:
             rows = connection.execute(select(jobs).where(jobs.c.status == "in_progress")).mappings().all()
             for row in rows:
                 values = recovered(row, attempts, size_of, self._now())
@@ -300,8 +288,27 @@ class JobStore:
 
     def continued(self, id: str) -> bool:
         """Whether a job that is not finished needs this one's video."""
-        with self._reading() as connection:
+        with self._database.reading() as connection:
             return bool(_count(connection, jobs.c.extends == id, jobs.c.status.not_in(FINAL)))
+
+    # -- webhooks -----------------------------------------------------------------------------------------------
+
+    def webhook(self, id: str) -> str | None:
+        """The address that still has to be told how the job ended; None when there is none."""
+        _check_id(id)
+        with self._database.reading() as connection:
+            return connection.scalar(select(webhooks.c.url).where(webhooks.c.job_id == id))
+
+    def owed_webhooks(self) -> Sequence[str]:
+        """Ids of jobs that are finished, or gone, and whose address has not been told."""
+        query = select(webhooks.c.job_id).outerjoin(jobs, webhooks.c.job_id == jobs.c.id)
+        query = query.where(or_(jobs.c.id.is_(None), jobs.c.status.in_(FINAL))).order_by(jobs.c.seq)
+        with self._database.reading() as connection:
+            return connection.scalars(query).all()
+
+    def forget_webhook(self, id: str) -> None:
+        with self._database.writing() as connection:
+            connection.execute(delete(webhooks).where(webhooks.c.job_id == id))
 
     # -- retention ----------------------------------------------------------------------------------------------
 
@@ -313,20 +320,20 @@ class JobStore:
             query = query.where(jobs.c.id.not_in(needed))
         if before is not None:
             query = query.where(jobs.c.completed_at < before.timestamp())
-        with self._reading() as connection:
+        with self._database.reading() as connection:
             return [VideoRow(row.id, row.file, row.bytes or 0) for row in connection.execute(query)]
 
     def videos_total(self) -> tuple[int, int]:
         """How many finished videos there are, and their bytes."""
         query = select(func.count(), func.coalesce(func.sum(jobs.c.bytes), 0)).where(jobs.c.status == "completed")
-        with self._reading() as connection:
+        with self._database.reading() as connection:
             number, size = connection.execute(query).one()
         return int(number), int(size)
 
     def forget_failures(self, keep: int) -> int:
         """Delete finished rows without a video, but for the newest `keep`; returns how many went."""
         without = jobs.c.status.in_(FINAL - {"completed"})
-        with self._writing() as connection:
+        with self._database.writing() as connection:
             edge = connection.scalar(
                 select(jobs.c.seq).where(without).order_by(jobs.c.seq.desc()).offset(keep).limit(1)
             )
@@ -337,50 +344,19 @@ class JobStore:
     def recent_results(self, limit: int) -> Sequence[Job]:
         """The newest completed jobs, oldest of them first: what the pace is learnt from after a start."""
         query = select(jobs).where(jobs.c.status == "completed").order_by(jobs.c.seq.desc()).limit(limit)
-        with self._reading() as connection:
+        with self._database.reading() as connection:
             return [job_of(row) for row in connection.execute(query).mappings()][::-1]
 
     # -- inside -------------------------------------------------------------------------------------------------
 
-    def _take_database_lock(self) -> None:
-        """PostgreSQL can be reached from many folders; the session lock goes when this process does."""
-        if self._engine.dialect.name != "postgresql":
-            return
-        self._guard = self._engine.connect().execution_options(isolation_level="AUTOCOMMIT")
-        if not self._guard.scalar(select(func.pg_try_advisory_lock(POSTGRES_LOCK))):
-            self._guard.close()
-            raise DataError("another i2v server uses this PostgreSQL database. Stop it first, or give each its own")
-
-    def _keep_database_lock(self) -> None:
-        """A session that broke (the database was restarted) has lost its lock: take it again, or stop working."""
-        if self._guard is None:
-            return
-        try:
-            self._guard.scalar(select(1))
-        except DBAPIError:
-            self._guard.close()
-            with _translated():
-                self._take_database_lock()
-
-    @contextmanager
-    def _writing(self) -> Iterator[Connection]:
-        with self._write:
-            try:
-                with _translated(), self._engine.begin() as connection:
-                    yield connection
-            finally:
-                with self._cache_lock:
-                    self._version += 1
-                    self._cache.clear()
-
-    @contextmanager
-    def _reading(self) -> Iterator[Connection]:
-        with _translated(), self._engine.connect().execution_options(i2v_readonly=True) as connection:
-            yield connection
+    def _forget_cache(self) -> None:
+        with self._cache_lock:
+            self._version += 1
+            self._cache.clear()
 
     def _change(self, claim: Claim, values: dict[str, Any]) -> None:
         fence = and_(jobs.c.status == "in_progress", jobs.c.boot_id == claim.boot, jobs.c.attempt == claim.attempt)
-        with self._writing() as connection:
+        with self._database.writing() as connection:
             _move(connection, claim.id, fence, values)
 
     def _finish(self, claim: Claim, status: Status, values: dict[str, Any]) -> None:
@@ -411,21 +387,6 @@ def _find_key(connection: Connection, new: NewJob) -> Job | None:
 
 def _count(connection: Connection, *where: ColumnElement[bool]) -> int:
     return connection.scalar(select(func.count()).select_from(jobs).where(*where)) or 0
-
-
-@contextmanager
-def _translated() -> Iterator[None]:
-    """A database that fails is the server's trouble of the moment, told without its words: they hold paths and SQL."""
-    try:
-        yield
-    except IntegrityError:
-        raise
-    except (DBAPIError, PoolTimeout) as error:
-        reason = str(getattr(error, "orig", error))
-        log.error("the job table: %s", reason)
-        if "full" in reason or "No space" in reason:
-            raise StorageFull("the disk is full; the job table takes no change") from error
-        raise Unavailable("the job table cannot be read or written at the moment", retry_after=5) from error
 
 
 def _check_id(id: str) -> None:

@@ -51,7 +51,7 @@ async def create(request: Request) -> Response:
     """Queue a video. The answer is its object; ask for it again, or listen to its events, until it is final."""
     job, note = await _create(request)
     notes = {} if job.result else {"notes": [note]}
-    answer = _object_answer(context_of(request), job, **notes)
+    answer = await _object_answer(context_of(request), job, **notes)
     if job.replayed:
         answer.headers["Idempotent-Replayed"] = "true"
     return answer
@@ -87,7 +87,7 @@ async def extend(request: Request) -> Response:
     frames = frames_for(body.seconds, source.request.fps)
     generate = checked(_values(source, prompt=body.prompt.strip(), num_frames=frames, seed=None), context.settings)
     job = await _submit(request, generate, last_frame, extends=source.id)
-    return _object_answer(context, job)
+    return await _object_answer(context, job)
 
 
 @router.get("/videos", **openapi.LIST)
@@ -119,7 +119,10 @@ async def list_videos(
 async def retrieve(request: Request, video_id: str) -> Response:
     """One video's object, with its progress."""
     context = context_of(request)
-    return _object_answer(context, await run_in_threadpool(context.queue.get, video_id))
+    job = context.queue.running(video_id)
+    if job is None:
+        job = await run_in_threadpool(context.queue.get, video_id)
+    return await _object_answer(context, job)
 
 
 @router.get("/videos/{video_id}/content", response_class=Response, **openapi.CONTENT)
@@ -153,7 +156,7 @@ async def cancel(request: Request, video_id: str) -> Response:
     """Stop a job within one step; answers when it has stopped."""
     context = context_of(request)
     job = await anyio.to_thread.run_sync(context.queue.cancel, video_id, limiter=context.waiting)
-    return _object_answer(context, job)
+    return await _object_answer(context, job)
 
 
 @router.post("/videos/{video_id}/remix", **openapi.REMIX)
@@ -164,7 +167,7 @@ async def remix(request: Request, video_id: str) -> Response:
     source = await run_in_threadpool(context.queue.get, video_id)
     generate = checked(_values(source, prompt=body.prompt.strip()), context.settings)
     photo = await run_in_threadpool(context.queue.input_image, video_id)
-    return _object_answer(context, await _submit(request, generate, photo))
+    return await _object_answer(context, await _submit(request, generate, photo))
 
 
 @router.delete("/videos/{video_id}", **openapi.DELETE)
@@ -202,14 +205,17 @@ async def _create(request: Request) -> tuple[Job, str]:
     generate = request_of(body, context.settings)
     async with context.decoding:
         photo = await run_in_threadpool(photo_of, received, body, context.settings)
-    job = await _submit(request, generate, photo)
-    if body.webhook is not None and not job.replayed:
-        await run_in_threadpool(context.webhooks.add, job, body.webhook)
+    job = await _submit(request, generate, photo, webhook=body.webhook)
     return job, placement_note(photo, generate)
 
 
 async def _submit(
-    request: Request, generate: GenerateRequest, photo: Image.Image, *, extends: str | None = None
+    request: Request,
+    generate: GenerateRequest,
+    photo: Image.Image,
+    *,
+    extends: str | None = None,
+    webhook: str | None = None,
 ) -> Job:
     context = context_of(request)
     submit = partial(
@@ -220,6 +226,7 @@ async def _submit(
         caller=caller_of(request),
         idempotency_key=_idempotency_key(request),
         extends=extends,
+        webhook=webhook,
     )
     job = await run_in_threadpool(submit)
     log.info("accepted", extra={"job": job.id, "request": request.scope["i2v.request_id"]})
@@ -241,9 +248,13 @@ def _object(context: Context, job: Job) -> dict[str, Any]:
     return video_object(job, context.queue, context.settings)
 
 
-def _object_answer(context: Context, job: Job, **changed: Any) -> Response:
+async def _object_answer(context: Context, job: Job, **changed: Any) -> Response:
     headers = {} if job.is_final else {"openai-poll-after-ms": str(poll_after_ms(job))}
-    return JSONAnswer(_object(context, job) | changed, headers=headers)
+    if job.extends is None:
+        found = _object(context, job)
+    else:  # the table is asked how long the videos before it are
+        found = await run_in_threadpool(_object, context, job)
+    return JSONAnswer(found | changed, headers=headers)
 
 
 def _model(context: Context) -> dict[str, Any] | None:

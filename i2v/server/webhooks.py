@@ -22,14 +22,13 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from urllib.parse import SplitResult, urlsplit
 
-from i2v.errors import InvalidRequest, NotFound
+from i2v.errors import I2VError, InvalidRequest, NotFound
 from i2v.jobs.job import Job
 from i2v.jobs.queue import JobQueue
 from i2v.settings import Settings
 
 log = logging.getLogger("i2v.server")
 
-FOLDER = "webhooks"  # in the outputs folder: one small file for each job whose end is still to be told
 BACK_OFF_S = (1.0, 5.0, 30.0, 120.0, 600.0, 3600.0)
 CONNECT_S = 10.0
 TOTAL_S = 20.0  # an address that drips its answer is cut off
@@ -49,17 +48,16 @@ class _Delivery:
 
 
 class Webhooks:
-    """One thread that delivers. `add` and `finished` are quick and thread-safe; `back_off` is injected by tests."""
+    """One thread that delivers. `finished` is quick and thread-safe; `back_off` is injected by tests."""
 
     def __init__(self, settings: Settings, queue: JobQueue, *, back_off: Sequence[float] = BACK_OFF_S) -> None:
         self._queue = queue
         self._secret = settings.webhook_secret.get_secret_value() if settings.webhook_secret else None
         self._allow_private = settings.webhook_allow_private
         self._back_off = back_off
-        self._folder = settings.outputs / FOLDER
         self._changed = threading.Condition()
-        self._wanted: dict[str, str] = {}
         self._due: list[_Delivery] = []
+        self._taken: set[str] = set()  # jobs in `_due` or being told: one that ends during the start is seen twice
         self._stopping = False
         self._thread: threading.Thread | None = None
 
@@ -67,11 +65,11 @@ class Webhooks:
         """Take up what an earlier process left, and begin to deliver. Without a secret there is nothing to do."""
         if self._secret is None:
             return
-        for file in self._folder.glob("video_*.json"):
-            with suppress(OSError, ValueError, KeyError, TypeError):
-                self._wanted[file.stem] = str(json.loads(file.read_text(encoding="utf-8"))["url"])
-        for job_id in list(self._wanted):
-            self._look(job_id)
+        for job_id in self._queue.owed_webhooks():
+            try:
+                self.finished(self._queue.get(job_id))
+            except NotFound:
+                self._queue.forget_webhook(job_id)
         self._thread = threading.Thread(target=self._run, name="i2v-webhooks", daemon=True)
         self._thread.start()
 
@@ -96,34 +94,28 @@ class Webhooks:
         except Refused as error:
             raise InvalidRequest(f"webhook is not taken: {error}", field="webhook") from None
 
-    def add(self, job: Job, url: str) -> None:
-        """Tell `url` when `job` has ended."""
-        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        (self._folder / f"{job.id}.json").write_text(json.dumps({"url": url}), encoding="utf-8")
-        with self._changed:
-            self._wanted[job.id] = url
-        self._look(job.id)  # it may have ended meanwhile
-
     def finished(self, job: Job) -> None:
-        """Called by the queue for each job that has ended."""
+        """Called by the queue for each job that has ended: its address, stored with it, is told soon."""
+        if self._secret is None:
+            return
+        try:
+            url = self._queue.webhook(job.id)
+        except I2VError as error:
+            log.warning("webhook not sent before the next start: %s", error.message, extra={"job": job.id})
+            return
         with self._changed:
-            url = self._wanted.pop(job.id, None)
-            if url is not None:
+            if url is not None and job.id not in self._taken:
+                self._taken.add(job.id)
                 heapq.heappush(self._due, _Delivery(time.monotonic(), job.id, url, event_of(job)))
                 self._changed.notify()
 
-    def _look(self, job_id: str) -> None:
-        try:
-            job = self._queue.get(job_id)
-        except NotFound:
-            self._forget(job_id)
-            return
-        if job.is_final:
-            self.finished(job)
-
     def _forget(self, job_id: str) -> None:
-        self._wanted.pop(job_id, None)
-        (self._folder / f"{job_id}.json").unlink(missing_ok=True)
+        try:
+            self._queue.forget_webhook(job_id)
+        except I2VError as error:
+            log.warning("webhook told again at the next start: %s", error.message, extra={"job": job_id})
+        with self._changed:
+            self._taken.discard(job_id)
 
     def _run(self) -> None:
         while (delivery := self._next()) is not None:

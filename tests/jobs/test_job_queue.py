@@ -440,13 +440,27 @@ def test_polling_a_running_job_reads_no_table(held: Held) -> None:
     """Five hundred polls a second must not cost the running job anything."""
     reads = []
     held.queue.get(held.running.id)
-    store = held.queue._opened()
-    original = store._reading
-    store._reading = lambda: (reads.append(1), original())[1]  # type: ignore[method-assign]
+    database = held.queue._opened()._database
+    original = database.reading
+    database.reading = lambda: (reads.append(1), original())[1]  # type: ignore[method-assign]
+    for _ in range(500):
+        found = held.queue.running(held.running.id)
+        assert found is not None
+        assert (found.status, found.step) == ("in_progress", 1)
+    assert reads == []
     for _ in range(500):
         held.queue.get(held.running.id)
     held.gate.open()
     assert len(reads) <= 2, "at most after a progress row was written in between"
+
+
+def test_only_a_running_job_is_found_in_memory(held: Held, dot: Image.Image) -> None:
+    waiting = held.queue.submit(SMALL, dot, door="cli")
+    assert held.queue.running(waiting.id) is None
+    assert held.queue.running("video_" + 24 * "0") is None
+    held.gate.open()
+    final(held.queue, held.running)
+    assert held.queue.running(held.running.id) is None
 
 
 def test_cancel_storms_end_every_job_and_leave_the_queue_working(make_queue: MakeQueue, dot: Image.Image) -> None:

@@ -158,7 +158,7 @@ def test_folder_and_files_have_the_promised_permissions(make_queue: MakeQueue, o
 
 def test_the_table_is_written_through_to_the_disk(outputs: Path, clock: Clock) -> None:
     store = JobStore(sqlite_url(outputs / "jobs.sqlite3"), "boot", clock)
-    with store._engine.connect() as connection:
+    with store._database.reading() as connection:
         pragmas = {
             name: connection.exec_driver_sql(f"PRAGMA {name}").scalar()
             for name in ("journal_mode", "synchronous", "foreign_keys", "busy_timeout")

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import socket
+import sqlite3
 import threading
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -179,42 +180,97 @@ async def test_an_answer_that_is_no_success_is_tried_again_with_the_same_id(crea
     assert len({call[1]["webhook-id"] for call in server.calls}) == 1
 
 
-async def test_it_is_given_up_in_the_end_and_forgotten(create, receiver, quick, settings, caplog):
+async def test_it_is_given_up_in_the_end_and_forgotten(create, receiver, quick, queue, caplog):
     server = receiver(500)
     await create(server.url)
     await server.wait_for(5)
-    folder = settings.outputs / "webhooks"
     async with asyncio.timeout(60):
-        while list(folder.iterdir()):
+        while queue.owed_webhooks():
             await asyncio.sleep(0.01)
     assert len(server.calls) == 5
     assert "given up after 5 attempts" in caplog.text
 
 
-async def test_a_call_that_is_owed_is_made_after_a_restart(create, receiver, app, queue, settings, engine):
-    server = receiver()
-    job = await create(server.url)
-    await queue.wait(job.json()["id"])
+async def test_a_call_that_is_owed_is_made_after_a_restart(create, receiver, app, queue, settings):
     app.state.context.webhooks.stop()
-    (settings.outputs / "webhooks").mkdir(exist_ok=True)
-    owed = settings.outputs / "webhooks" / f"{job.json()['id']}.json"
-    owed.write_text(json.dumps({"url": server.url}))
-    before = len(server.calls)
+    server = receiver()
+    job = (await create(server.url)).json()["id"]
+    await queue.wait(job)
+    assert queue.owed_webhooks() == [job]
     webhooks = Webhooks(settings, queue)
     webhooks.start()
-    await server.wait_for(before + 1)
+    await server.wait_for(1)
+    async with asyncio.timeout(60):
+        while queue.owed_webhooks():
+            await asyncio.sleep(0.01)
     webhooks.stop()
 
 
-async def test_what_is_remembered_of_a_deleted_job_is_forgotten(app, queue, settings):
-    folder = settings.outputs / "webhooks"
-    folder.mkdir(exist_ok=True)
-    (folder / "video_000000000000000000000000.json").write_text('{"url": "http://127.0.0.1:9/"}')
-    (folder / "video_broken.json").write_text("{")
+async def test_an_address_outlives_a_process_that_dies_right_after_the_job_was_queued(
+    create, receiver, app, queue, settings, engine
+):
+    """The address was stored after the job: a process that died in between had forgotten whom to tell."""
+    held = threading.Event()
+    engine.fault = lambda stage, step: held.wait(60)
+    job = (await create(receiver().url)).json()["id"]
+    with sqlite3.connect(settings.outputs / "jobs.sqlite3") as table:  # what another process would find
+        urls = table.execute(
+            "SELECT url FROM i2v_webhooks JOIN i2v_jobs ON id = job_id WHERE id = ?", (job,)
+        ).fetchall()
+    assert len(urls) == 1
+    held.set()
+
+
+async def test_one_key_with_another_address_is_a_conflict(create, receiver, client, small_url):
+    """The address was not part of what makes two submissions the same: the second one was told nothing."""
+    first, second = receiver(), receiver()
+    body = {"prompt": "x", "size": "256x256", "num_frames": 8, "steps": 10}
+    body["input_reference"] = {"image_url": small_url}
+
+    async def send(url):
+        headers = {"Idempotency-Key": "k"}
+        return await client.post("/v1/videos", json=body | ({"webhook": url} if url else {}), headers=headers)
+
+    made = await send(first.url)
+    again = await send(first.url)
+    assert (again.json()["id"], again.headers["idempotent-replayed"]) == (made.json()["id"], "true")
+    for url in (second.url, None):
+        answer = await send(url)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (409, "conflict")
+
+
+async def test_a_job_that_is_deleted_while_it_runs_is_told_as_cancelled(create, receiver, client, quick, queue, engine):
+    begun, held = threading.Event(), threading.Event()
+
+    def fault(stage, step):
+        begun.set()
+        held.wait(60)
+
+    engine.fault = fault
+    server = receiver()
+    job = (await create(server.url)).json()["id"]
+    assert await asyncio.to_thread(begun.wait, 60)
+    deleted = asyncio.create_task(client.delete(f"/v1/videos/{job}"))
+    async with asyncio.timeout(60):
+        while not any(live.cancelled for live in queue._board.all()):
+            await asyncio.sleep(0.01)
+    held.set()
+    assert (await deleted).status_code == 200
+    await server.wait_for(1)
+    event = json.loads(server.calls[0][2])
+    assert (event["type"], event["data"]) == ("video.cancelled", {"id": job})
+
+
+async def test_an_address_of_a_job_that_is_gone_is_forgotten(create, receiver, app, queue, settings):
+    app.state.context.webhooks.stop()
+    server = receiver()
+    job = (await create(server.url)).json()["id"]
+    await queue.wait(job)
+    await asyncio.to_thread(queue.delete, job)
     webhooks = Webhooks(settings, queue)
     webhooks.start()
     webhooks.stop()
-    assert [file.name for file in folder.iterdir()] == ["video_broken.json"]
+    assert (queue.owed_webhooks(), server.calls) == ([], [])
 
 
 INSIDE = [
@@ -267,6 +323,25 @@ class TestTheDoor:
     def test_a_name_that_points_inside_is_refused_when_it_is_called(self, url):
         with pytest.raises(Refused):
             post(url, b"{}", {}, allow_private=False)
+
+    def test_the_address_that_was_looked_at_is_the_one_that_is_called(self, monkeypatch):
+        """A name that points outside when it is checked and inside a moment later leads nowhere inside."""
+        answers = ["93.184.216.34", "127.0.0.1"]
+        called = []
+
+        def resolve(host, port, *_rest, **_more):
+            address = answers.pop(0) if host == "rebind.example" else host
+            return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port))]
+
+        def connect(address, *_rest, **_more):
+            called.append(address)
+            raise ConnectionRefusedError
+
+        monkeypatch.setattr(socket, "getaddrinfo", resolve)
+        monkeypatch.setattr(socket, "create_connection", connect)
+        with pytest.raises(ConnectionRefusedError):
+            post("http://rebind.example:8080/", b"{}", {}, allow_private=False)
+        assert (called, answers) == ([("93.184.216.34", 8080)], ["127.0.0.1"])
 
     def test_public_addresses_pass(self, settings):
         webhooks = Webhooks(settings, JobQueue(settings))
