@@ -36,7 +36,7 @@ class Run:
         return self.result.frames
 
 
-@pytest.fixture(scope="module", params=["the scene at sunset", "night falls"])
+@pytest.fixture(scope="module", params=["the scene at sunset", "night falls", "camera zooms in"])
 def runs(request: pytest.FixtureRequest) -> dict[str, Run]:
     engine = Engine.load("demo", device="cpu")
     photo = Image.open(ASSETS / "coffee.jpg").convert("RGB")
@@ -80,5 +80,5 @@ def test_the_preview_resembles_the_middle_frame(runs: dict[str, Run], preset: st
 def test_every_preset_keeps_the_models_guidance_range(runs: dict[str, Run], preset: str) -> None:
     result = runs[preset].result
     assert result is not None
-    assert result.guidance_scale == 12.0
-    assert "Guidance scale 15 was set to 12; this model works from 1 to 12." in result.notes
+    assert result.guidance_scale == 9.0
+    assert "Guidance scale 15 was set to 9; this model works from 1 to 9." in result.notes

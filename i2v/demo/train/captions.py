@@ -3,7 +3,10 @@
 import random
 
 # What the model can be asked for, in the order of the code's coordinates; `drift` answers every other prompt.
-CLASSES = ("static", "pan left", "pan right", "tilt up", "tilt down", "sunset", "night", "brighten", "fade", "drift")
+CLASSES = (
+    "static", "pan left", "pan right", "tilt up", "tilt down", "zoom in", "zoom out",
+    "sunset", "night", "brighten", "fade", "drift",
+)  # fmt: skip
 
 _PAN = (
     "camera pans {d}",
@@ -67,6 +70,46 @@ PHRASES: dict[str, tuple[str, ...]] = {
     "pan right": tuple(p.format(d="right") for p in _PAN),
     "tilt up": tuple(p.format(d="up") for p in _TILT),
     "tilt down": tuple(p.format(d="down") for p in _TILT),
+    "zoom in": (
+        "zoom in",
+        "zooms in",
+        "zooming in",
+        "camera zooms in",
+        "the camera zooms in",
+        "slow zoom in",
+        "the view zooms in",
+        "zoom into the picture",
+        "push in",
+        "the camera pushes in",
+        "slow push in",
+        "dolly in",
+        "the camera dollies in",
+        "move closer",
+        "the camera moves closer",
+        "camera moves forward",
+        "the camera moves in",
+        "close in on the subject",
+    ),
+    "zoom out": (
+        "zoom out",
+        "zooms out",
+        "zooming out",
+        "camera zooms out",
+        "the camera zooms out",
+        "slow zoom out",
+        "the view zooms out",
+        "zoom out of the picture",
+        "pull back",
+        "the camera pulls back",
+        "slow pull back",
+        "pull out",
+        "dolly out",
+        "the camera dollies out",
+        "move back",
+        "the camera moves back",
+        "camera moves backward",
+        "the camera moves away",
+    ),
     "sunset": (
         "sunset",
         "at sunset",
@@ -144,9 +187,8 @@ _PLACES = (
 _ACTIONS = ("", "", " walking", " smiling", " floating in the air", " waving", " turning around", " flying", " dancing")
 # Words of motion that are not learned: they mean `drift` like any other prompt outside the vocabulary.
 _UNLEARNED = (
-    "zoom in", "zoom out", "camera zooms in", "the camera zooms out", "slow zoom in", "dolly in", "dolly out",
-    "push in", "pull back", "rotate", "the camera rotates", "orbit shot", "tracking shot", "handheld camera",
-    "earthquake", "explosion", "camera shake", "crane shot", "spin around", "roll", "time lapse", "jump",
+    "rotate", "the camera rotates", "orbit shot", "tracking shot", "handheld camera", "earthquake", "explosion",
+    "camera shake", "crane shot", "spin around", "roll", "time lapse", "jump", "wind blows", "waves", "the water moves",
 )  # fmt: skip
 _STYLES = ("", "", ", cinematic", ", high quality", ", 4k", ", detailed", ", photo", ", beautiful")
 _OPENINGS = ("a ", "the ", "a photo of a ", "", "a beautiful ", "picture of a ")

@@ -15,7 +15,7 @@ from transformers import (
     CLIPVisionModelWithProjection,
 )
 
-from i2v.demo.train.scenes import PAN
+from i2v.demo.train.scenes import PAN, ZOOM_IN, ZOOM_OUT
 from i2v.demo.train.text import WIDTH
 
 NOISY = 0.05  # square root of alpha_bar at the first timestep: even the last step begins with almost pure noise
@@ -23,10 +23,12 @@ NOISY = 0.05  # square root of alpha_bar at the first timestep: even the last st
 CARD: dict[str, Any] = {
     "kind": "demo",
     "name": "demo",
-    "title": "Demo model (small, pans over a photo and changes its light; not I2VGen-XL)",
+    "title": "Demo model (small, zooms into a photo, pans over it and changes its light; not I2VGen-XL)",
     "note": "This is the small demo model that ships with i2v. It moves the view over the photo or changes its light. "
     "The full I2VGen-XL model adds real motion, detail and free prompts; it needs a CUDA GPU.",
     "vocabulary": [
+        "camera zooms in",
+        "camera zooms out",
         "camera pans left",
         "camera pans right",
         "camera tilts up",
@@ -37,13 +39,14 @@ CARD: dict[str, Any] = {
         "fade to black",
         "static camera",
     ],
-    "guidance_range": [1.0, 12.0],
+    "guidance_range": [1.0, 9.0],
     "limits": {
-        "sizes": "any; sharpness stays low",
-        "frames": "up to 16 were measured",
+        "sizes": "any; motion is exact for multiples of 64 pixels up to 768; sharpness stays low",
+        "frames": "8 to 32 were measured",
         "steps": "10 steps are enough",
-        "motion": f"the view moves by {PAN} pixels at most; no zoom and no motion of what the photo shows",
-        "guidance": "strength of the effect: full at 8, an eighth of it at 1",
+        "motion": f"the view moves by {PAN} pixels, or to {1 / (1 - ZOOM_IN):.2f} or {1 / (1 + ZOOM_OUT):.2f} times "
+        "the size; what the photo shows does not move by itself",
+        "guidance": "strength of the effect: full at 8.25, and above 9 it stays at 9",
     },
     "conventions": {"image_concat_scale": 1.0, "negative_prompt": "", "pad_token_id": None},
 }
