@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from i2v.settings import Settings
+from i2v.settings import Settings, SettingsError
 
 GB = 1e9
 DOWNLOAD_BYTES = 4.98e9  # the fp16 files of the published model that are fetched
@@ -41,6 +41,7 @@ def checks(settings: Settings) -> Iterator[Check]:
         ("python", check_python),
         ("torch", check_torch),
         ("device", lambda: check_device(settings)),
+        ("steps", lambda: check_steps(settings)),
         ("ffmpeg", check_ffmpeg),
         ("outputs", lambda: check_writable("outputs", settings.outputs)),
         ("disk", lambda: check_disk(settings.outputs, settings.min_free_mb)),
@@ -85,6 +86,26 @@ def check_device(settings: Settings) -> Check:
     found = memory.read(device, settings.max_vram_gb)
     words = f"{found.available / 2**30:.1f} of {found.total / 2**30:.1f} GiB free"
     return Check("device", True, f"{source.device_name(device)}, {words}")
+
+
+def check_steps(settings: Settings) -> Check:
+    """How denoising steps will run, and whether the presets file can be read."""
+    from i2v.engine import accelerate, source
+    from i2v.errors import ModelUnavailable
+    from i2v.presets import read_presets
+
+    try:
+        read_presets(settings.presets)
+        form, reason = accelerate.choose_form(settings.accelerate, source.choose_device(settings.device))
+    except SettingsError as error:
+        return Check("steps", False, str(error))
+    except ModelUnavailable:
+        return Check("steps", True, "not looked at: there is no such device")
+    if form is None:
+        return Check("steps", True, f"plain ({reason})")
+    if form.name == "compiled" and shutil.which("c++") is None and shutil.which("g++") is None:
+        return Check("steps", False, "accelerate is compile, and there is no C++ compiler; install one, or choose auto")
+    return Check("steps", True, f"as {form.name}, once one has been tried at a size and found equal and faster")
 
 
 def check_ffmpeg(find: Callable[[], str] | None = None) -> Check:

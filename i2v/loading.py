@@ -12,12 +12,13 @@ from i2v.settings import Settings
 
 
 def load_engine(settings: Settings, on_load: OnLoad) -> EngineProtocol:
-    """The engine that `settings.model` names. Raises `ModelUnavailable`."""
+    """The engine that `settings.model` names. Raises `ModelUnavailable`, and `SettingsError` for a bad presets file."""
     if settings.model == "fake":
         return FakeEngine(step_s=settings.fake.step_s, fault=failing(settings.fake.fail, settings.fake.fail_step))
     on_load("importing the engine", None)
     _let_threads_sleep()
     from i2v.engine.engine import Engine
+    from i2v.presets import read_presets
 
     return Engine.load(
         settings.model,
@@ -30,6 +31,8 @@ def load_engine(settings: Settings, on_load: OnLoad) -> EngineProtocol:
         memory=settings.memory,
         max_vram_gb=settings.max_vram_gb,
         image_concat_scale=settings.image_concat_scale,
+        accelerate=settings.accelerate,
+        presets=read_presets(settings.presets),
         on_load=on_load,
     )
 

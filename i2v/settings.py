@@ -100,6 +100,10 @@ class Settings(BaseSettings):
     )
     memory: Literal["auto", "resident", "low-vram"] = Field("auto", description="memory plan")
     max_vram_gb: float | None = Field(None, gt=0, description="pretend the card has only this much memory")
+    accelerate: Literal["auto", "off", "compile", "graph"] = Field(
+        "auto", description="faster forms of the denoising step; auto: CUDA graphs on CUDA, none on the CPU"
+    )
+    presets: Path | None = Field(None, description="file with presets (none: the package's own)")
 
     # What callers may ask for
     resolutions: tuple[int, ...] = Field(

@@ -24,6 +24,7 @@ def test_a_sound_machine_passes_every_check_and_nothing_is_made(tmp_path: Path) 
         "python",
         "torch",
         "device",
+        "steps",
         "ffmpeg",
         "outputs",
         "disk",

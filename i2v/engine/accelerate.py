@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 KEPT = 8  # forms at once: turbo needs four for one shape. Also the number of versions torch.compile keeps of a function
 REASONS = 256  # shapes that were tried in vain and are remembered
 TRIALS = 2  # timed runs of each side; the better one counts
+NO_MEMORY = "there was no memory for it"  # another job may find some, so this reason is forgotten
 WARM_UP = 3  # runs before a capture, so that libraries have made their workspaces
 
 # Largest relative difference from the plain step. A graph replays the same kernels; a compiled step keeps more digits
@@ -205,6 +206,7 @@ class Accelerator:
     def start(self, forbidden: str | None = None) -> None:
         """A new job; `forbidden` says why its steps have to be plain, None where they need not."""
         self.warm_up, self._forbidden = 0.0, forbidden
+        self.refused = {key: reason for key, reason in self.refused.items() if NO_MEMORY not in reason}
         self._used, self._told = set(), {}
         if forbidden is not None and self.form is not None:
             self._told[forbidden] = None
@@ -278,7 +280,7 @@ class Accelerator:
                 raise
             short = memory.is_out_of_memory(error)
             first = next(iter(str(error).splitlines()), "")[:200]
-            cause = "there was no memory for it" if short else f"{type(error).__name__}: {first}"
+            cause = NO_MEMORY if short else f"{type(error).__name__}: {first}"
             reason = f"{form.name} could not be made, {cause}"
         if reason is not None:
             self._refuse(key, reason, device)
@@ -291,7 +293,7 @@ class Accelerator:
             self.refused.clear()
         self.refused[key] = reason
         self._told[reason] = None
-        if "no memory" in reason:
+        if NO_MEMORY in reason:
             self.drop()
         memory.recover(device)
 

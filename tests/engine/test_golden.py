@@ -55,6 +55,22 @@ def difference(found: torch.Tensor, wanted: torch.Tensor) -> float:
     return float((found - wanted).norm() / wanted.norm())
 
 
+def test_a_comparison_is_a_few_lines(folders: dict[int, Path], recorded: dict[str, torch.Tensor]) -> None:
+    """As anybody who checks this engine against another one would write it."""
+    folder, image, case = folders[RECORD["cases"][0]["vae_levels"]], draw_photo(), RECORD["cases"][0]
+    wanted = recorded["0.latents"]
+    tensor = torch.randn(wanted.shape, generator=torch.Generator().manual_seed(case["noise_seed"]))
+    request = GenerateRequest(**{name: case[name] for name in FIELDS})
+    torch.manual_seed(case["vae_seed"])
+
+    result = Engine.load(folder, device="cpu", dtype="float32", conventions="upstream").generate(
+        request, image, noise=tensor
+    )
+
+    assert difference(result.latents, wanted) < 1e-4
+    assert np.abs(result.frames.astype(int) - recorded["0.frames"].numpy()).max() <= 1
+
+
 def test_the_tiny_folders_are_the_recorded_ones(folders: dict[int, Path]) -> None:
     for levels, folder in folders.items():
         found = hashlib.sha256()

@@ -1,6 +1,7 @@
 """One engine, many requests: seeds, progress, cancelling, notes, memory trouble, broken output."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,10 @@ from PIL import Image
 from tiny_folder import draw_photo, write_tiny_folder
 
 from i2v.engine import Engine
+from i2v.engine.conditioning import TextCache, encode_text
 from i2v.engine.protocol import Progress
 from i2v.errors import FatalEngineError, InvalidOutput, InvalidRequest, JobCancelled, OutOfMemory
+from i2v.images import fit_image
 from i2v.request import GenerateRequest
 
 SMALL = GenerateRequest(
@@ -154,6 +157,27 @@ def test_sizes_in_multiples_of_eight_and_any_frame_count_work(
     assert result.frames.shape == (frames, height, width, 3)
 
 
+@pytest.mark.parametrize(
+    ("width", "height", "frames"),
+    [(1280, 704, 1), (704, 1280, 1), (648, 328, 1), (64, 64, 8), (64, 64, 32)],
+    ids=lambda value: str(value),
+)
+def test_the_whole_range_of_sizes_and_lengths_works_and_the_crop_is_told(
+    engine: Engine, photo: Image.Image, width: int, height: int, frames: int
+) -> None:
+    change = {"width": width, "height": height, "num_frames": frames, "steps": 1, "guidance_scale": 1.0}
+    result = engine.generate(SMALL.model_copy(update=change), photo)
+    assert result.frames.shape == (frames, height, width, 3)
+    _, placement = fit_image(photo, width, height, "crop")
+    assert placement.describe() in result.notes
+    assert "cropped to its middle" in placement.describe()
+
+
+def test_a_padded_photo_is_said_to_have_borders(engine: Engine, photo: Image.Image) -> None:
+    wide = SMALL.model_copy(update={"width": 128, "height": 32, "steps": 1, "num_frames": 1, "fit": "pad"})
+    assert any("given black borders to 128x32" in note for note in engine.generate(wide, photo).notes)
+
+
 def test_a_vae_of_another_factor_sets_its_own_multiples(tmp_path: Path, photo: Image.Image) -> None:
     engine = Engine.load(write_tiny_folder(tmp_path / "five", vae_levels=5), device="cpu")
     result = engine.generate(SMALL.model_copy(update={"steps": 1}), photo)
@@ -230,6 +254,75 @@ def test_an_approximate_preset_says_what_it_does_and_a_long_one_takes_fewer_step
     taken = sum(p.stage == "denoise" for p in seen)
     assert taken < 40
     assert any(note.startswith(f"Preset {preset}: ") and f"in {taken} steps" in note for note in result.notes)
+
+
+def test_memory_is_planned_for_the_guidance_that_a_job_will_have(engine: Engine) -> None:
+    """It was planned for the one asked for, which the model's range may take away."""
+    without = with_part(engine, info=replace(engine.parts.info, guidance_range=(1.0, 1.0)))
+    asked = SMALL.model_copy(update={"num_frames": 64})  # so many that sampling needs more than decoding
+    off = asked.model_copy(update={"guidance_scale": 1.0})
+    assert engine.memory_need(asked).needed > engine.memory_need(off).needed
+    assert without.memory_need(asked).needed == engine.memory_need(off).needed
+
+
+# --- prompts that were encoded before
+
+
+class Counted:
+    """A text encoder that counts its calls."""
+
+    def __init__(self, inner: Any) -> None:
+        self.inner, self.calls = inner, 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        self.calls += 1
+        return self.inner(*args, **kwargs)
+
+
+def counted(engine: Engine) -> tuple[Engine, Counted]:
+    encoder = Counted(engine.parts.text_encoder)
+    return replace(with_part(engine, text_encoder=encoder), texts=TextCache(most=3)), encoder
+
+
+def test_a_prompt_is_encoded_once_for_many_seeds_and_gives_the_same_video(engine: Engine, photo: Image.Image) -> None:
+    watched, encoder = counted(engine)
+    for seed in (7, 8):
+        request = SMALL.model_copy(update={"seed": seed})
+        assert torch.equal(watched.generate(request, photo).latents, engine.generate(request, photo).latents)
+    assert encoder.calls == 2  # the prompt and the negative one
+    watched.generate(SMALL.model_copy(update={"prompt": "the cat"}), photo)
+    assert encoder.calls == 3
+    watched.generate(SMALL.model_copy(update={"prompt": "  the cat "}), photo)
+    assert encoder.calls == 3  # the same tokens
+
+
+def test_another_padding_is_another_embedding_few_are_kept_and_none_after_closing(
+    engine: Engine, photo: Image.Image
+) -> None:
+    watched, encoder = counted(engine)
+    watched.generate(SMALL, photo)
+    padded = replace(watched, conventions=replace(watched.conventions, pad_token_id=5))
+    padded.generate(SMALL, photo)
+    assert encoder.calls == 4
+    assert len(watched.texts.kept) == 3  # the oldest has gone
+    texts = Engine.of(engine.parts, engine.device, engine.conventions).texts
+    assert not texts.kept
+
+
+def test_offloaded_weights_are_not_brought_for_a_prompt_that_is_known(engine: Engine) -> None:
+    brought: list[Any] = []
+
+    def using(module: Any) -> Any:
+        brought.append(module)
+        return nullcontext()
+
+    texts, cpu = TextCache(), torch.device("cpu")
+    for _ in range(2):
+        encode_text(engine.parts, "the sun", engine.conventions, cpu, "prompt", using, texts)
+    assert brought == [engine.parts.text_encoder]
 
 
 # --- memory trouble

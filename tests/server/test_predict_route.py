@@ -51,6 +51,11 @@ async def test_the_headers_lead_to_the_job_and_its_file(client, predict, small_u
     assert video.content == Path(answer.json()["data"][0]).read_bytes()
 
 
+async def test_a_script_that_names_no_preset_gets_the_exact_one(predict, small_url, queue):
+    answer = await predict([small_url, "x", 256, 8, 8, 10, 7.5])
+    assert queue.get(answer.headers["x-job-id"]).request.preset == "exact"
+
+
 async def test_seed_and_negative_prompt_may_follow(predict, small_url, queue):
     answer = await predict([small_url, "x", 256, 8, 8, 10, 7.5, 7, "blurry"])
     request = queue.get(answer.headers["x-job-id"]).request

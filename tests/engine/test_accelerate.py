@@ -1,0 +1,451 @@
+"""Which form a step runs in: the trial, the bookkeeping of recorded steps, and compiled steps against plain ones.
+
+No GPU is needed: `Recorder` stands in for CUDA graphs. It has their ways: what it records reads and writes the same
+memory at every replay, and its results are overwritten by the next one.
+"""
+
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_folder import SCHEDULER, draw_photo, write_tiny_folder
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from i2v.engine import Engine, accelerate
+from i2v.engine.accelerate import KEPT, Accelerator, Compiled, Graph, Tensors, choose_form
+from i2v.engine.conditioning import Conditioning
+from i2v.engine.memory import Plan
+from i2v.engine.presets import PRESETS, Sampling
+from i2v.engine.sampler import denoise, schedule
+from i2v.engine.unet import I2VGenXLUNet, RequestState
+from i2v.request import GenerateRequest
+from tests.conftest import ROOT
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda:0")
+# whole and reusing steps, guided and not: every kind of step there is
+ALL_KINDS = Sampling("unipc", guidance_interval=(0.5, 1.0), deep_cache=(2, 1))
+
+
+@dataclass
+class Recording:
+    run: Callable[[], Tensors]
+    outputs: Tensors
+    recorder: "Recorder"
+    held: int = 1000
+
+    def replay(self) -> None:
+        self.recorder.replays += 1
+        for own, new in zip(self.outputs, self.run(), strict=True):
+            own.copy_(new + self.recorder.error)
+
+
+@dataclass
+class Recorder:
+    """Captures that replay on fixed memory; `error` is added to what they give, `fails` is raised instead."""
+
+    error: float = 0.0
+    fails: BaseException | None = None
+    captures: int = 0
+    replays: int = 0
+    resets: int = 0
+
+    def __call__(self, run: Callable[[], Tensors]) -> Recording:
+        self.captures += 1
+        if self.fails is not None:
+            raise self.fails
+        return Recording(run, tuple(output.clone() for output in run()), self)
+
+    def reset(self) -> None:
+        self.resets += 1
+
+
+@dataclass
+class Clock:
+    """Every look at it takes one second more, or one less, than the look before: plain runs are timed first."""
+
+    faster: bool = True
+    looks: int = 0
+    now: float = 0.0
+
+    def __call__(self) -> float:
+        self.looks += 1
+        self.now += 100.0 / self.looks if self.faster else 1.0 * self.looks
+        return self.now
+
+
+def accelerator(recorder: Recorder, *, faster: bool = True) -> Accelerator:
+    return Accelerator(Graph(recorder), "in a test", Clock(faster))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_folder(tmp_path_factory.mktemp("model") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def engine(folder: Path) -> Engine:
+    return Engine.load(folder, device="cpu", conventions="upstream")
+
+
+def given(seed: int, rows: int = 2, frames: int = 2) -> Conditioning:
+    generator = torch.Generator().manual_seed(seed)
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator)
+
+    return Conditioning(random(rows, 77, 32), random(rows, 1, 32), random(1, 4, frames, 8, 8), 16, 7.0)
+
+
+def noise(frames: int = 2) -> Tensor:
+    return torch.randn(1, 4, frames, 8, 8, generator=torch.Generator().manual_seed(5))
+
+
+def sample(
+    unet: Any,
+    steps: int,
+    conditioning: Conditioning,
+    steps_in: Accelerator | None = None,
+    sampling: Sampling = ALL_KINDS,
+) -> Tensor:
+    frames = conditioning.image_latents.shape[2]
+    table = schedule(SCHEDULER, sampling, steps)
+    return denoise(unet, *table, noise(frames), conditioning, sampling, accelerator=steps_in)
+
+
+# --- recorded steps
+
+
+def test_recorded_steps_give_the_plain_steps_latents_for_every_kind_of_step(engine: Engine) -> None:
+    unet, recorder = engine.parts.unet, Recorder()
+    steps = accelerator(recorder)
+    plain = sample(unet, 12, given(1))
+    assert torch.equal(sample(unet, 12, given(1), steps), plain)
+    assert recorder.captures == 4  # guided or not, whole or not
+    assert torch.equal(sample(unet, 12, given(1), steps), plain)
+    assert recorder.captures == 4
+
+
+def test_another_request_of_the_same_shape_replays_with_its_own_tensors(engine: Engine) -> None:
+    unet, recorder = engine.parts.unet, Recorder()
+    steps = accelerator(recorder)
+    sample(unet, 12, given(1), steps)
+    for seed, count in ((2, 12), (3, 9), (1, 20)):  # the number of steps is no part of a recording
+        assert torch.equal(sample(unet, count, given(seed), steps), sample(unet, count, given(seed)))
+    assert recorder.captures == 4
+
+
+def test_another_shape_is_recorded_apart(engine: Engine) -> None:
+    unet, recorder, exact = engine.parts.unet, Recorder(), PRESETS["exact"]
+    steps = accelerator(recorder)
+    for frames, rows in ((2, 2), (3, 2), (2, 1), (2, 2)):
+        conditioning = given(1, rows, frames)
+        assert torch.equal(sample(unet, 4, conditioning, steps, exact), sample(unet, 4, conditioning, None, exact))
+    assert recorder.captures == 3
+
+
+def test_a_result_is_not_overwritten_by_the_next_replay(engine: Engine) -> None:
+    """Previews look at estimates when they please."""
+    kept: list[tuple[Tensor, Tensor]] = []
+    table = schedule(SCHEDULER, PRESETS["exact"], 6)
+    denoise(
+        engine.parts.unet,
+        *table,
+        noise(),
+        given(1),
+        PRESETS["exact"],
+        on_step=lambda step, steps, estimate: kept.append((estimate, estimate.clone())),
+        accelerator=accelerator(Recorder()),
+    )
+    assert len(kept) == 6
+    assert all(torch.equal(estimate, then) for estimate, then in kept)
+
+
+@pytest.mark.parametrize("rescale", [0.0, 0.7])
+def test_a_step_reads_no_number_back_and_makes_no_tensor_from_the_host(engine: Engine, rescale: float) -> None:
+    """Either would break a recording on a GPU."""
+
+    class NothingFromTheHost(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            forbidden = ("_local_scalar_dense", "lift_fresh", "nonzero", "is_nonzero", "equal.default", "rand")
+            if any(name in str(func) for name in forbidden):
+                raise AssertionError(f"{func} in a step")
+            return func(*args, **(kwargs or {}))
+
+    class Watched(Recorder):
+        def __call__(self, run: Callable[[], Tensors]) -> Recording:
+            with NothingFromTheHost():
+                run()
+            return super().__call__(run)
+
+    recorder = Watched()
+    steps = accelerator(recorder)
+    sample(engine.parts.unet, 12, given(1), steps, replace(ALL_KINDS, guidance_rescale=rescale))
+    assert steps.report() == ("steps as a CUDA graph", ())
+    assert recorder.captures == 4
+    with pytest.raises(AssertionError, match="_local_scalar_dense"), NothingFromTheHost():
+        torch.ones(1).item()
+
+
+# --- the trial
+
+
+def test_a_form_that_disagrees_is_not_used_and_the_reason_is_told(engine: Engine) -> None:
+    recorder = Recorder(error=0.01)
+    steps = accelerator(recorder)
+    wanted = sample(engine.parts.unet, 12, given(1))
+    assert torch.equal(sample(engine.parts.unet, 12, given(1), steps), wanted)
+    assert recorder.replays == recorder.captures == 4  # one look each
+    used, reasons = steps.report()
+    assert used == ""
+    assert len(reasons) == 4
+    assert all(reason.startswith("Steps ran plainly: a CUDA graph differed by") for reason in reasons)
+    steps.start()
+    sample(engine.parts.unet, 12, given(1), steps)
+    assert recorder.captures == 4  # not tried again
+    assert len(steps.report()[1]) == 4  # and told again
+
+
+def test_a_form_that_is_not_faster_is_not_used(engine: Engine) -> None:
+    recorder = Recorder()
+    steps = accelerator(recorder, faster=False)
+    sample(engine.parts.unet, 4, given(1), steps, PRESETS["exact"])
+    assert steps.report()[0] == ""
+    assert "was not faster" in steps.report()[1][0]
+    assert not steps.kept
+
+
+def test_time_spent_on_trials_counts_apart(engine: Engine) -> None:
+    steps = accelerator(Recorder())
+    sample(engine.parts.unet, 4, given(1), steps, PRESETS["exact"])
+    assert steps.warm_up > 0
+    steps.start()
+    sample(engine.parts.unet, 4, given(1), steps, PRESETS["exact"])
+    assert steps.warm_up == 0
+
+
+def test_a_step_that_gives_nan_decides_nothing(engine: Engine) -> None:
+    recorder = Recorder()
+    steps = accelerator(recorder)
+    broken = replace(given(1), image_latents=given(1).image_latents * float("nan"))
+    with pytest.raises(Exception, match="not finite"):
+        sample(engine.parts.unet, 3, broken, steps, PRESETS["exact"])
+    assert recorder.captures == 0
+    sample(engine.parts.unet, 3, given(1), steps, PRESETS["exact"])
+    assert recorder.captures == 1
+
+
+# --- trouble
+
+
+def test_without_memory_for_a_recording_all_are_given_back_and_the_job_goes_on(engine: Engine) -> None:
+    recorder = Recorder()
+    steps = accelerator(recorder)
+    sample(engine.parts.unet, 3, given(1), steps, PRESETS["exact"])
+    assert steps.held > 1000
+    recorder.fails = torch.OutOfMemoryError("CUDA out of memory")
+    three = given(1, frames=3)
+    wanted = sample(engine.parts.unet, 3, three, None, PRESETS["exact"])
+    assert torch.equal(sample(engine.parts.unet, 3, three, steps, PRESETS["exact"]), wanted)
+    assert (len(steps.kept), steps.held) == (0, 0)
+    assert recorder.resets > 0
+    assert "there was no memory for it" in steps.report()[1][0]
+    recorder.fails = None
+    steps.start()  # another job may find memory
+    assert torch.equal(sample(engine.parts.unet, 3, three, steps, PRESETS["exact"]), wanted)
+    assert len(steps.kept) == 1
+
+
+def test_a_recording_that_fails_is_only_a_reason_and_a_lost_gpu_is_not(engine: Engine) -> None:
+    recorder = Recorder(fails=RuntimeError("operation not permitted when stream is capturing"))
+    steps = accelerator(recorder)
+    sample(engine.parts.unet, 3, given(1), steps, PRESETS["exact"])
+    assert "RuntimeError: operation not permitted when stream is capturing" in steps.report()[1][0]
+    lost = Recorder(fails=torch.AcceleratorError("CUDA error: an illegal memory access was encountered"))
+    with pytest.raises(torch.AcceleratorError):
+        sample(engine.parts.unet, 3, given(1), accelerator(lost), PRESETS["exact"])
+
+
+def test_weights_at_other_addresses_drop_what_was_recorded(folder: Path) -> None:
+    unet, recorder = Engine.load(folder, device="cpu").parts.unet, Recorder()
+    steps = accelerator(recorder)
+    sample(unet, 3, given(1), steps, PRESETS["exact"])
+    unet.conv_in.weight.data = unet.conv_in.weight.data * 2
+    assert torch.equal(
+        sample(unet, 3, given(1), steps, PRESETS["exact"]), sample(unet, 3, given(1), None, PRESETS["exact"])
+    )
+    assert recorder.captures == 2
+
+
+@dataclass
+class Times:
+    """A step that needs no model: latents times what the state holds."""
+
+    def parameters(self) -> Iterator[Tensor]:
+        return iter(())
+
+    @staticmethod
+    def step(_unet: Any, _kind: Any, state: RequestState, latents: Tensor, *_rest: Any) -> tuple[Any, ...]:
+        return latents * state.image_term, latents + 1, latents, None
+
+
+def one_step(steps: Accelerator, width: int) -> Tensor:
+    state = RequestState(torch.full((width,), 3.0), torch.zeros(1, 1), ())
+    return steps.run(Times.step, Times(), "kind", (state, torch.ones(width), torch.zeros(1), None))[0]
+
+
+def test_a_bounded_number_is_kept_and_the_one_used_longest_ago_goes_first() -> None:
+    recorder = Recorder()
+    steps = accelerator(recorder)
+    for width in range(1, KEPT + 1):
+        one_step(steps, width)
+    one_step(steps, 1)  # used again
+    one_step(steps, KEPT + 1)
+    assert len(steps.kept) == KEPT
+    assert recorder.captures == KEPT + 1
+    assert one_step(steps, 1).tolist() == [3.0]
+    assert recorder.captures == KEPT + 1
+    one_step(steps, 2)  # it had gone
+    assert recorder.captures == KEPT + 2
+
+
+# --- through the engine
+
+JOB = GenerateRequest(prompt="the sun", width=64, height=64, num_frames=2, steps=4, guidance_scale=5.0, seed=7)
+
+
+def test_a_result_says_how_its_steps_ran_and_what_warming_up_took(engine: Engine) -> None:
+    fast = replace(engine, steps=accelerator(Recorder()))
+    first, second, plain = (one.generate(JOB, draw_photo()) for one in (fast, fast, engine))
+    assert torch.equal(first.latents, plain.latents)
+    assert torch.equal(second.latents, plain.latents)
+    assert first.plan == second.plan == f"{plain.plan}, steps as a CUDA graph"
+    assert first.stage_seconds["warm_up"] > 0
+    assert "warm_up" not in second.stage_seconds | plain.stage_seconds
+
+
+def test_no_form_is_used_while_weights_are_offloaded_or_memory_is_short(engine: Engine) -> None:
+    recorder = Recorder()
+    fast = replace(engine, steps=accelerator(recorder))
+    assert fast.keeps_steps_plain(JOB, Plan()) is None
+    fast.generate(JOB, draw_photo())
+    assert fast.steps.held > 0
+    assert "weights are offloaded" in str(fast.keeps_steps_plain(JOB, Plan(offload="model")))
+    assert fast.steps.held == 0
+    fast.generate(JOB, draw_photo())
+    used = fast.memory_need(JOB).needed
+    tight = replace(fast, max_vram_gb=(used / 0.9 + 2**29) / 2**30 + 1e-4)
+    assert "do not fit beside the job" in str(tight.keeps_steps_plain(JOB, Plan()))
+    fast.steps.start("a reason")
+    assert fast.steps.report() == ("", ("Steps ran plainly: a reason.",))
+
+
+def test_running_out_of_memory_and_closing_drop_every_form(folder: Path) -> None:
+    engine = replace(Engine.load(folder, device="cpu"), steps=accelerator(Recorder()))
+    engine.generate(JOB, draw_photo())
+    assert engine.steps.kept
+    tried: list[Plan] = []
+
+    def fails_once(plan: Plan) -> str:
+        tried.append(plan)
+        if len(tried) == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        assert not engine.steps.kept
+        return "done"
+
+    assert engine.recovering(fails_once, Plan(), lambda plan: plan, JOB)[0] == "done"
+    engine.generate(JOB, draw_photo())
+    assert engine.steps.kept
+    assert engine.texts.kept
+    engine.close()
+    assert not engine.steps.kept
+    assert not engine.texts.kept
+
+
+@pytest.mark.parametrize(
+    ("wanted", "device", "form"),
+    [
+        ("auto", CPU, None),
+        ("auto", CUDA, Graph),
+        ("off", CUDA, None),
+        ("graph", CUDA, Graph),
+        ("graph", CPU, None),
+        ("compile", CPU, Compiled),
+        ("compile", CUDA, Compiled),
+    ],
+)
+def test_the_form_follows_setting_and_device_with_a_reason(wanted: str, device: torch.device, form: Any) -> None:
+    found, reason = choose_form(wanted, device)
+    assert type(found) is (form or type(None))
+    assert reason
+    with pytest.raises(ValueError, match="accelerate is 'fast'"):
+        choose_form("fast", device)
+
+
+def test_neither_inductor_nor_triton_is_loaded_unless_asked_for(folder: Path) -> None:
+    code = f"""
+import sys, torch
+from i2v.engine import Engine
+from i2v.request import GenerateRequest
+from PIL import Image
+engine = Engine.load({str(folder)!r}, device="cpu")
+engine.generate(GenerateRequest(prompt="x", width=64, height=64, num_frames=2, steps=2, seed=1),
+                Image.radial_gradient("L").convert("RGB"))
+print([name for name in ("torch._inductor.compile_fx", "triton") if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "[]"
+
+
+# --- compiled steps (Inductor's C++ back end)
+
+
+@pytest.fixture(scope="module")
+def small() -> I2VGenXLUNet:
+    """The least UNet that has every kind of step."""
+    torch.manual_seed(0)
+    unet = I2VGenXLUNet.from_config(
+        {
+            "block_out_channels": (16,),
+            "down_block_types": ("CrossAttnDownBlock3D",),
+            "up_block_types": ("CrossAttnUpBlock3D",),
+            "layers_per_block": 1,
+            "norm_num_groups": 4,
+            "cross_attention_dim": 32,
+            "attention_head_dim": 8,
+        }
+    )
+    for parameter in unet.requires_grad_(False).parameters():
+        if not parameter.any():
+            parameter.normal_(0, 0.05)
+    return unet
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "sampling", [PRESETS["exact"], replace(ALL_KINDS, deep_cache=(2, 0))], ids=["exact", "all kinds"]
+)
+def test_a_compiled_step_equals_the_plain_one_and_a_broken_weight_shows(
+    small: I2VGenXLUNet, sampling: Sampling
+) -> None:
+    steps = Accelerator(Compiled(), "in a test", Clock())
+    plain = sample(small, 8, given(1), None, sampling)
+    compiled = sample(small, 8, given(1), steps, sampling)
+    assert len(steps.kept) == (1 if sampling == PRESETS["exact"] else 4), steps.report()
+    assert accelerate.largest_difference([compiled], [plain]) < 1e-5
+    weight = small.conv_out.weight
+    kept = weight.clone()
+    try:
+        weight += 0.01
+        broken = sample(small, 8, given(1), steps, sampling)
+    finally:
+        weight.copy_(kept)
+    assert accelerate.largest_difference([broken], [plain]) > 1e-3
+    steps.drop()
+    assert not steps.kept
