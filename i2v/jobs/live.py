@@ -61,7 +61,7 @@ class Live:
             try:
                 self.preview = progress.preview()
             except Exception:
-                log.exception("job %s: no preview", self.job.id)  # a picture to look at is not worth the job
+                log.exception("no preview", extra={"job": self.job.id})  # a picture is not worth the job
 
     def writing(self) -> None:
         self._stage, self._step = "write", self.job.request.steps

@@ -115,7 +115,7 @@ class Publisher:
         except I2VError as error:
             self._verdicts.failed(live, error)
         except Exception:
-            log.exception("job %s: the video could not be written", live.job.id)
+            log.exception("the video could not be written", extra={"job": live.job.id})
             self._verdicts.failed(live, GenerationFailed("the video could not be written"))
 
     def _publish(self, parcel: _Parcel) -> None:

@@ -8,7 +8,6 @@ import logging
 import threading
 import uuid
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,19 +18,23 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from i2v.engine.protocol import EngineProtocol, Frames, MemoryNeed, ModelInfo
-from i2v.errors import Conflict, I2VError, NotFound, NotReady
+from i2v.errors import I2VError, NotReady
 from i2v.jobs import retention
 from i2v.jobs.admission import Admission, free_bytes, new_job
+from i2v.jobs.ending import Ending
 from i2v.jobs.events import Hub
 from i2v.jobs.job import Door, Job, Status
 from i2v.jobs.line import Line
 from i2v.jobs.live import Board
 from i2v.jobs.lock import FolderLock
-from i2v.jobs.pace import RECENT, Pace
+from i2v.jobs.mark import Mark, mark_of
+from i2v.jobs.pace import Pace
 from i2v.jobs.photo import decode_png, normalise
 from i2v.jobs.publish import Failpoint, Publisher, WriteVideo
+from i2v.jobs.recovery import recover
 from i2v.jobs.schema import DataError, sqlite_url
-from i2v.jobs.store import Clock, InvalidTransition, JobStore
+from i2v.jobs.shelf import Shelf
+from i2v.jobs.store import Clock, JobStore
 from i2v.jobs.verdicts import Verdicts
 from i2v.jobs.waits import Waits
 from i2v.jobs.worker import Mutex, PlainMutex, Worker
@@ -99,8 +102,10 @@ class JobQueue:
         try:
             url = self._settings.database or sqlite_url(self._folder / DATABASE_NAME)
             self._store = JobStore(url, uuid.uuid4().hex, self._clock)
-            self._clean_up(self._store)
-            self._build(self._store)
+            own_table = None if self._settings.database else self._folder / DATABASE_NAME
+            mark = mark_of(self._folder, own_table, self._store)
+            recover(self._store, self._folder, self._settings, self._pace, self._clock())
+            self._build(self._store, mark)
         except BaseException as error:
             if self._store is not None:
                 self._store.close()
@@ -108,6 +113,9 @@ class JobQueue:
             self._folder_lock.release()
             if isinstance(error, I2VError):
                 raise DataError(error.message) from error
+            if isinstance(error, OSError):
+                reason = error.strerror or error
+                raise DataError(f"the outputs folder {self._folder} cannot be used: {reason}") from error
             raise
         if self._first_engine is not None:
             self.attach(self._first_engine)
@@ -170,15 +178,23 @@ class JobQueue:
     def model(self) -> ModelInfo | None:
         return None if self._engine is None else self._engine.info
 
+    def storage_problem(self) -> str | None:
+        """Why videos or rows cannot be written now, in a sentence without paths; None when they can."""
+        if self._store is None:
+            return "the job table is not open"
+        if (problem := self._shelf.problem()) is not None:
+            return problem
+        try:
+            self._store.counts()
+        except I2VError as error:
+            return error.message
+        if not self._verdicts.storage_works:
+            return "the job table takes no change at the moment"
+        return None if self._admission.has_room() else "the disk is nearly full"
+
     def storage_ok(self) -> bool:
         """Videos and rows can be written: the folder is there and writable, the disk has room, the table answers."""
-        try:
-            if self._store is None or not self._verdicts.storage_works or not retention.writable(self._folder):
-                return False
-            self._store.counts()
-        except (OSError, I2VError):
-            return False
-        return self._admission.has_room()
+        return self.storage_problem() is None
 
     # -- arrival ------------------------------------------------------------------------------------------------
 
@@ -209,6 +225,7 @@ class JobQueue:
         engine.check(request)
         if extends is not None:
             self.video_path(self.get(extends))
+        self._shelf.check()
         self._admission.check_room()
         if idempotency_key is None:
             self._admission.check_line()  # before the photo is packed; the insert has the last word
@@ -269,14 +286,10 @@ class JobQueue:
         return live.preview
 
     def video_path(self, job: Job) -> Path:
-        """Where the video is. Raises `Conflict` when the job is not completed, `NotFound` when its file is gone."""
-        if job.result is None:
-            raise Conflict(f"the video is not ready: the job is {job.status}")
-        if retention.size_of(self._folder, job.result.file) is None:
-            with suppress(InvalidTransition, NotFound):
-                self._opened().mark_lost(job.id)
-            raise NotFound("the file of this video is no longer there")
-        return self._folder / job.result.file
+        """Where the video is. Raises `Conflict` when the job is not completed, `NotFound` when its file is gone,
+        `Unavailable` when the whole folder is."""
+        self._opened()
+        return self._shelf.path_of(job)
 
     def average_seconds(self, request: GenerateRequest) -> float | None:
         """Inference time of such a job here, None before the first job has finished."""
@@ -310,34 +323,21 @@ class JobQueue:
 
         A job that completes just then stays completed. Raises `Conflict` when it was final already, `NotFound`.
         """
-        job = self.get(id)
-        if job.status == "cancelled":
-            return job
-        if job.is_final:
-            raise Conflict(f"the job is {job.status} already")
-        self._ask_to_end(id)
-        return self.wait_sync(id)
+        self._opened()
+        return self._ending.cancel(id)
 
     def abandon(self, id: str) -> None:
         """The caller has gone. A queued job is dropped; a running one goes by `predict.on_disconnect`. No wait."""
-        with suppress(NotFound):
-            if self._cancel_queued(id):
-                return
-            if self._settings.predict.on_disconnect == "cancel":
-                self._ask_to_end(id)
+        self._opened()
+        self._ending.abandon(id, running=self._settings.predict.on_disconnect == "cancel")
 
     def delete(self, id: str) -> None:
-        """Cancel if needed (waits), then remove the file, its sidecar and the row. Raises `NotFound`."""
-        store = self._opened()
-        if not self.get(id).is_final:
-            self._ask_to_end(id)
-            self.wait_sync(id)
-        if store.continued(id):
-            raise Conflict("another job continues this video; cancel that one first")
-        job = store.get(id)
-        if job.result is not None:
-            retention.remove_files(self._folder, job.result.file)
-        store.delete(id)
+        """Cancel if needed (waits), then remove the file, its sidecar and the row.
+
+        Raises `NotFound`, and `Unavailable` when the file cannot be removed; the row stays then.
+        """
+        self._opened()
+        self._ending.delete(id)
         self._hub.changed(id)
 
     # -- webhooks -----------------------------------------------------------------------------------------------
@@ -373,21 +373,11 @@ class JobQueue:
 
     # -- inside -------------------------------------------------------------------------------------------------
 
-    def _clean_up(self, store: JobStore) -> None:
-        for id, status in store.recover(
-            self._settings.queue.attempts, lambda name: retention.size_of(self._folder, name)
-        ).items():
-            log.warning("job %s was running when the server stopped; now %s", id, status)
-        retention.sweep(store, self._folder)
-        retention.enforce(store, self._folder, self._settings.retention, self._clock())
-        store.forget_failures(retention.FAILURES_KEPT)
-        for job in store.recent_results(RECENT):
-            if job.result is not None:
-                self._pace.record(job.request, job.result.seconds)
-
-    def _build(self, store: JobStore) -> None:
+    def _build(self, store: JobStore, mark: Mark) -> None:
         from i2v.video import new_file_name, write_video
 
+        self._shelf = Shelf(self._folder, mark, store, self._settings.retention)
+        self._ending = Ending(store, self._shelf, self._board, get=self.get, wait=self.wait_sync, dropped=self._dropped)
         self._verdicts = Verdicts(
             store,
             self._board,
@@ -448,7 +438,7 @@ class JobQueue:
         try:
             job = store.get(id)
         except I2VError as error:
-            log.warning("after job %s: %s", id, error.message)
+            log.warning("after its end: %s", error.message, extra={"job": id})
             return
         if job.is_final:
             self._ended(store, job)
@@ -456,7 +446,7 @@ class JobQueue:
     def _ended(self, store: JobStore, job: Job) -> None:
         try:
             if job.status == "completed":
-                for gone in retention.enforce(store, self._folder, self._settings.retention, self._clock()):
+                for gone in self._shelf.enforce(self._clock()):
                     self._moved(gone)
             else:
                 store.forget_failures(retention.FAILURES_KEPT)
@@ -482,23 +472,10 @@ class JobQueue:
 
         return read_frames(self.video_path(self.get(id)))
 
-    def _cancel_queued(self, id: str) -> bool:
-        store = self._opened()
-        try:
-            job = store.cancel_queued(id)
-        except InvalidTransition:
-            return False
-        self._moved(id)
-        self._ended(store, job)
-        return True
-
-    def _ask_to_end(self, id: str) -> None:
-        """Drop a queued job, or mark a running one, which its thread notices after the step it is in."""
-        if self._cancel_queued(id):
-            return
-        self._board.cancel(id)
-        if self.get(id).is_final:
-            self._board.spare(id)
+    def _dropped(self, job: Job) -> None:
+        """A queued job was cancelled."""
+        self._moved(job.id)
+        self._ended(self._opened(), job)
 
     def _get_or_down(self, id: str) -> Job:
         job = self.get(id)

@@ -51,7 +51,7 @@ def sweep(store: JobStore, folder: Path) -> None:
     for video in store.videos():
         if size_of(folder, video.file) is None:
             store.mark_lost(video.id)
-            log.warning("job %s: its video is no longer there", video.id)
+            log.warning("its video is no longer there", extra={"job": video.id})
 
 
 def enforce(store: JobStore, folder: Path, limits: RetentionSettings, now: datetime) -> list[str]:
@@ -95,7 +95,7 @@ def _remove(store: JobStore, folder: Path, ids: list[str]) -> list[str]:
         except (NotFound, InvalidTransition):
             continue  # somebody else removed it
         except OSError as error:
-            log.warning("job %s could not be removed: %s", id, error.strerror)
+            log.warning("could not be removed: %s", error.strerror, extra={"job": id})
             continue
         gone.append(id)
     return gone

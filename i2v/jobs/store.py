@@ -22,7 +22,7 @@ from i2v.errors import Conflict, NotFound, QueueFull, TooManyJobs
 from i2v.jobs.database import Database
 from i2v.jobs.job import FINAL, Door, Job, JobResult, Status
 from i2v.jobs.rows import CANCELLED, LOST, LOST_MESSAGE, NO_FILE, QUEUED, job_of, recovered
-from i2v.jobs.schema import inputs, jobs, webhooks
+from i2v.jobs.schema import inputs, jobs, meta, webhooks
 from i2v.request import GenerateRequest
 
 CACHED = 1000
@@ -309,6 +309,18 @@ class JobStore:
     def forget_webhook(self, id: str) -> None:
         with self._database.writing() as connection:
             connection.execute(delete(webhooks).where(webhooks.c.job_id == id))
+
+    # -- notes --------------------------------------------------------------------------------------------------
+
+    def note(self, key: str) -> str | None:
+        """A word that is kept with the table; None before it was set."""
+        with self._database.reading() as connection:
+            return connection.scalar(select(meta.c.value).where(meta.c.key == key))
+
+    def set_note(self, key: str, value: str) -> None:
+        with self._database.writing() as connection:
+            if not connection.execute(update(meta).where(meta.c.key == key).values(value=value)).rowcount:
+                connection.execute(insert(meta).values(key=key, value=value))
 
     # -- retention ----------------------------------------------------------------------------------------------
 

@@ -50,31 +50,32 @@ class Verdicts:
         self.storage_works = True
 
     def started(self, live: Live) -> None:
+        log.info("started, attempt %d", live.claim.attempt, extra={"job": live.job.id})
         self._board.add(live)
         self._moved(live.job.id)
 
     def completed(self, live: Live, result: JobResult) -> bool:
         """False when the row had been settled by somebody else, so that the file belongs to nobody."""
         self._pace.record(live.job.request, result.seconds)
-        log.info("job %s completed in %.1f s: %s", live.job.id, result.seconds, result.file)
+        log.info("completed in %.1f s: %s", result.seconds, result.file, extra={"job": live.job.id})
         return self._settle(live, lambda: self._store.complete(live.claim, result))
 
     def failed(self, live: Live, error: I2VError) -> None:
-        log.warning("job %s failed: %s (%s)", live.job.id, error.message, error.code)
+        log.warning("failed: %s (%s)", error.message, error.code, extra={"job": live.job.id})
         self._settle(live, lambda: self._store.fail(live.claim, error.code, error.message))
 
     def cancelled(self, live: Live) -> None:
-        log.info("job %s cancelled", live.job.id)
+        log.info("cancelled", extra={"job": live.job.id})
         self._settle(live, lambda: self._store.cancel_running(live.claim))
 
     def requeued(self, live: Live) -> None:
         """The server stops in good order: the attempt does not count."""
-        log.info("job %s goes back to the queue", live.job.id)
+        log.info("goes back to the queue", extra={"job": live.job.id})
         self._settle(live, lambda: self._store.requeue(live.claim, count=False))
 
     def engine_lost(self, live: Live, error: I2VError, *, again: bool) -> None:
         """`again`: one more attempt after the restart, when there is one left."""
-        log.critical("job %s lost the engine: %s", live.job.id, error.message)
+        log.critical("lost the engine: %s", error.message, extra={"job": live.job.id})
         if again and live.claim.attempt < self._attempts:
             self._settle(live, lambda: self._store.requeue(live.claim, count=True))
         else:
@@ -109,7 +110,7 @@ class Verdicts:
             self.persist(change)
             ours = True
         except InvalidTransition as error:
-            log.warning("job %s had been settled before: %s", live.job.id, error)
+            log.warning("settled before: %s", error, extra={"job": live.job.id})
             ours = False
         self._board.remove(live)
         self._moved(live.job.id)

@@ -180,7 +180,7 @@ class Worker:
         except MemoryError:
             self._verdicts.failed(live, OutOfMemory("the machine ran out of memory during this job"))
         except Exception as error:
-            log.exception("job %s: the engine failed", live.job.id)
+            log.exception("the engine failed", extra={"job": live.job.id})
             self._verdicts.failed(live, GenerationFailed(f"the engine failed ({type(error).__name__})"))
         else:
             self._hand_over(live, result)
@@ -189,7 +189,7 @@ class Worker:
         engine, job = self._engine, live.job
         assert engine is not None  # noqa: S101 - for the type checker; nothing is claimed before
         photo = self._photo(job.id)
-        with self._mutex.hold(lambda who: log.info("job %s waits for %s", job.id, who), lambda: live.must_end):
+        with self._mutex.hold(lambda who: log.info("waits for %s", who, extra={"job": job.id}), lambda: live.must_end):
             self._watchdog.arm(lambda: self._hung(live))
             try:
                 return engine.generate(job.request, photo, on_step=lambda progress: self._on_step(live, progress))
@@ -224,7 +224,7 @@ class Worker:
         except InvalidTransition:
             live.cancelled = True  # the row has been settled without this thread: stop working on it
         except (Unavailable, StorageFull) as error:
-            log.warning("job %s: its progress could not be stored: %s", live.job.id, error.message)
+            log.warning("its progress could not be stored: %s", error.message, extra={"job": live.job.id})
 
     def _hung(self, live: Live) -> None:
         """On the watchdog's thread. The engine's thread is beyond help, so the process has to end."""
@@ -240,7 +240,7 @@ class Worker:
         try:
             self._verdicts.persist(lambda: self._store.begin_write(live.claim, kept.file, kept))
         except InvalidTransition:
-            log.warning("job %s was settled before its frames were there", live.job.id)
+            log.warning("settled before its frames were there", extra={"job": live.job.id})
             self._board.remove(live)
             return
         self._hub.step(live.job.id)

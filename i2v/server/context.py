@@ -16,6 +16,10 @@ from i2v.settings import Settings
 # needing 25 GB, and two cores busy.
 DECODERS = 2
 
+# Pictures made from finished videos: their own place, because a GIF of a large clip takes many seconds, in which
+# uploads must still be decoded.
+RENDERERS = 1
+
 # Threads that wait for a running job to stop (cancel, delete): their own, so that they take none from other routes.
 WAITERS = 64
 
@@ -30,6 +34,7 @@ class Context:
     webhooks: Webhooks
     variants: Variants = field(default_factory=Variants)
     decoding: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(DECODERS))
+    rendering: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(RENDERERS))
     waiting: anyio.CapacityLimiter = field(default_factory=lambda: anyio.CapacityLimiter(WAITERS))
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
 

@@ -55,9 +55,8 @@ def readiness(queue: JobQueue) -> tuple[str, str | None]:
         return "loading", f"the model is not loaded yet: {what or 'starting'}{share}"
     if queue.state != "ready":
         return queue.state, queue.failure or f"the server is {queue.state}"
-    if not queue.storage_ok():
-        return "storage", "the outputs folder cannot be written or is full"
-    return "ready", None
+    problem = queue.storage_problem()
+    return ("ready", None) if problem is None else ("storage", problem)
 
 
 def describe_model(queue: JobQueue) -> dict[str, Any] | None:

@@ -22,22 +22,33 @@ VARIANTS: Final = ("video", *_MAKERS)
 
 
 class Variants:
-    """Makes a variant once and keeps the last `KEPT` of them in memory; thread-safe, one made at a time."""
+    """Makes a variant once and keeps the last `KEPT` of them in memory; thread-safe.
+
+    `known` answers at once; `get` takes seconds for a long clip, and the route bounds how many do so side by side.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._made: OrderedDict[tuple[str, str], bytes] = OrderedDict()
 
-    def get(self, path: Path, fps: int, variant: str) -> bytes:
-        """The bytes of a variant other than `video`. Raises `InvalidRequest` when the file cannot be decoded."""
+    def known(self, path: Path, variant: str) -> bytes | None:
+        """The bytes of a variant that was made before."""
         key = (path.name, variant)
         with self._lock:
-            if key not in self._made:
-                self._made[key] = _MAKERS[variant][2](video.read_frames(path), fps)
+            if key in self._made:
+                self._made.move_to_end(key)
+            return self._made.get(key)
+
+    def get(self, path: Path, fps: int, variant: str) -> bytes:
+        """The bytes of a variant other than `video`. Raises `InvalidRequest` when the file cannot be decoded."""
+        made = self.known(path, variant)
+        if made is None:
+            made = _MAKERS[variant][2](video.read_frames(path), fps)
+            with self._lock:
+                self._made[path.name, variant] = made
                 if len(self._made) > KEPT:
                     self._made.popitem(last=False)
-            self._made.move_to_end(key)
-            return self._made[key]
+        return made
 
 
 def media_type(variant: str) -> str:

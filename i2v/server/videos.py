@@ -82,7 +82,7 @@ async def extend(request: Request) -> Response:
     context = context_of(request)
     received = await receive(request, "video")
     body = parse(ExtendVideo, received)
-    async with context.decoding:
+    async with context.rendering:  # it decodes a whole video
         source, last_frame = await run_in_threadpool(source_of, context.queue, body, received.file)
     frames = frames_for(body.seconds, source.request.fps)
     generate = checked(_values(source, prompt=body.prompt.strip(), num_frames=frames, seed=None), context.settings)
@@ -136,8 +136,10 @@ async def content(request: Request, video_id: str, variant: Annotated[str, Query
     path = await run_in_threadpool(context.queue.video_path, job)
     if variant == "video":
         return await video_answer(request, path, download=True)
-    async with context.decoding:
-        data = await run_in_threadpool(context.variants.get, path, job.request.fps, variant)
+    data = context.variants.known(path, variant)
+    if data is None:
+        async with context.rendering:
+            data = await run_in_threadpool(context.variants.get, path, job.request.fps, variant)
     disposition = f'inline; filename="{file_name(path, variant)}"'
     return ranged(request, in_memory(data), {"Content-Type": media_type(variant), "Content-Disposition": disposition})
 

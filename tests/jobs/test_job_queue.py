@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import errno
+import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,7 +13,8 @@ from job_doubles import DEADLINE_S, SMALL, Gate, MakeQueue, final, until
 from PIL import Image
 
 from i2v.engine.fake import FakeEngine
-from i2v.errors import Conflict, DoesNotFit, NotFound, NotReady, QueueFull, StorageFull, TooManyJobs
+from i2v.errors import Conflict, DoesNotFit, NotFound, NotReady, QueueFull, StorageFull, TooManyJobs, Unavailable
+from i2v.jobs import retention
 from i2v.jobs.job import Job
 from i2v.jobs.queue import JobQueue
 
@@ -247,6 +250,26 @@ def test_deleting_ends_a_running_job_and_removes_every_trace(held: Held, dot: Im
     held.queue.delete(done.id)
     assert not path.exists()
     assert not path.with_suffix(".json").exists()
+
+
+def test_a_video_that_cannot_be_removed_keeps_its_row_and_says_why(
+    make_queue: MakeQueue, dot: Image.Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder that had become read-only was an unexpected error, 500."""
+    queue = make_queue()
+    done = final(queue, queue.submit(SMALL, dot, door="cli"))
+
+    def refuse(_folder: Path, name: str) -> None:  # root, as whom tests may run, can write into any folder
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), name)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(retention, "remove_files", refuse)
+        with pytest.raises(Unavailable, match="cannot be removed: Read-only file system") as refused:
+            queue.delete(done.id)
+    assert str(queue._folder) not in refused.value.message
+    assert queue.get(done.id) == done
+    queue.delete(done.id)
+    assert queue.list() == []
 
 
 def test_a_video_whose_file_was_taken_away_is_no_longer_called_completed(

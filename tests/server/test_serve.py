@@ -123,5 +123,7 @@ def test_the_log_can_be_json(launch):
     server = launch("--log-json")
     server.small_job()
     records = [json.loads(line) for line in server.log.splitlines()]
-    assert any("job" in record for record in records)
     assert all({"time", "level", "message"} <= set(record) for record in records)
+    id = server.session.get(f"{server.url}/v1/videos", timeout=30).json()["data"][0]["id"]
+    told = [record["message"].split(" in ")[0].split(",")[0] for record in records if record.get("job") == id]
+    assert told == ["accepted", "started", "completed"]

@@ -12,6 +12,7 @@ from PIL import Image
 
 from i2v.errors import BadRequest
 from i2v.jobs.job import FINAL
+from i2v.server.variants import Variants
 from i2v.server.video_request import receive
 from i2v.video import probe
 
@@ -539,3 +540,30 @@ async def test_every_job_of_every_door_is_in_the_list(client, predict, small_url
     videos = (await client.get("/v1/videos")).json()["data"]
     assert len(videos) == 2
     assert all(video["status"] in FINAL for video in videos)
+
+
+async def test_pictures_that_take_long_hold_up_no_upload(app, client, queue, small_url):
+    """Two GIFs of large clips held both places in which photos are decoded, and every upload waited for them."""
+    rendering = threading.Event()
+    held = threading.Event()
+
+    class Slow(Variants):
+        def get(self, path, fps, variant):
+            rendering.set()
+            assert held.wait(60)
+            return super().get(path, fps, variant)
+
+    object.__setattr__(app.state.context, "variants", Slow())
+    body = {"prompt": "x", "size": "256x256", "num_frames": 8, "steps": 10, "input_reference": {"image_url": small_url}}
+    made = (await client.post("/v1/videos", json=body)).json()["id"]
+    await queue.wait(made)
+    asked = [asyncio.create_task(client.get(f"/v1/videos/{made}/content?variant={kind}")) for kind in ("gif", "webp")]
+    assert await asyncio.to_thread(rendering.wait, 60)
+    async with asyncio.timeout(60):
+        assert (await client.post("/v1/videos", json=body)).status_code == 200
+    assert not any(task.done() for task in asked)
+    held.set()
+    answers = await asyncio.gather(*asked)
+    assert [answer.headers["content-type"] for answer in answers] == ["image/gif", "image/webp"]
+    held.clear()  # what was made once is there at once
+    assert (await client.get(f"/v1/videos/{made}/content?variant=gif")).content == answers[0].content

@@ -1,0 +1,134 @@
+"""A table that lies elsewhere, and an outputs folder whose disk is not mounted: no video is taken for lost."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from job_doubles import SMALL, MakeQueue, final
+from PIL import Image
+
+from i2v.errors import NotFound, Unavailable
+from i2v.jobs.job import Job
+from i2v.jobs.mark import MARK_NAME
+from i2v.jobs.queue import JobQueue
+from i2v.jobs.schema import DataError, sqlite_url
+
+Start = Callable[..., JobQueue]
+Unmount = Callable[[], Callable[[], None]]
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def start(request: pytest.FixtureRequest, make_queue: MakeQueue, tmp_path: Path) -> Start:
+    """Starts a queue whose table does not lie in its outputs folder."""
+    url = sqlite_url(tmp_path / "elsewhere.sqlite3")
+    if request.param == "postgresql":
+        url = request.getfixturevalue("postgres_url")
+    return lambda **settings: make_queue(settings={"database": url, **settings})
+
+
+@pytest.fixture
+def unmount(outputs: Path) -> Unmount:
+    """Puts an empty folder in the place of the outputs, as a mount point shows; returns what mounts them again."""
+
+    def away() -> Callable[[], None]:
+        disk = outputs.with_name(outputs.name + "-disk")
+        outputs.rename(disk)
+        outputs.mkdir()
+
+        def back() -> None:
+            for left in outputs.iterdir():
+                left.unlink()
+            outputs.rmdir()
+            disk.rename(outputs)
+
+        return back
+
+    return away
+
+
+def made(queue: JobQueue, dot: Image.Image) -> Job:
+    return final(queue, queue.submit(SMALL, dot, door="cli"))
+
+
+def test_a_start_without_the_disk_is_refused_and_costs_no_video(
+    start: Start, unmount: Unmount, dot: Image.Image
+) -> None:
+    """Every video was marked as lost, for good, because its file was not in the empty mount point."""
+    queue = start()
+    done = made(queue, dot)
+    queue.stop()
+    mount = unmount()
+    with pytest.raises(DataError, match="mount its disk"):
+        start()
+    mount()
+    again = start()
+    assert again.get(done.id) == done
+    assert again.video_path(done).is_file()
+
+
+def test_a_disk_that_goes_while_the_server_runs_costs_no_video(
+    start: Start, unmount: Unmount, dot: Image.Image
+) -> None:
+    queue = start()
+    done = made(queue, dot)
+    mount = unmount()
+    assert "not be mounted" in (queue.storage_problem() or "")
+    asked: list[Callable[[], object]] = [
+        lambda: queue.video_path(done),
+        lambda: queue.submit(SMALL, dot, door="cli"),
+        lambda: queue.delete(done.id),
+    ]
+    for ask in asked:
+        with pytest.raises(Unavailable, match="not be mounted"):
+            ask()
+    assert queue.get(done.id) == done
+    mount()
+    assert queue.storage_problem() is None
+    assert queue.video_path(done).is_file()
+
+
+def test_videos_that_are_gone_for_good_are_given_up_as_the_sentence_says(
+    start: Start, unmount: Unmount, dot: Image.Image
+) -> None:
+    queue = start()
+    done = made(queue, dot)
+    queue.stop()
+    unmount()
+    with pytest.raises(DataError) as refused:
+        start()
+    found = re.search(r"echo (\w+) > (\S+)$", str(refused.value))
+    assert found is not None
+    Path(found[2]).write_text(f"{found[1]}\n")
+    assert start().get(done.id).error_code == "video_lost"
+
+
+def test_a_file_that_was_deleted_is_still_noticed(start: Start, dot: Image.Image) -> None:
+    queue = start()
+    done = made(queue, dot)
+    queue.video_path(done).unlink()
+    with pytest.raises(NotFound):
+        queue.video_path(done)
+    assert queue.get(done.id).error_code == "video_lost"
+
+
+def test_a_table_without_videos_takes_any_folder(
+    start: Start, outputs: Path, unmount: Unmount, dot: Image.Image
+) -> None:
+    queue = start()
+    queue.delete(made(queue, dot).id)
+    queue.stop()
+    unmount()
+    assert made(start(), dot).status == "completed"
+    assert (outputs / MARK_NAME).is_file()
+
+
+def test_a_table_in_the_folder_needs_no_mark(make_queue: MakeQueue, outputs: Path, dot: Image.Image) -> None:
+    queue = make_queue()
+    assert not (outputs / MARK_NAME).exists()
+    done = made(queue, dot)
+    (outputs / "jobs.sqlite3").rename(outputs / "hidden")
+    with pytest.raises(Unavailable, match="not be mounted"):
+        queue.submit(SMALL, dot, door="cli")
+    (outputs / "hidden").rename(outputs / "jobs.sqlite3")
+    assert queue.video_path(done).is_file()
