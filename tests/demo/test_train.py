@@ -87,7 +87,7 @@ def seen(photo: torch.Tensor, move: scenes.Move) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("name", scenes.MOVES)
-@pytest.mark.parametrize("size", [(16, 16), (32, 32), (24, 40), (96, 96)])
+@pytest.mark.parametrize("size", [(16, 16), (24, 40)])
 def test_the_wired_unet_moves_the_view_as_the_word_says(name: str, size: tuple[int, int]) -> None:
     """At all sizes alike, up to the edge; 0.04 is what the gather blurs of white noise."""
     torch.manual_seed(0)
