@@ -1,5 +1,6 @@
 """How the demo model is made: its captions, its scenes, the wired UNet, and the whole command in a minute."""
 
+import copy
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -87,7 +88,7 @@ def seen(photo: torch.Tensor, move: scenes.Move) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("name", scenes.MOVES)
-@pytest.mark.parametrize("size", [(16, 16), (32, 32), (24, 40), (96, 96)])
+@pytest.mark.parametrize("size", [(16, 16), (24, 40)])
 def test_the_wired_unet_moves_the_view_as_the_word_says(name: str, size: tuple[int, int]) -> None:
     """At all sizes alike, up to the edge; 0.04 is what the gather blurs of white noise."""
     torch.manual_seed(0)
@@ -163,8 +164,10 @@ def test_a_widened_autoencoder_is_the_same_function(monkeypatch: pytest.MonkeyPa
     torch.testing.assert_close(after, before, atol=1e-3, rtol=1e-3)
 
 
-def test_a_stopped_training_of_the_autoencoder_goes_on(tmp_path: Path) -> None:
+def test_a_stopped_training_of_the_autoencoder_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is stopped while it reports, right after its state was written."""
+    small = autoencoder.build((8, 8, 8, 8))
+    monkeypatch.setattr(autoencoder, "build", lambda: copy.deepcopy(small))
     held_out = torch.rand(1, 3, 64, 64) * 2 - 1
 
     def stop(line: str) -> None:

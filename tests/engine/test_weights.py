@@ -213,7 +213,7 @@ def test_an_unexpected_tensor_is_named(folder: Path) -> None:
 
 def test_a_tensor_of_another_shape_is_named_with_both_shapes(folder: Path) -> None:
     edit(folder / UNET, lambda tensors: tensors.update({KEY: torch.zeros(3, 3)}))
-    with pytest.raises(ModelUnavailable, match=r"conv_in\.weight has shape \(3, 3\); the config wants \(80, 8, 3, 3\)"):
+    with pytest.raises(ModelUnavailable, match=r"conv_in\.weight has shape \(3, 3\); the config wants \(40, 8, 3, 3\)"):
         load(folder)
 
 
