@@ -27,7 +27,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import httpx
-import uvicorn
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -35,6 +34,7 @@ sys.path.insert(0, str(ROOT))
 from i2v.engine.fake import FakeEngine  # noqa: E402 - the checkout this file lies in
 from i2v.jobs.queue import JobQueue  # noqa: E402
 from i2v.loading import load_engine  # noqa: E402
+from i2v.serve import Server, _listen  # noqa: E402
 from i2v.server.app import create_app  # noqa: E402
 from i2v.settings import Settings  # noqa: E402
 
@@ -47,13 +47,15 @@ STARTING_S = 2.0  # of a process of callers, which costs the machine something t
 @contextmanager
 def serving(settings: Settings, engine: Any) -> Iterator[str]:
     """A server without the page, in a thread of this process; its address."""
-    queue = JobQueue(settings, engine=engine)
-    server = uvicorn.Server(uvicorn.Config(create_app(settings, queue), port=0, log_level="error", access_log=False))
-    thread = threading.Thread(target=server.run, daemon=True)
+    settings = settings.model_copy(update={"port": 0})
+    listener = _listen(settings)  # as `i2v serve` does it: what it costs depends on the socket, too
+    server = Server(settings, create_app(settings, JobQueue(settings, engine=engine)), "here")
+    up = threading.Event()
+    server.once_listening = up.set
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
-    while not server.started:
-        time.sleep(0.01)
-    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    up.wait()
+    yield f"http://127.0.0.1:{listener.getsockname()[1]}"
     server.should_exit = True
     thread.join(30)
 

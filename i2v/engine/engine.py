@@ -23,7 +23,7 @@ from i2v.engine.accelerate import Accelerator, wait
 from i2v.engine.conventions import Conventions, for_model, for_parity, named
 from i2v.engine.memory import Offload, Plan
 from i2v.engine.presets import PRESETS, Sampling
-from i2v.engine.protocol import Frames, GenerationResult, MemoryNeed, ModelInfo, OnLoad, OnStep, Progress
+from i2v.engine.protocol import DeviceMemory, Frames, GenerationResult, MemoryNeed, ModelInfo, OnLoad, OnStep, Progress
 from i2v.engine.residency import resident, settle
 from i2v.engine.source import device_name
 from i2v.errors import FatalEngineError, InvalidRequest, OutOfMemory
@@ -143,6 +143,10 @@ class Engine:
         plan, free = self.choose_plan(request), gpu_memory.read(self.device, self.max_vram_gb)
         need = gpu_memory.predict(gpu_memory.shape_of(self.parts), self.as_run(request), plan)
         return MemoryNeed(needed=need.peak, available=free.usable, plan=str(plan))
+
+    def device_memory(self) -> DeviceMemory | None:
+        """The GPU's memory now; None on a CPU."""
+        return gpu_memory.device_memory(self.device)
 
     def would_fit(self, request: GenerateRequest) -> str:
         """What to ask for instead of a job that ran out of memory: at most half of it, less where memory is short."""

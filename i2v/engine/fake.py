@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
-from i2v.engine.protocol import GenerationResult, MemoryNeed, ModelInfo, OnStep, Progress
+from i2v.engine.protocol import DeviceMemory, GenerationResult, MemoryNeed, ModelInfo, OnStep, Progress
 from i2v.errors import DoesNotFit, FatalEngineError, InvalidOutput, OutOfMemory
 from i2v.request import GenerateRequest, draw_seed
 
@@ -30,12 +30,14 @@ NOTE = "This is the fake engine, not a model: a moving test pattern over the pho
 class FakeEngine:
     """`step_s` seconds of sleep a step; `fault(stage, step)` may raise, sleep or kill at any point of a job.
 
-    `max_pixels` (width x height x frames) makes `check` refuse larger jobs, as a small card would.
+    `max_pixels` (width x height x frames) makes `check` refuse larger jobs, as a small card would; `memory` is what it
+    says of its device.
     """
 
     step_s: float = 0.0
     fault: Callable[[str, int], None] | None = None
     max_pixels: int | None = None
+    memory: DeviceMemory | None = None
 
     @property
     def info(self) -> ModelInfo:
@@ -64,6 +66,9 @@ class FakeEngine:
         if self.max_pixels is None:
             return None
         return MemoryNeed(needed=3 * request.width * request.height * request.num_frames, available=3 * self.max_pixels)
+
+    def device_memory(self) -> DeviceMemory | None:
+        return self.memory
 
     def generate(
         self, request: GenerateRequest, image: Image.Image, noise: Any = None, on_step: OnStep | None = None

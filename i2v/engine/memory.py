@@ -1,7 +1,7 @@
 """What a job needs, what is free, and which plan fits; telling out of memory from a lost GPU, and giving memory back.
 
-All arithmetic is on numbers that are passed in, in bytes. Only `read`, `limit` and `recover` touch a device. Called by
-`engine.py` before and after a job.
+All arithmetic is on numbers that are passed in, in bytes. Only `read`, `device_memory`, `limit` and `recover` touch a
+device. Called by `engine.py` before and after a job.
 """
 
 import gc
@@ -15,6 +15,7 @@ from typing import Any, Literal
 import psutil
 import torch
 
+from i2v.engine.protocol import DeviceMemory
 from i2v.errors import DoesNotFit
 from i2v.request import GenerateRequest
 
@@ -295,6 +296,14 @@ def read(device: torch.device, max_vram_gb: float | None = None) -> Memory:
         if max_vram_gb is not None:  # a card of its own: what others hold of main memory is no part of it
             total = free + own
     return pretend(Memory(total, free + own), max_vram_gb)
+
+
+def device_memory(device: torch.device) -> DeviceMemory | None:
+    """What is held, free and there in all on a GPU, as it is; None on a CPU."""
+    if device.type != "cuda":
+        return None
+    free, total = torch.cuda.mem_get_info(device)
+    return DeviceMemory(held=torch.cuda.memory_reserved(device), free=free, total=total)
 
 
 def pretend(memory: Memory, max_vram_gb: float | None) -> Memory:

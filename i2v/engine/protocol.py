@@ -82,6 +82,15 @@ class MemoryNeed:
     plan: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class DeviceMemory:
+    """Bytes of a GPU's memory at this moment: held by this process, free, and all there is."""
+
+    held: int
+    free: int
+    total: int
+
+
 class EngineProtocol(Protocol):
     """One loaded model. Calls are serialised by the caller, who holds the GPU mutex."""
 
@@ -93,6 +102,9 @@ class EngineProtocol(Protocol):
 
     def memory_need(self, request: GenerateRequest) -> MemoryNeed | None:
         """What the job would take now, None where nothing is counted. Raises as `check`; as cheap."""
+
+    def device_memory(self) -> DeviceMemory | None:
+        """The GPU's memory now, None on a CPU. Cheap; may be called from any thread, also while a job runs."""
 
     def generate(
         self, request: GenerateRequest, image: Image.Image, noise: Any = None, on_step: OnStep | None = None

@@ -8,6 +8,7 @@ import logging
 import threading
 import uuid
 from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from i2v.engine.protocol import EngineProtocol, Frames, MemoryNeed, ModelInfo
+from i2v.engine.protocol import DeviceMemory, EngineProtocol, Frames, MemoryNeed, ModelInfo
 from i2v.errors import I2VError, NotReady
 from i2v.jobs import retention
 from i2v.jobs.admission import Admission, free_bytes, new_job
@@ -31,7 +32,7 @@ from i2v.jobs.mark import Mark, mark_of
 from i2v.jobs.pace import Pace
 from i2v.jobs.photo import decode_png, normalise
 from i2v.jobs.publish import Failpoint, Publisher, WriteVideo
-from i2v.jobs.recovery import recover
+from i2v.jobs.recovery import Starts, count_start, note_good_end, recover
 from i2v.jobs.schema import DataError, sqlite_url
 from i2v.jobs.shelf import Shelf
 from i2v.jobs.store import Clock, JobStore
@@ -86,6 +87,7 @@ class JobQueue:
         self._loading: tuple[str, float | None] = ("starting", None)
         self._failure = ""
         self._engine: EngineProtocol | None = None
+        self._starts = Starts()
         self._store: JobStore | None = None
         self._line = Line(lambda: self._opened().waiting(), self._board, self._pace)
         self._admission = Admission(settings, self._folder, self._line, free_space or free_bytes)
@@ -104,6 +106,7 @@ class JobQueue:
             self._store = JobStore(url, uuid.uuid4().hex, self._clock)
             own_table = None if self._settings.database else self._folder / DATABASE_NAME
             mark = mark_of(self._folder, own_table, self._store)
+            self._starts = count_start(self._store)
             recover(self._store, self._folder, self._settings, self._pace, self._clock())
             self._build(self._store, mark)
         except BaseException as error:
@@ -158,6 +161,9 @@ class JobQueue:
             with self._state_lock:
                 store, self._store = self._store, None
             if store is not None:
+                if self._state != "dead":
+                    with suppress(I2VError):
+                        note_good_end(store)
                 store.close()
                 self._folder_lock.release()
 
@@ -177,6 +183,15 @@ class JobQueue:
     @property
     def model(self) -> ModelInfo | None:
         return None if self._engine is None else self._engine.info
+
+    @property
+    def starts(self) -> Starts:
+        """How often the server was started on this data, this time included."""
+        return self._starts
+
+    def device_memory(self) -> DeviceMemory | None:
+        """The GPU's memory as it is now; None while no model is there and where no GPU is used."""
+        return None if self._engine is None else self._engine.device_memory()
 
     def storage_problem(self) -> str | None:
         """Why videos or rows cannot be written now, in a sentence without paths; None when they can."""

@@ -1,6 +1,7 @@
 """What a start does before the first job: puts right what an earlier process left, and learns the pace of before."""
 
 import logging
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
@@ -10,6 +11,29 @@ from i2v.jobs.store import JobStore
 from i2v.settings import Settings
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Starts:
+    """How often a server was started on this data, and how often after one that had not ended in good order."""
+
+    number: int = 0
+    after_death: int = 0
+
+
+def count_start(store: JobStore) -> Starts:
+    """Count this start in. Raises `I2VError`."""
+    died = bool(store.note("running"))
+    starts = Starts(int(store.note("starts") or 0) + 1, int(store.note("starts_after_death") or 0) + died)
+    store.set_note("starts", str(starts.number))
+    store.set_note("starts_after_death", str(starts.after_death))
+    store.set_note("running", store.boot)
+    return starts
+
+
+def note_good_end(store: JobStore) -> None:
+    """The server ends as it should: the next start follows no death."""
+    store.set_note("running", "")
 
 
 def recover(store: JobStore, folder: Path, settings: Settings, pace: Pace, now: datetime) -> None:

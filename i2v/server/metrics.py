@@ -6,9 +6,10 @@ Knows the queue's public face only. Values that the queue owns are read when the
 from collections.abc import Iterable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from i2v.errors import OutOfMemory
 from i2v.jobs.job import Job
 from i2v.jobs.queue import JobQueue
 
@@ -29,9 +30,12 @@ class Metrics:
         )
         self.finished_jobs = Counter(
             "i2v_jobs_finished_total",
-            "Jobs that ended in this process; an out of memory is the code out_of_memory.",
+            "Jobs that ended in this process.",
             ("status", "code"),
             registry=self.registry,
+        )
+        self.out_of_memory = Counter(  # apart from the above, because it is there, as 0, before the first one
+            "i2v_out_of_memory_total", "Jobs that ended for want of memory in this process.", registry=self.registry
         )
         self.stages = Histogram(
             "i2v_job_stage_seconds",
@@ -54,6 +58,7 @@ class Metrics:
     def finished(self, job: Job) -> None:
         """Called by the queue, on its own threads, when a job has ended."""
         self.finished_jobs.labels(job.status, job.error_code or "none").inc()
+        self.out_of_memory.inc(job.error_code == OutOfMemory.code)
         if job.result is not None:
             for stage, seconds in job.result.stage_seconds.items():
                 self.stages.labels(stage).observe(seconds)
@@ -82,3 +87,15 @@ class _QueueCollector(Collector):
         yield GaugeMetricFamily(
             "i2v_job_seconds_average", "Mean inference time of a job.", value=self.queue.average_duration
         )
+        starts = self.queue.starts
+        yield CounterMetricFamily("i2v_starts", "Starts of a server on this data.", value=starts.number)
+        yield CounterMetricFamily(
+            "i2v_starts_after_death",
+            "Starts that followed a server which had not ended in good order.",
+            value=starts.after_death,
+        )
+        if (memory := self.queue.device_memory()) is not None:
+            held = GaugeMetricFamily("i2v_device_memory_bytes", "The GPU's memory now.", labels=("kind",))
+            for kind in ("held", "free", "total"):
+                held.add_metric((kind,), getattr(memory, kind))
+            yield held

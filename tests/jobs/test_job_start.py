@@ -5,14 +5,16 @@ import sqlite3
 import stat
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import psycopg
 import pytest
-from job_doubles import SMALL, Clock, MakeQueue, final, quick_write
+from job_doubles import DEADLINE_S, SMALL, Clock, MakeQueue, final, quick_write
 from PIL import Image
 
 from i2v.engine.fake import FakeEngine
+from i2v.errors import FatalEngineError
 from i2v.jobs.queue import JobQueue
 from i2v.jobs.schema import SCHEMA_VERSION, DataError, open_database, sqlite_url
 from i2v.jobs.store import JobStore
@@ -211,3 +213,29 @@ def test_nothing_of_the_database_reaches_a_caller(make_queue: MakeQueue, outputs
         assert "SELECT" not in caught.value.message
         assert str(outputs) not in caught.value.message
     assert not queue.storage_ok()
+
+
+def test_starts_are_counted_and_those_after_a_death_apart(make_queue: MakeQueue, outputs: Path) -> None:
+    first = make_queue()
+    assert (first.starts.number, first.starts.after_death) == (1, 0)
+    first.stop()
+    dying = [sys.executable, str(Path(__file__).with_name("dying_server.py")), str(outputs), "claimed", "any", "1"]
+    subprocess.run(dying, check=False, env={**os.environ, "PYTHONPATH": str(ROOT)}, timeout=DEADLINE_S)
+    after_death = make_queue()
+    assert (after_death.starts.number, after_death.starts.after_death) == (3, 1)
+    after_death.stop()
+    last = make_queue()
+    assert (last.starts.number, last.starts.after_death) == (4, 1)
+
+
+def test_a_lost_engine_counts_as_a_death(make_queue: MakeQueue, dot: Image.Image) -> None:
+    def fault(stage: str, step: int) -> None:
+        raise FatalEngineError("the context is lost")
+
+    queue = make_queue(FakeEngine(fault=fault))
+    lost = threading.Event()
+    queue.on_fatal = lost.set
+    queue.submit(SMALL, dot, door="cli")
+    assert lost.wait(DEADLINE_S)
+    queue.stop()
+    assert make_queue().starts.after_death == 1

@@ -6,6 +6,7 @@ import httpx
 import pytest
 
 from i2v.engine.fake import FakeEngine
+from i2v.engine.protocol import DeviceMemory
 from i2v.errors import OutOfMemory
 from i2v.jobs.queue import JobQueue
 from i2v.server.app import create_app
@@ -107,6 +108,23 @@ async def test_metrics_tell_how_jobs_ended_and_where_their_time_went(client, pre
     assert 'i2v_jobs_finished_total{code="out_of_memory",status="failed"} 1.0' in text
     assert 'i2v_job_stage_seconds_count{stage="denoise"} 1.0' in text
     assert "process_resident_memory_bytes" in text
+
+
+async def test_metrics_tell_memory_that_ran_out_and_memory_as_it_is(client, predict, small_url, engine):
+    text = (await client.get("/metrics")).text
+    assert "i2v_out_of_memory_total 0.0" in text, "an alert on its rate needs the zero before the first one"
+    assert "i2v_device_memory_bytes" not in text, "no GPU, no figure"
+    engine.memory = DeviceMemory(held=5_000, free=3_000, total=8_000)
+
+    def fault(stage, step):
+        raise OutOfMemory("not enough")
+
+    engine.fault = fault
+    await predict([small_url, "x", 256, 8, 8, 10, 7.5])
+    text = (await client.get("/metrics")).text
+    assert "i2v_out_of_memory_total 1.0" in text
+    for kind, size in (("held", "5000.0"), ("free", "3000.0"), ("total", "8000.0")):
+        assert f'i2v_device_memory_bytes{{kind="{kind}"}} {size}' in text
 
 
 async def test_metrics_answer_while_the_engine_loads(starting):
