@@ -100,6 +100,7 @@ def test_missing_photo_and_missing_prompt_are_said_in_words(site: Site, open_pag
     expect(page.locator("#notice")).to_have_text("Choose a photo first.")
     page.set_input_files("#photo input[type=file]", PHOTO)
     expect(page.locator("#photo img")).to_be_visible()
+    expect(page.locator("#notice .notice")).to_have_count(0)  # it is chosen now
     page.click("#generate")
     expect(page.locator("#notice")).to_have_text("Write what should happen in the video.")
     assert site.queue.list() == []
