@@ -78,7 +78,7 @@ class Short:
 
 
 @contextmanager
-def served(engine: EngineProtocol) -> Iterator[tuple[str, JobQueue]]:
+def served(engine: EngineProtocol | None) -> Iterator[tuple[str, JobQueue]]:
     """The address and the queue of a server on a free port, with a data folder of its own."""
     folder = Path(tempfile.mkdtemp(prefix="i2v-pictures-"))
     settings = Settings(outputs=folder / "outputs", model="demo", min_free_mb=0)
@@ -244,6 +244,21 @@ def other_states(camera: Camera, url: str, job: Job) -> None:
         expect(page.locator("#crop")).to_contain_text(re.compile("[0-9]"))
         page.evaluate(f"() => document.querySelector('{'#stage' if name == 'phone' else 'body'}').scrollIntoView()")
         camera.take(page, name)
+        if name == "dark":
+            page.locator("#advanced button").first.click()
+            expect(page.locator("#seed input")).to_be_visible()
+            page.locator("#seed-row").scroll_into_view_if_needed()
+            page.evaluate("() => window.scrollBy(0, 200)")  # from behind the buttons, which stay in sight
+            camera.take(page, "advanced")
+        page.context.close()
+
+
+def still_loading(camera: Camera) -> None:
+    with served(None) as (url, queue):
+        queue.report_loading("downloading unet/diffusion_pytorch_model.fp16.safetensors", 0.42)
+        page = camera.open(url)
+        fill(page, "coffee", "the scene at sunset")
+        camera.take(page, "loading")
         page.context.close()
 
 
@@ -257,7 +272,6 @@ def short_of_memory(camera: Camera, engine: Engine) -> None:
         page.locator("#size input").fill("1280x704")
         page.locator("#size input").press("Enter")
         expect(page.locator("#hint .bad")).to_be_visible()
-        page.evaluate("() => window.scrollTo(0, document.body.scrollHeight)")
         camera.take(page, "does-not-fit")
         page.context.close()
 
@@ -277,6 +291,7 @@ def main() -> None:
             job = main_flow(camera, url, queue)
             other_states(camera, url, job)
             seed_sweep(camera, url)
+        still_loading(camera)
         short_of_memory(camera, engine)
         browser.close()
 

@@ -20,12 +20,17 @@ def source_of(queue: JobQueue, body: ExtendVideo, file: bytes | None) -> tuple[J
     Raises `InvalidRequest`, `NotFound` for a video that is not here (any more), `Conflict` for one that is not ready.
     """
     job = queue.get(_id_of(body, file))
+    return job, last_frame(queue, job)
+
+
+def last_frame(queue: JobQueue, job: Job) -> Image.Image:
+    """The last frame of a job's video. Raises `Conflict` where there is none, `InvalidRequest` where it is too long."""
     if job.result is None:
         raise Conflict(f"the video cannot be continued: its job is {job.status}", field="video")
     frames = read_frames(queue.video_path(job), max_frames=MAX_FRAMES + 1)
     if len(frames) > MAX_FRAMES:
         raise InvalidRequest(f"the video has over {MAX_FRAMES} frames; a shorter one can be continued", field="video")
-    return job, Image.fromarray(frames[-1])
+    return Image.fromarray(frames[-1])
 
 
 def _id_of(body: ExtendVideo, file: bytes | None) -> str:

@@ -19,6 +19,8 @@ from i2v.ui.page import build
 from i2v.ui.texts import translations
 
 STYLE = Path(__file__).with_name("style.css")
+ICON = Path(__file__).with_name("icon.svg")
+HEAD = "<script>document.documentElement.lang = navigator.language</script>"  # for screen readers: the texts follow it
 
 
 def mount_ui(app: FastAPI, settings: Settings, queue: JobQueue) -> FastAPI:
@@ -31,7 +33,7 @@ def mount_ui(app: FastAPI, settings: Settings, queue: JobQueue) -> FastAPI:
         path="/",
         server_name=settings.host,
         server_port=settings.port,
-        footer_links=["settings"],
+        footer_links=[],  # its settings change half of the language: sentences follow the browser
         run_history=False,
         show_error=False,
         max_file_size=int(settings.max_body_mb * 1_000_000),
@@ -42,6 +44,8 @@ def mount_ui(app: FastAPI, settings: Settings, queue: JobQueue) -> FastAPI:
         i18n=translations(),
         theme=theme(),
         css_paths=[STYLE],
+        head=HEAD,
+        favicon_path=str(ICON),
         allowed_paths=[],
         blocked_paths=[str(settings.outputs.resolve())],
     )
@@ -86,7 +90,27 @@ def theme() -> gr.themes.Base:
         block_title_padding="0",
         block_title_text_weight="600",
         block_label_background_fill="*background_fill_primary",
+        block_label_background_fill_dark="*background_fill_primary",
         block_label_text_color="*body_text_color_subdued",
+        block_label_text_color_dark="*body_text_color_subdued",
+        body_text_color_subdued="*neutral_500",
+        body_text_color_subdued_dark="*neutral_400",
+        block_info_text_color="*neutral_500",
+        block_info_text_color_dark="*neutral_400",
+        input_border_color="*neutral_400",
+        input_border_color_dark="*neutral_500",
+        input_placeholder_color="*neutral_500",
+        input_placeholder_color_dark="*neutral_400",
+        button_primary_background_fill="*primary_600",
+        button_primary_background_fill_dark="*primary_600",
+        button_primary_background_fill_hover="*primary_700",
+        button_primary_background_fill_hover_dark="*primary_700",
+        checkbox_label_background_fill_selected="*primary_600",
+        checkbox_label_background_fill_selected_dark="*primary_600",
+        checkbox_border_color="*neutral_400",
+        checkbox_border_color_dark="*neutral_400",
+        checkbox_label_border_color="*neutral_300",
+        checkbox_label_border_color_dark="*neutral_600",
         block_border_width="1px",
         input_border_width="1px",
         input_border_width_dark="1px",

@@ -5,10 +5,15 @@ from html import escape
 from i2v.jobs.queue import JobQueue
 from i2v.ui.texts import Say
 
+SCHEMES = ("dark", "light")
+
 
 def banner(say: Say, queue: JobQueue) -> str:
     """HTML: the name of the page, and the queue's present state."""
-    head = f"<header class='top'><h1>i2v</h1><p>{escape(say('tagline'))}</p></header>"
+    schemes = "".join(
+        f"<a class='scheme to-{name}' href='?__theme={name}'>{escape(say(f'scheme_{name}'))}</a>" for name in SCHEMES
+    )
+    head = f"<header class='top'><h1>i2v</h1><p>{escape(say('tagline'))}</p>{schemes}</header>"
     return head + _state(say, queue)
 
 
@@ -26,7 +31,8 @@ def _state(say: Say, queue: JobQueue) -> str:
     if model is None:
         return ""
     title = f"{model.title} · {say('on_device', device=model.device)} · {model.dtype}"
-    return _line(f"ready kind-{model.kind}", title, model.note)
+    note = say(f"note_{model.kind}", note=model.note) if model.note else ""
+    return _line(f"ready kind-{model.kind}", title, note)
 
 
 def _loading(say: Say, what: str, fraction: float | None) -> str:

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from i2v.engine.protocol import ModelInfo
 from i2v.errors import InvalidRequest
-from i2v.request import Fit, GenerateRequest, PublicLimits
+from i2v.request import Fit, GenerateRequest, Preset, PublicLimits
 from i2v.ui import sizes
 from i2v.ui.texts import Say, label
 
@@ -20,6 +20,7 @@ QUALITY_STEPS = {
     "fake": {"fast": 10, "standard": 20, "high": 40},
 }
 QUALITIES = ("fast", "standard", "high")
+PRESETS: tuple[Preset, ...] = ("exact", "fast", "turbo")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +37,8 @@ class Form:
     motion_fps: gr.Slider
     steps: gr.Slider
     guidance_scale: gr.Slider
-    seed: gr.Number
+    preset: gr.Radio
+    seed: gr.Textbox
 
     @classmethod
     def names(cls) -> tuple[str, ...]:
@@ -61,6 +63,7 @@ class Controls:
 
     photo_notice: gr.HTML
     crop: gr.HTML
+    prompt_notice: gr.HTML
     examples: gr.Dataset
     quality: gr.Radio
     seed: SeedControls
@@ -82,8 +85,14 @@ def quality_steps(model: ModelInfo | None, quality: str) -> int:
     return QUALITY_STEPS["real" if model is None else model.kind][quality]
 
 
-def build_form(limits: PublicLimits) -> tuple[Form, Controls]:
-    """Draw the fields into the current column."""
+def quality_of(model: ModelInfo | None, steps: Any) -> str | None:
+    """The quality that stands for these steps; None for a number of one's own."""
+    table = QUALITY_STEPS["real" if model is None else model.kind]
+    return next((name for name in QUALITIES if table[name] == steps), None)
+
+
+def build_form(limits: PublicLimits, preset: Preset) -> tuple[Form, Controls]:
+    """Draw the fields into the current column; `preset` is the one that the operator chose."""
     photo = gr.Image(
         label=label("photo"),
         sources=["upload", "clipboard", "webcam"],
@@ -93,12 +102,14 @@ def build_form(limits: PublicLimits) -> tuple[Form, Controls]:
         buttons=[],
         elem_id="photo",
         placeholder=label("photo_hint"),
+        height=230,
     )
     photo_notice = gr.HTML(elem_id="photo-notice")
     crop = gr.HTML(elem_id="crop")
     prompt = gr.Textbox(
         label=label("prompt"), placeholder=label("prompt_placeholder"), lines=2, max_lines=6, elem_id="prompt"
     )
+    prompt_notice = gr.HTML(elem_id="prompt-notice")
     examples = gr.Dataset(
         components=[gr.Textbox(visible=False)],
         samples=[],
@@ -132,9 +143,9 @@ def build_form(limits: PublicLimits) -> tuple[Form, Controls]:
             min_width=190,
         )
     with gr.Accordion(label("advanced"), open=False, elem_id="advanced"):
-        advanced, seed = _advanced(limits)
+        advanced, seed = _advanced(limits, preset)
     form = Form(photo=photo, prompt=prompt, size=size, fit=fit, **advanced)
-    return form, Controls(photo_notice, crop, examples, quality, seed)
+    return form, Controls(photo_notice, crop, prompt_notice, examples, quality, seed)
 
 
 def size_choices(limits: PublicLimits) -> list[tuple[str, str]]:
@@ -142,7 +153,7 @@ def size_choices(limits: PublicLimits) -> list[tuple[str, str]]:
     return [*plain, (cast(str, label("size_photo")), sizes.AS_PHOTO)]
 
 
-def _advanced(limits: PublicLimits) -> tuple[dict[str, Any], SeedControls]:
+def _advanced(limits: PublicLimits, preset: Preset) -> tuple[dict[str, Any], SeedControls]:
     negative = gr.Textbox(label=label("negative"), info=label("negative_info"), lines=1, elem_id="negative")
     with gr.Row():
         frames = _slider("frames", limits.num_frames, 16)
@@ -151,10 +162,17 @@ def _advanced(limits: PublicLimits) -> tuple[dict[str, Any], SeedControls]:
         fps = _slider("fps", limits.fps, 8)
         motion_fps = _slider("motion_fps", limits.motion_fps, 16)
     guidance = _slider("guidance", limits.guidance_scale, 9.0, step=0.1)
-    with gr.Row(equal_height=True, elem_id="seed-row"):
-        seed = gr.Number(
-            label=label("seed"), info=label("seed_info"), value=None, precision=0, minimum=0, elem_id="seed", scale=3
-        )
+    shortcut = gr.Radio(
+        choices=[(cast(str, label(f"preset_{name}")), name) for name in PRESETS],
+        value=preset,
+        label=label("preset"),
+        elem_id="preset",
+    )
+    # A text, because the framework's number field turns "none" into 0: every video then had the same seed.
+    seed = gr.Textbox(
+        label=label("seed"), info=label("seed_info"), value="", max_length=16, lines=1, max_lines=1, elem_id="seed"
+    )
+    with gr.Row(elem_id="seed-row"):
         lock = gr.Checkbox(label=label("seed_lock"), container=False, elem_id="seed-lock", min_width=90)
         new_seed = gr.Button(label("seed_dice"), size="sm", elem_id="seed-new", min_width=90)
         same_seed = gr.Button(label("seed_same"), size="sm", elem_id="seed-same", min_width=90)
@@ -165,6 +183,7 @@ def _advanced(limits: PublicLimits) -> tuple[dict[str, Any], SeedControls]:
         "fps": fps,
         "motion_fps": motion_fps,
         "guidance_scale": guidance,
+        "preset": shortcut,
         "seed": seed,
     }
     return values, SeedControls(lock, new_seed, same_seed)
@@ -197,12 +216,13 @@ def request_of(values: Mapping[str, Any], width: int, height: int) -> GenerateRe
             width=width,
             height=height,
             fit=cast(Fit, values["fit"]),
-            seed=None if values["seed"] is None else int(values["seed"]),
+            seed=seed_of(values["seed"]),
             guidance_scale=float(values["guidance_scale"]),
             num_frames=int(values["num_frames"]),
             fps=int(values["fps"]),
             motion_fps=int(values["motion_fps"]),
             steps=int(values["steps"]),
+            preset=cast(Preset, values["preset"]),
         )
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
@@ -214,8 +234,19 @@ def request_of(values: Mapping[str, Any], width: int, height: int) -> GenerateRe
 
 def values_of(request: GenerateRequest) -> list[Any]:
     """The fields' values for a job that is there, in the order of `Form.names()`, without the photo."""
-    values = {**request.model_dump(), "size": sizes.as_text(request.width, request.height)}
+    seed = "" if request.seed is None else str(request.seed)
+    values = {**request.model_dump(), "size": sizes.as_text(request.width, request.height), "seed": seed}
     return [values[name] for name in Form.names()[1:]]
+
+
+def seed_of(value: Any) -> int | None:
+    """None for an empty field. Raises `InvalidRequest` for what is no whole number."""
+    text = str("" if value is None else value).strip()
+    if not text:
+        return None
+    if not (text.isascii() and text.isdecimal()):
+        raise InvalidRequest("seed: a whole number is wanted, or nothing", field="seed")
+    return int(text)
 
 
 def size_of(

@@ -15,9 +15,22 @@ from i2v.video import read_metadata
 
 PAGE = 24  # cards a page: two rows of the widest screen, twice
 
-# A click on a card opens it in this tab; a middle click, or a copied address, opens the same video elsewhere.
+# A click on a card opens it in this tab; a middle click, or a copied address, opens the same video elsewhere. Deleting
+# takes two clicks on the same button, the second one after the words have changed. A share link copies itself where the
+# browser lets it (https and this machine), and is an ordinary link elsewhere.
 OPEN_CARD = """
 element.addEventListener('click', (event) => {
+  const copy = event.target.closest('[data-copy]');
+  if (copy && navigator.clipboard) {
+    event.preventDefault();
+    navigator.clipboard.writeText(copy.href).then(() => { copy.textContent = copy.dataset.copy; });
+    return;
+  }
+  const gone = event.target.closest('[data-delete]');
+  if (gone && !gone.dataset.asked) {
+    gone.dataset.asked = 'yes'; gone.textContent = gone.dataset.sure; return;
+  }
+  if (gone) { gone.disabled = true; trigger('click', {remove: gone.dataset.delete}); return; }
   const full = event.target.closest('[data-full]');
   if (full) { full.disabled = true; trigger('click', {full: full.dataset.full}); return; }
   const card = event.target.closest('[data-job]');
@@ -58,13 +71,18 @@ def _place(job: Job) -> str:
 
 def _card(say: Say, job: Job) -> str:
     prompt = escape(job.request.prompt)
-    when = job.created_at.strftime("%Y-%m-%d %H:%M")
+    when = job.created_at.astimezone().strftime("%Y-%m-%d %H:%M")  # of the server's clock
     title = escape(say("history_open", prompt=job.request.prompt))
+    remove = (
+        f"<button type='button' class='remove' data-delete='{job.id}' data-sure='{escape(say('delete_sure'))}' "
+        f"aria-label='{escape(say('card_delete_name', prompt=job.request.prompt))}'>"
+        f"{escape(say('card_delete'))}</button>"
+    )
     return (
-        f"<a class='card' href='?job={job.id}' data-job='{job.id}' aria-label='{title}'>"
+        f"<div class='held'><a class='card' href='?job={job.id}' data-job='{job.id}' aria-label='{title}'>"
         f"<img src='/v1/videos/{job.id}/content?variant=thumbnail' alt='' loading='lazy' "
         f"style='aspect-ratio:{job.request.width}/{job.request.height}'>"
-        f"<b>{prompt}</b><small>{when} · {job.request.width} × {job.request.height}</small></a>"
+        f"<b>{prompt}</b><small>{when} · {job.request.width} × {job.request.height}</small></a>{remove}</div>"
     )
 
 

@@ -20,6 +20,9 @@ EVENT: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibil
 # Events with an uploaded file take raw values: see `i2v.ui.photo`.
 RAW: dict[str, Any] = {**EVENT, "preprocess": False}
 
+SYSTEM_S = 2.0  # seconds between two looks at the system's figures
+SYSTEM_TAB = 2  # its place among the tabs
+
 JOB_OF_LINK = "(kept, linked) => [kept, new URLSearchParams(window.location.search).get('job')]"
 
 # On a phone the stage is below the form: go there once the job is on its way.
@@ -39,6 +42,7 @@ class Stage:
     after: gr.Row
     line: gr.HTML
     timer: gr.Timer
+    cancel_row: gr.Row
     reuse: gr.Button
     extend: gr.Button
     delete: gr.Button
@@ -49,7 +53,7 @@ class Stage:
 
     def watched(self) -> list[Any]:
         """In the order of `watch.WATCHED`."""
-        return [self.banner, self.html, self.cancel, self.after, self.line, self.timer]
+        return [self.banner, self.html, self.cancel_row, self.after, self.line, self.timer]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +62,7 @@ class Memory:
 
     job_id: gr.BrowserState
     seen: gr.State
+    pace: gr.State
     photo_size: gr.State
     count: gr.State
 
@@ -69,6 +74,7 @@ def build(settings: Settings, queue: JobQueue) -> gr.Blocks:
             gr.BrowserState(None, storage_key="i2v-job", secret="i2v"),  # noqa: S106 - hides nothing: a job id
             gr.State({}),
             gr.State(None),
+            gr.State(None),
             gr.State(history.PAGE),
         )
         linked = gr.Textbox(visible=False)
@@ -77,32 +83,24 @@ def build(settings: Settings, queue: JobQueue) -> gr.Blocks:
         with gr.Tabs(selected="create", elem_id="tabs") as tabs:
             with gr.Tab(label("tab_create"), id="create"), gr.Row(elem_id="create", equal_height=False):
                 with gr.Column(scale=5, min_width=320, elem_id="form"):
-                    form, controls = build_form(settings.limits)
-                    hint = gr.HTML(elem_id="hint")
-                    with gr.Row(elem_id="actions"):
-                        generate = gr.Button(
-                            label("generate"), variant="primary", size="lg", elem_id="generate", scale=3, min_width=150
-                        )
-                        sweep = gr.Button(label("sweep"), size="lg", elem_id="sweep", scale=1, min_width=150)
-                        cancel = gr.Button(
-                            label("cancel"),
-                            variant="stop",
-                            size="lg",
-                            visible=False,
-                            elem_id="cancel",
-                            scale=1,
-                            min_width=90,
-                        )
-                    notice = gr.HTML(elem_id="notice")
+                    form, controls = build_form(settings.limits, settings.default_preset)
+                    with gr.Column(elem_id="actions"):
+                        notice = gr.HTML(elem_id="notice")
+                        hint = gr.HTML(elem_id="hint")
+                        with gr.Row(elem_id="buttons"):
+                            generate = gr.Button(
+                                label("generate"), variant="primary", size="lg", elem_id="generate", scale=2
+                            )
+                            sweep = gr.Button(label("sweep"), size="lg", elem_id="sweep", scale=1)
                 with gr.Column(scale=7, min_width=320, elem_id="show"):
-                    stage = _build_stage(banner, timer, cancel, notice)
+                    stage = _build_stage(banner, timer, notice)
             with gr.Tab(label("tab_history"), id="history") as history_tab:
                 _build_history(Shelf(settings, queue), memory, form, stage, tabs, history_tab)
             with gr.Tab(label("tab_system"), id="system") as system_tab:
-                _build_system(Shelf(settings, queue), form, system_tab)
+                _build_system(Shelf(settings, queue), form, tabs, system_tab)
         desk = Desk(settings, queue)
         greeted = [controls.examples, form.size, form.num_frames, form.fps, form.steps, form.guidance_scale]
-        shown = [memory.seen, *stage.watched(), *greeted]
+        shown = [memory.seen, memory.pace, *stage.watched(), *greeted]
         blocks.load(desk.open, [memory.job_id, linked], [memory.job_id, *shown], js=JOB_OF_LINK, **EVENT)
         timer.tick(desk.look, [memory.job_id, memory.seen], shown, **EVENT)
         generate.click(with_request(desk.submit), form.components(), [memory.job_id, notice], **RAW).then(
@@ -112,15 +110,17 @@ def build(settings: Settings, queue: JobQueue) -> gr.Blocks:
             fn=None, js=SHOW_STAGE
         )
         stage.html.click(Sweep(desk).pick, [form.steps, memory.job_id], [memory.job_id, notice], **EVENT)
-        cancel.click(desk.cancel, memory.job_id, notice, **EVENT)
+        stage.cancel.click(desk.cancel, memory.job_id, notice, **EVENT)
         memory.job_id.change(desk.look, [memory.job_id, memory.seen], shown, **EVENT)
-        _wire_form(desk, form, controls, memory, hint)
+        _wire_form(desk, form, controls, memory, hint, notice)
         _wire_result(Shelf(settings, queue), form, stage, memory)
     return blocks
 
 
-def _build_stage(banner: gr.HTML, timer: gr.Timer, cancel: gr.Button, notice: gr.HTML) -> Stage:
+def _build_stage(banner: gr.HTML, timer: gr.Timer, notice: gr.HTML) -> Stage:
     html = gr.HTML(elem_id="stage", js_on_load=history.OPEN_CARD)
+    with gr.Row(visible=False, elem_id="cancel-row") as cancel_row:
+        cancel = gr.Button(label("cancel"), variant="stop", elem_id="cancel", scale=0, min_width=140)
     with gr.Row(visible=False, elem_id="after") as after:
         reuse = gr.Button(label("what_next"), size="sm", elem_id="reuse", min_width=120)
         extend = gr.Button(label("extend"), size="sm", elem_id="extend", min_width=120)
@@ -129,22 +129,26 @@ def _build_stage(banner: gr.HTML, timer: gr.Timer, cancel: gr.Button, notice: gr
         yes = gr.Button(label("delete_yes"), variant="stop", size="sm", elem_id="delete-yes")
         no = gr.Button(label("delete_no"), size="sm", elem_id="delete-no")
     line = gr.HTML(elem_id="line", js_on_load=history.OPEN_CARD)
-    return Stage(banner, html, cancel, after, line, timer, reuse, extend, delete, confirm, yes, no, notice)
+    return Stage(banner, html, cancel, after, line, timer, cancel_row, reuse, extend, delete, confirm, yes, no, notice)
 
 
-def _wire_form(desk: Desk, form: Form, controls: Controls, memory: Memory, hint: gr.HTML) -> None:
+def _wire_form(desk: Desk, form: Form, controls: Controls, memory: Memory, hint: gr.HTML, notice: gr.HTML) -> None:
     fields = form.components()
     foreseen: dict[str, Any] = {
         "fn": with_request(desk.foresee),
         "inputs": [memory.photo_size, *fields],
-        "outputs": [controls.crop, hint],
+        "outputs": [controls.crop, controls.prompt_notice, hint],
         **RAW,
     }
     gr.on([field.change for field in fields[1:]], trigger_mode="always_last", **foreseen)
     form.photo.change(desk.look_at_photo, form.photo, [memory.photo_size, controls.photo_notice], **RAW).then(
         **foreseen
     )
+    memory.pace.change(**foreseen)  # a job has ended or was queued: the estimate is another one
+    # What was said of a missing photo or prompt is over once there is one; the browser does that by itself.
+    gr.on([form.photo.input, form.photo.upload, form.prompt.input], fn=None, js="() => ''", outputs=notice)
     controls.quality.input(desk.quality, controls.quality, form.steps, **EVENT)
+    form.steps.change(desk.quality_of, form.steps, controls.quality, **EVENT)
     controls.examples.click(lambda row: row[0], controls.examples, form.prompt, **EVENT)
     seed = controls.seed
     seed.new.click(desk.new_seed, None, form.seed, **EVENT)
@@ -165,10 +169,10 @@ def _wire_result(shelf: Shelf, form: Form, stage: Stage, memory: Memory) -> None
 
 
 def _build_history(shelf: Shelf, memory: Memory, form: Form, stage: Stage, tabs: gr.Tabs, tab: gr.Tab) -> None:
-    with gr.Row():
-        search = gr.Textbox(label=label("history_search"), elem_id="search", scale=3)
+    with gr.Row(equal_height=True):
+        search = gr.Textbox(label=label("history_search"), elem_id="search", scale=3, type="text")
         restore = gr.File(
-            label=label("restore"), file_types=[".mp4"], file_count="single", height=160, elem_id="restore", scale=2
+            label=label("restore"), file_types=[".mp4"], file_count="single", height=120, elem_id="restore", scale=2
         )
     notice = gr.HTML(elem_id="history-notice")
     cards = gr.HTML(elem_id="cards", js_on_load=history.OPEN_CARD)
@@ -182,11 +186,11 @@ def _build_history(shelf: Shelf, memory: Memory, form: Form, stage: Stage, tabs:
     tab.select(**listed)
     search.change(trigger_mode="always_last", **listed)
     more.click(lambda count: count + history.PAGE, memory.count, memory.count, **EVENT).then(**listed)
-    cards.click(job_of_card, None, memory.job_id, **EVENT).then(lambda: gr.Tabs(selected="create"), None, tabs, **EVENT)
+    cards.click(shelf.card, None, [memory.job_id, tabs, notice], **EVENT).then(**listed)
     restore.change(shelf.restore, restore, [tabs, notice, stage.notice, *form.components()], **RAW)
 
 
-def _build_system(shelf: Shelf, form: Form, tab: gr.Tab) -> None:
+def _build_system(shelf: Shelf, form: Form, tabs: gr.Tabs, tab: gr.Tab) -> None:
     facts = gr.HTML(elem_id="system")
     gr.Markdown(label("sys_api"), elem_id="api-title")
     gr.Markdown(label("sys_api_note"))
@@ -198,6 +202,14 @@ def _build_system(shelf: Shelf, form: Form, tab: gr.Tab) -> None:
         with gr.Tab("openai"):
             openai = gr.Code(language="python", show_label=False, interactive=False)
     tab.select(with_request(shelf.system), form.components()[1:], [facts, curl, positional, openai], **RAW)
+    timer = gr.Timer(SYSTEM_S, active=False)  # ticks while the tab is open, so that its figures are those of now
+    tabs.select(fn=is_system, outputs=timer, **EVENT)
+    timer.tick(shelf.facts, None, facts, **EVENT)
+
+
+def is_system(event: gr.SelectData) -> gr.Timer:
+    """The clock of the system tab runs while that tab is open."""
+    return gr.Timer(active=event.index == SYSTEM_TAB)
 
 
 def job_of_card(event: gr.EventData) -> Any:

@@ -4,15 +4,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
-from PIL import Image
 
 from i2v.errors import I2VError, InvalidRequest
 from i2v.jobs.queue import JobQueue
+from i2v.server.extension import last_frame
 from i2v.settings import Settings
 from i2v.ui import create, hint, history, system
 from i2v.ui.texts import Say, language, speaker
 from i2v.ui.watch import caller_of, find, told
-from i2v.video import read_frames
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +37,7 @@ class Shelf:
         try:
             if job is None or job.result is None:
                 raise InvalidRequest(say("nothing_chosen"))
-            last = Image.fromarray(read_frames(self.queue.video_path(job))[-1])
+            last = last_frame(self.queue, job)
             again = job.request.model_copy(update={"seed": None})
             longer = self.queue.submit(again, last, door="ui", caller=caller_of(request), extends=job.id)
         except I2VError as error:
@@ -53,6 +52,21 @@ class Shelf:
         except I2VError as error:
             return gr.skip(), hint.notice(told(say, error))
         return None, hint.notice(say("deleted"), "good")
+
+    def card(self, event: gr.EventData, request: gr.Request) -> tuple[Any, Any, Any]:
+        """A click on a card: open it, or delete it after the second click. -> job id, tabs, notice"""
+        data = event._data if isinstance(event._data, dict) else {}
+        opened, removed = data.get("job"), data.get("remove")
+        if isinstance(removed, str):
+            say = speaker(language(request))
+            try:
+                self.queue.delete(removed)
+            except I2VError as error:
+                return gr.skip(), gr.skip(), hint.notice(told(say, error))
+            return gr.skip(), gr.skip(), hint.notice(say("deleted"), "good")
+        if isinstance(opened, str):
+            return opened, gr.Tabs(selected="create"), ""
+        return gr.skip(), gr.skip(), gr.skip()
 
     def cards(self, search: str, count: int, request: gr.Request) -> tuple[str, Any]:
         """-> cards, the button that shows more"""
@@ -73,13 +87,16 @@ class Shelf:
         words = say("restore_no_photo" if job is None else "restore_done")
         return gr.Tabs(selected="create"), "", hint.notice(words, "good"), photo, *create.values_of(found)
 
+    def facts(self, request: gr.Request) -> str:
+        """-> facts"""
+        return system.facts(speaker(language(request)), self.settings, self.queue)
+
     def system(self, *values: Any) -> tuple[str, str, str, str]:
         """-> facts, curl, requests, openai"""
         *fields, request = values
         say = speaker(language(request))
         named = dict(zip(create.Form.names()[1:], fields, strict=True))
-        facts = system.facts(say, self.settings, self.queue)
-        return facts, *self._examples(say, named, str(request.request.base_url).rstrip("/"))
+        return self.facts(request), *self._examples(say, named, str(request.request.base_url).rstrip("/"))
 
     def _examples(self, say: Say, named: dict[str, Any], base: str) -> tuple[str, str, str]:
         named = {**named, "prompt": str(named["prompt"] or "").strip() or "the scene at sunset"}
@@ -89,7 +106,10 @@ class Shelf:
         except I2VError as error:
             words = f"# {told(say, error)}"
             return words, words, words
-        return system.curl(base, request), system.positional(base, request), system.openai(base, request)
+        guarded = self.settings.api_token is not None
+        makers = (system.curl, system.positional, system.openai)
+        curl, positional, openai = (make(base, request, guarded) for make in makers)
+        return curl, positional, openai
 
 
 def _unchanged(notice: Any) -> tuple[Any, ...]:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from i2v.jobs.job import Job, JobResult
-from i2v.ui.texts import Say, duration
+from i2v.ui.texts import Say, duration, explained
 
 
 def empty(say: Say) -> str:
@@ -24,19 +24,29 @@ def gone(say: Say) -> str:
     return _card("empty", f"<div class='canvas'>{_message(say('gone_title'), say('gone_text'))}</div>")
 
 
-def job(say: Say, job: Job, *, path: str, url: str, preview: NDArray[np.uint8] | None, waiting_for_model: bool) -> str:
-    """The job as it stands now. `path` and `url` are where its video lies and is served, once there is one."""
+def job(
+    say: Say,
+    job: Job,
+    *,
+    path: str,
+    url: str,
+    photo: str,
+    preview: NDArray[np.uint8] | None,
+    waiting_for_model: bool,
+) -> str:
+    """The job as it stands now. `path` and `url` are where its video lies and is served, once there is one; `photo`
+    is a small picture of its photo as a data URL, or empty."""
     if job.status == "completed" and job.result is not None:
         return _card(
             "done",
             _video(say, job, url)
-            + _downloads(say, job, url)
             + _advice(say, job.result)
-            + _prompt(job)
+            + _origin(say, job, photo)
+            + _downloads(say, job, url)
             + _facts(say, job, job.result, path),
         )
     if job.is_final:
-        return _card(job.status, _ended(say, job) + _prompt(job))
+        return _card(job.status, _ended(say, job) + _origin(say, job, photo))
     return _card("running", _running(say, job, preview, waiting_for_model) + _prompt(job))
 
 
@@ -89,14 +99,17 @@ def _downloads(say: Say, job: Job, url: str) -> str:
     content = f"/v1/videos/{job.id}/content?variant="
     links = [("MP4", url), ("GIF", content + "gif"), ("WebP", content + "webp")]
     buttons = "".join(f"<a class='button' href='{escape(href)}' download>{name}</a>" for name, href in links)
-    share = f"<a class='button plain' href='?job={job.id}'>{escape(say('share'))}</a>"
+    share = (
+        f"<a class='button plain' href='?job={job.id}' data-copy='{escape(say('share_copied'))}'>"
+        f"{escape(say('share'))}</a>"
+    )
     return f"<nav class='downloads' aria-label='{escape(say('download'))}'>{buttons}{share}</nav>"
 
 
 def _ended(say: Say, job: Job) -> str:
     if job.status == "cancelled":
         return f"<div class='canvas'>{_message(say('cancelled_title'), say('cancelled_text'))}</div>"
-    message = _message(say("failed_title"), job.error_message or "")
+    message = _message(say("failed_title"), explained(say, job.error_code or "", job.error_message or ""))
     return f"<div class='canvas' role='alert'>{message}</div>"
 
 
@@ -108,7 +121,7 @@ def _facts(say: Say, job: Job, result: JobResult, path: str) -> str:
     length = say(
         "frames_at", frames=request.num_frames, fps=request.fps, seconds=f"{request.num_frames / request.fps:.1f}"
     )
-    settings = say("steps_guidance", steps=request.steps, guidance=f"{result.guidance_scale:g}")
+    settings = say("steps_guidance", steps=request.steps, guidance=f"{result.guidance_scale:g}", preset=request.preset)
     rows = [
         ("fact_seed", str(result.seed)),
         ("fact_time", duration(say, result.seconds) if result.seconds >= 10 else f"{result.seconds:.1f} s"),
@@ -138,6 +151,12 @@ def _prompt(job: Job) -> str:
     return f"<p class='said'>{escape(job.request.prompt)}</p>"
 
 
+def _origin(say: Say, job: Job, photo: str) -> str:
+    """What the video was made from: the photo beside the words."""
+    picture = f"<img src='{photo}' alt='{escape(say('photo'))}'>" if photo else ""
+    return f"<div class='origin'>{picture}{_prompt(job)}</div>"
+
+
 def _message(title: str, text: str) -> str:
     return f"<div class='message'><h3>{escape(title)}</h3><p>{escape(text)}</p></div>"
 
@@ -147,7 +166,8 @@ def _shape(job: Job) -> str:
 
 
 def _card(kind: str, inside: str) -> str:
-    return f"<section class='stage stage-{kind}' aria-live='polite'>{inside}</section>"
+    live = "off" if kind == "running" else "polite"  # a running job changes twice a second: nobody wants that read out
+    return f"<section class='stage stage-{kind}' aria-live='{live}'>{inside}</section>"
 
 
 def jpeg_url(pixels: NDArray[np.uint8]) -> str:

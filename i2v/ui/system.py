@@ -9,6 +9,7 @@ import psutil
 from i2v.jobs.queue import JobQueue
 from i2v.request import GenerateRequest
 from i2v.settings import Settings
+from i2v.ui.hint import gigabytes
 from i2v.ui.texts import Say, duration
 
 
@@ -22,43 +23,51 @@ def facts(say: Say, settings: Settings, queue: JobQueue) -> str:
     if queue.average_duration:
         rows.append(("sys_average", duration(say, queue.average_duration)))
     rows.append(("sys_memory", f"{psutil.Process().memory_info().rss / 1e6:.0f} MB"))
+    need = queue.memory_need(GenerateRequest(prompt="-", width=256, height=256, num_frames=8, seed=0))
+    if need is not None:
+        rows.append(("sys_free", gigabytes(need.available)))
     rows.append(("sys_storage", say("storage_good" if queue.storage_ok() else "storage_bad")))
     if model is not None and model.vocabulary:
         rows.append(("sys_words", " · ".join(model.vocabulary)))
     cells = "".join(f"<dt>{escape(say(key))}</dt><dd>{escape(value)}</dd>" for key, value in rows)
-    note = f"<p class='none'>{escape(model.note)}</p>" if model is not None and model.note else ""
+    words = "" if model is None or not model.note else say(f"note_{model.kind}", note=model.note)
+    note = f"<p class='none'>{escape(words)}</p>" if words else ""
     return f"<section class='system'><dl class='facts'>{cells}</dl>{note}</section>"
 
 
-def curl(base: str, request: GenerateRequest) -> str:
-    """POST /v1/videos with the form's settings, as a shell command."""
+def curl(base: str, request: GenerateRequest, guarded: bool) -> str:
+    """POST /v1/videos with the form's settings, as a shell command; `guarded`: the server wants its token."""
     fields = {"prompt": request.prompt, "size": f"{request.width}x{request.height}", **_extras(request)}
-    lines = [f"curl {base}/v1/videos", "  -F input_reference=@photo.jpg"]
+    lines = [f"curl {base}/v1/videos", *(['  -H "Authorization: Bearer $I2V_API_TOKEN"'] if guarded else [])]
+    lines += ["  -F input_reference=@photo.jpg"]
     lines += [f"  -F {shlex.quote(f'{name}={value}')}" for name, value in fields.items()]
     return " \\\n".join(lines)
 
 
-def positional(base: str, request: GenerateRequest) -> str:
+def positional(base: str, request: GenerateRequest, guarded: bool) -> str:
     """POST /api/predict/ with `requests`; that dialect knows square sizes only, so the width decides."""
+    square = request.width == request.height
+    note = "" if square else "# this door makes squares; the others keep the size of the form\n"
+    head = ', headers={"Authorization": "Bearer " + os.environ["I2V_API_TOKEN"]}' if guarded else ""
     values = [request.prompt, request.width, request.num_frames, request.fps, request.steps, request.guidance_scale]
     if request.seed is not None:
         values.append(request.seed)
-    return f'''import base64, requests
+    return f'''import base64, {"os, " if guarded else ""}requests
 
-photo = base64.b64encode(open("photo.jpg", "rb").read()).decode()
+{note}photo = base64.b64encode(open("photo.jpg", "rb").read()).decode()
 data = ["data:image/jpeg;base64," + photo, *{_python(values)}]
-answer = requests.post("{base}/api/predict/", json={{"data": data}}, timeout=3600)
+answer = requests.post("{base}/api/predict/", json={{"data": data}}{head}, timeout=3600)
 path, summary, seconds = answer.json()["data"]
 print(path, summary, seconds, sep="\\n")'''
 
 
-def openai(base: str, request: GenerateRequest) -> str:
+def openai(base: str, request: GenerateRequest, guarded: bool) -> str:
     """The `openai` client's videos, waiting until the file is there."""
-    return f'''import openai
+    key = 'os.environ["I2V_API_TOKEN"]' if guarded else '"none"'
+    return f'''import {"os, " if guarded else ""}openai
 
-client = openai.OpenAI(base_url="{base}/v1", api_key="none")
+client = openai.OpenAI(base_url="{base}/v1", api_key={key})
 video = client.videos.create_and_poll(
-    model="i2vgen-xl",
     prompt={_python(request.prompt)},
     size="{request.width}x{request.height}",
     input_reference=open("photo.jpg", "rb"),
@@ -68,7 +77,7 @@ client.videos.download_content(video.id).write_to_file("video.mp4")'''
 
 
 def _extras(request: GenerateRequest) -> dict[str, object]:
-    names = ("num_frames", "fps", "motion_fps", "steps", "guidance_scale", "seed", "negative_prompt", "fit")
+    names = ("num_frames", "fps", "motion_fps", "steps", "guidance_scale", "seed", "negative_prompt", "fit", "preset")
     return {name: value for name in names if (value := getattr(request, name)) is not None}
 
 

@@ -19,6 +19,8 @@ TABLE: dict[str, tuple[str, str]] = {
     "tab_create": ("Create", "创作"),
     "tab_history": ("History", "历史"),
     "tab_system": ("System", "系统"),
+    "scheme_dark": ("Dark", "深色"),
+    "scheme_light": ("Light", "浅色"),
     # Model banner
     "on_device": ("on {device}", "运行于 {device}"),
     "loading_model": ("The model is loading", "模型正在加载"),
@@ -85,9 +87,22 @@ TABLE: dict[str, tuple[str, str]] = {
         "Empty: a new one each time. The same seed gives the same video.",
         "留空则每次随机。种子相同，结果相同。",
     ),
-    "seed_lock": ("🔒 Keep", "🔒 固定"),
+    "seed_lock": ("🔒 Lock", "🔒 固定"),
     "seed_dice": ("🎲 New", "🎲 随机"),
     "seed_same": ("Same again", "沿用上次"),
+    "preset": ("Shortcuts the sampler takes", "采样捷径"),
+    "preset_exact": (
+        "exact — none: DDIM in all steps, guidance in each",
+        "exact：无近似，DDIM 走完全部步数，每步都做引导",
+    ),
+    "preset_fast": (
+        "fast — DPM-Solver++ in at most 25 steps stands in for DDIM in all of them",
+        "fast：用至多 25 步的 DPM-Solver++ 代替全部 DDIM 步数",
+    ),
+    "preset_turbo": (
+        "turbo — at most 16 such steps, guidance in the second half only, every second step reuses deep features",
+        "turbo：至多 16 步，仅后半段做引导，每隔一步复用深层特征",
+    ),
     "generate": ("Generate video", "生成视频"),
     "cancel": ("Cancel", "取消"),
     # Hints under the button
@@ -159,6 +174,7 @@ TABLE: dict[str, tuple[str, str]] = {
     "advice": ("Worth a look", "建议"),
     "crop_title": ("Crop", "裁剪"),
     "fact_plan": ("Memory plan", "显存方案"),
+    "share_copied": ("Link copied", "链接已复制"),
     "took_encode": ("reading {n} s", "读取 {n} 秒"),
     "took_denoise": ("denoising {n} s", "去噪 {n} 秒"),
     "took_decode": ("decoding {n} s", "解码 {n} 秒"),
@@ -174,7 +190,10 @@ TABLE: dict[str, tuple[str, str]] = {
     "fact_memory": ("Peak memory", "显存峰值"),
     "fact_stages": ("By stage", "各阶段"),
     "frames_at": ("{frames} frames at {fps} fps, {seconds} s", "{frames} 帧，{fps} fps，{seconds} 秒"),
-    "steps_guidance": ("{steps} steps, guidance {guidance}", "{steps} 步，引导 {guidance}"),
+    "steps_guidance": (
+        "{steps} steps, guidance {guidance}, preset {preset}",
+        "{steps} 步，引导 {guidance}，预设 {preset}",
+    ),
     "what_next": ("Use these settings", "使用这些设置"),
     "extend": ("Extend from the last frame", "从最后一帧继续"),
     "share": ("Link to this video", "分享链接"),
@@ -205,6 +224,8 @@ TABLE: dict[str, tuple[str, str]] = {
         "The settings of this file are in the form; its photo is not on this server.",
         "已填入该文件的设置；其照片不在此服务器上。",
     ),
+    "card_delete": ("Delete", "删除"),
+    "card_delete_name": ("Delete the video “{prompt}”", "删除视频“{prompt}”"),
     # System
     "sys_state": ("State", "状态"),
     "state_loading": ("loading", "加载中"),
@@ -221,12 +242,33 @@ TABLE: dict[str, tuple[str, str]] = {
     "sys_storage": ("Storage", "存储"),
     "storage_good": ("writable", "可写"),
     "storage_bad": ("not writable or full", "不可写或已满"),
+    "sys_free": ("Memory a job may have", "任务可用内存"),
     "sys_words": ("Prompts it knows", "支持的提示词"),
     "sys_api": ("The same job from a program", "用程序完成同样的任务"),
     "sys_api_note": (
         "Filled in with the settings of the form. All doors share one queue.",
         "已填入当前表单的设置。所有入口共用一个队列。",
     ),
+    # Words of the engine and of errors. English shows them as they are; Chinese explains them first.
+    "note_demo": (
+        "{note}",
+        "这是随 i2v 附带的小型演示模型，只能平移画面或改变光线，画面偏柔和。"
+        "完整的 I2VGen-XL 模型有真实的动作与细节，需要 CUDA 显卡。{note}",
+    ),
+    "note_fake": ("{note}", "这是测试用的假引擎，并非模型：只在照片上叠加移动的图案。{note}"),
+    "note_real": ("{note}", "模型说明：{note}"),
+    "error_queue_full": ("{message}", "队列已满，请稍后再试。（{message}）"),
+    "error_too_many_jobs": ("{message}", "您排队的任务过多，请等其中一个完成。（{message}）"),
+    "error_not_ready": ("{message}", "服务器尚未就绪，请稍候。（{message}）"),
+    "error_storage_full": ("{message}", "磁盘空间不足。（{message}）"),
+    "error_out_of_memory": ("{message}", "显存或内存不足，请改用更小的尺寸或更少的帧数。（{message}）"),
+    "error_does_not_fit": ("{message}", "内存不足，无法运行此任务。（{message}）"),
+    "error_invalid_image": ("{message}", "无法使用这张图片。（{message}）"),
+    "error_invalid_request": ("{message}", "设置有误：{message}"),
+    "error_invalid_output": ("{message}", "模型的输出无效。（{message}）"),
+    "error_generation_failed": ("{message}", "生成失败。（{message}）"),
+    "error_interrupted": ("{message}", "任务被中断。（{message}）"),
+    "error_engine_lost": ("{message}", "模型已停止工作，服务器正在重启。（{message}）"),
     # Durations
     "seconds": ("{n} s", "{n} 秒"),
     "minutes": ("{m} min {s} s", "{m} 分 {s} 秒"),
@@ -266,6 +308,13 @@ def speaker(lang: Language) -> Say:
         return TABLE[key][column].format(**values)
 
     return say
+
+
+def explained(say: Say, code: str, message: str) -> str:
+    """An error's own sentence; in Chinese what kind of error it is before it. What is Chinese already stays."""
+    key = f"error_{code}"
+    is_ours = any("\u4e00" <= character <= "\u9fff" for character in message)
+    return message if is_ours or key not in TABLE else say(key, message=message)
 
 
 def duration(say: Say, seconds: float) -> str:

@@ -5,9 +5,11 @@ restarted server all come back to the same picture.
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import gradio as gr
+import numpy as np
 from PIL import Image
 
 from i2v.errors import Conflict, DoesNotFit, I2VError, InvalidRequest, NotFound
@@ -20,7 +22,7 @@ from i2v.ui import create, hint, history, sheet, stage
 from i2v.ui.banner import banner
 from i2v.ui.photo import read_photo
 from i2v.ui.shown import Shown
-from i2v.ui.texts import Say, language, speaker
+from i2v.ui.texts import Say, explained, language, speaker
 
 RUNNING_S = 0.5  # seconds between two looks at a running job
 IDLE_S = 3.0
@@ -28,6 +30,7 @@ IDLE_S = 3.0
 Seen = dict[str, Any]  # what this tab shows already, so that unchanged parts are left alone
 WATCHED = ("banner", "stage", "cancel", "after", "line", "pace")
 GREETED = 6  # fields that a model's arrival changes
+PHOTO_SIDE = 256  # pixels of the small photo beside a video
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +71,7 @@ class Desk:
         return ""
 
     def look(self, shown: str | None, seen: Seen, request: gr.Request) -> tuple[Any, ...]:
-        """What has changed since `seen`. -> seen, `WATCHED`, then the fields of `greeting`"""
+        """What has changed since `seen`. -> seen, pace of this machine, `WATCHED`, then the fields of `greeting`"""
         say = speaker(language(request))
         what = Shown.read(shown)
         jobs = [job for job_id in what.ids() if (job := find(self.queue, job_id)) is not None]
@@ -81,16 +84,19 @@ class Desk:
             "line": history.line(say, self.queue, what.ids()),
             "pace": RUNNING_S if running or self.queue.state == "loading" else IDLE_S,
             "model": self.queue.model.name if self.queue.model else None,
+            "average": [self.queue.average_duration, self.queue.queue_length],
         }
         updates = {
             **now,
-            "cancel": gr.Button(visible=running),
+            "cancel": gr.Row(visible=running),
             "after": gr.Row(visible=now["after"]),
             "pace": gr.Timer(now["pace"]),
         }
         changed = [updates[key] if now[key] != seen.get(key) else gr.skip() for key in WATCHED]
         met = now["model"] != seen.get("model")
-        return now if now != seen else gr.skip(), *changed, *(self._greeting(say) if met else [gr.skip()] * GREETED)
+        average = now["average"] if now["average"] != seen.get("average") else gr.skip()
+        greeting = self._greeting(say) if met else [gr.skip()] * GREETED
+        return now if now != seen else gr.skip(), average, *changed, *greeting
 
     def open(self, kept: str | None, linked: str | None, request: gr.Request) -> tuple[Any, ...]:
         """A page load: the linked job, or the one this browser looked at last. -> job id, then as `look`"""
@@ -106,12 +112,13 @@ class Desk:
             return None, hint.notice(told(speaker(language(request)), error))
         return (None if photo is None else photo.size), ""
 
-    def foresee(self, photo_size: Any, upload: Any, *rest: Any) -> tuple[str, str]:
-        """Any field changed. -> the crop on the photo, the estimate with what the prompt lacks"""
+    def foresee(self, photo_size: Any, upload: Any, *rest: Any) -> tuple[str, str, str]:
+        """Any field changed. -> the crop on the photo, what the prompt lacks, the estimate"""
         *values, request = rest
         say = speaker(language(request))
         named = dict(zip(create.Form.names()[1:], values, strict=True))
-        lines = [hint.about_prompt(say, str(named["prompt"] or ""))]
+        about = hint.notice(hint.about_prompt(say, str(named["prompt"] or ""), photo_size is not None), "mild")
+        lines: list[str] = []
         crop = refusal = ""
         try:
             photo = tuple(photo_size) if photo_size else (640, 480)
@@ -119,34 +126,39 @@ class Desk:
             if photo_size and upload:
                 crop = hint.crop(say, place(photo, (width, height), named["fit"]))
             job_request = create.request_of({**named, "prompt": named["prompt"] or "-"}, width, height)
-            lines += hint.estimate(say, self.queue, self.settings.limits.check(job_request))
+            lines = hint.estimate(say, self.queue, self.settings.limits.check(job_request))
         except I2VError as error:
             refusal = hint.notice(told(say, error))
-        return crop, refusal + "".join(f"<p>{hint.escape(line)}</p>" for line in lines if line)
+        words = " ".join(line for line in lines if line)
+        return crop, about, refusal or (f"<p>{hint.escape(words)}</p>" if words else "")
 
     def quality(self, name: str) -> int:
         """-> steps"""
         return create.quality_steps(self.queue.model, name)
 
-    def new_seed(self) -> int:
+    def quality_of(self, steps: Any) -> str | None:
+        """-> quality"""
+        return create.quality_of(self.queue.model, steps)
+
+    def new_seed(self) -> str:
         """-> seed"""
-        return draw_seed()
+        return str(draw_seed())
 
     def same_seed(self, job_id: str | None) -> Any:
         """-> the seed of the shown job"""
         job = find(self.queue, job_id)
-        return gr.skip() if job is None else job.request.seed
+        return gr.skip() if job is None else str(job.request.seed)
 
     def lock(self, locked: bool, job_id: str | None) -> Any:
         """Keep one seed, that of the shown job or a new one; or let every video draw its own. -> seed"""
         if not locked:
-            return None
+            return ""
         job = find(self.queue, job_id)
-        return draw_seed() if job is None else job.request.seed
+        return str(draw_seed() if job is None else job.request.seed)
 
     def locked(self, seed: Any) -> bool:
         """A seed in its field is a seed that stays. -> lock"""
-        return seed is not None
+        return bool(seed)
 
     def _stage(self, say: Say, shown: Shown, jobs: list[Job]) -> str:
         if not jobs:
@@ -164,6 +176,7 @@ class Desk:
             job,
             path=str(self.settings.outputs.resolve() / file),
             url=f"/outputs/{file}",
+            photo=photo_url(self.queue, job.id) if job.is_final else "",
             preview=preview,
             waiting_for_model=self.queue.state == "loading",
         )
@@ -183,6 +196,17 @@ class Desk:
         return [gr.Dataset(samples=words, visible=bool(words)), *fields, gr.Slider(**guidance)]
 
 
+@lru_cache(maxsize=64)
+def photo_url(queue: JobQueue, job_id: str) -> str:
+    """A job's photo, small, as a data URL; empty where it is gone."""
+    try:
+        photo = queue.input_image(job_id)
+    except I2VError:
+        return ""
+    photo.thumbnail((PHOTO_SIDE, PHOTO_SIDE))
+    return stage.jpeg_url(np.asarray(photo))
+
+
 def find(queue: JobQueue, shown: str | None) -> Job | None:
     """The one job that is shown; None for nothing, for a contact sheet, and when it is gone."""
     job_id = Shown.read(shown).job
@@ -197,7 +221,7 @@ def caller_of(request: gr.Request | None) -> str | None:
 
 
 def told(say: Say, error: I2VError) -> str:
-    """The error's own sentence; for a job that does not fit, what would, in the reader's language."""
+    """The error's own sentence, in the reader's language; for a job that does not fit, what would."""
     if isinstance(error, DoesNotFit) and error.largest:
         return say("fits", **error.largest)
-    return error.message
+    return explained(say, error.code, error.message)

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -26,6 +27,8 @@ FLAGS = [
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-sync",
+    "--use-fake-device-for-media-stream",  # a camera that shows a test picture, and no question before it
+    "--use-fake-ui-for-media-stream",
 ]
 PATIENCE_MS = 60_000  # generous: two cores shared with other tests
 expect.set_options(timeout=PATIENCE_MS)
@@ -84,13 +87,13 @@ def run_server(settings: Settings, queue: JobQueue) -> tuple[uvicorn.Server, thr
     return server, thread, server.servers[0].sockets[0].getsockname()[1]
 
 
-@pytest.fixture
-def serve(tmp_path: Path) -> Iterator[Callable[..., Site]]:
-    """`serve(attach=True, **settings)` starts a server; the model is the fake engine behind a gate that is open."""
+@contextmanager
+def servers(folder: Path) -> Iterator[Callable[..., Site]]:
+    """`start(attach=True, **settings)` starts a server; the model is the fake engine behind a gate that is open."""
     running: list[tuple[uvicorn.Server, threading.Thread, Gate]] = []
 
     def start(*, attach: bool = True, engine: FakeEngine | None = None, **given: object) -> Site:
-        values = {"outputs": tmp_path / "outputs", "model": "fake", "min_free_mb": 0, **given}
+        values = {"outputs": folder / "outputs", "model": "fake", "min_free_mb": 0, **given}
         settings = Settings(**values)  # type: ignore[arg-type]
         gate = Gate()
         engine = engine or FakeEngine(fault=gate)
@@ -107,6 +110,12 @@ def serve(tmp_path: Path) -> Iterator[Callable[..., Site]]:
         server.should_exit = True
         thread.join(60)
         assert not thread.is_alive()
+
+
+@pytest.fixture
+def serve(tmp_path: Path) -> Iterator[Callable[..., Site]]:
+    with servers(tmp_path) as start:
+        yield start
 
 
 @pytest.fixture

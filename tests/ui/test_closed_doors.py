@@ -1,8 +1,9 @@
 """What the framework leaves open by default stays closed: files of the machine, foreign pages, foreign machines."""
 
+import base64
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,13 @@ import pytest
 import requests
 from playwright.sync_api import Page, expect
 
+from i2v.engine.fake import FakeEngine
+from i2v.engine.protocol import GenerationResult
 from i2v.server.app import create_app
 from i2v.ui import mount_ui
 from i2v.ui.app import check_closed
-from tests.conftest import ROOT
-from tests.ui.conftest import Site
+from tests.conftest import ASSETS, ROOT
+from tests.ui.conftest import Site, fill
 
 SECRET = "root:x:0:0"
 
@@ -76,6 +79,80 @@ def test_a_page_of_another_site_cannot_start_a_job(site: Site) -> None:
         f"{site.url}/gradio_api/run/predict", json={}, headers={"Origin": "http://evil.example"}, timeout=30
     )
     assert answer.status_code == 403
+
+
+@pytest.mark.parametrize("origin", ["null", "http://evil.example", "http://127.0.0.1:1", "file://"])
+def test_no_event_runs_for_a_page_of_another_origin(site: Site, origin: str) -> None:
+    """The framework runs whatever is posted to it, also from `Origin: null`."""
+    look = every_event(config_of(site))[0]
+    body = {"fn_index": look["id"], "session_hash": "abc", "data": []}
+    for path in ("/gradio_api/run/predict", "/gradio_api/queue/join", "/gradio_api/upload", "/gradio_api/cancel"):
+        answer = requests.post(f"{site.url}{path}", json=body, headers={"Origin": origin}, timeout=30)
+        assert answer.status_code == 403, path
+        crossed = {"Sec-Fetch-Site": "cross-site"}
+        assert requests.post(f"{site.url}{path}", json=body, headers=crossed, timeout=30).status_code == 403, path
+
+
+def test_no_part_of_the_page_is_served_under_a_foreign_name(site: Site) -> None:
+    """A name that was made to resolve to this machine (DNS rebinding) would read the page with its own scripts."""
+    for path in ("/", "/config", "/theme.css", "/gradio_api/info", "/gradio_api/file=/etc/passwd"):
+        for host in ("evil.example", "127.0.0.1.evil.example:80"):
+            assert requests.get(f"{site.url}{path}", headers={"Host": host}, timeout=30).status_code == 403, path
+    assert requests.get(f"{site.url}/config", timeout=30).status_code == 200
+
+
+def test_a_chunked_upload_over_the_limit_is_refused_on_the_way(serve: Callable[..., Site]) -> None:
+    site = serve(max_body_mb=1)
+    head = b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\n'
+
+    def pieces() -> Iterator[bytes]:
+        yield head
+        for _ in range(30):
+            yield b"\0" * 100_000
+        yield b"\r\n--x--\r\n"
+
+    kind = {"Content-Type": "multipart/form-data; boundary=x"}
+    answer = requests.post(f"{site.url}/gradio_api/upload", data=pieces(), headers=kind, timeout=60)
+    assert answer.status_code == 413
+
+
+def test_the_page_and_the_routes_share_one_engine_one_job_at_a_time(
+    serve: Callable[..., Site], open_page: Callable[..., Page]
+) -> None:
+    """Gradio's own queue knows nothing of the routes: beside ours it would have run two jobs at once."""
+    running, most = [0], [0]
+
+    def watch(stage: str, step: int) -> None:
+        most[0] = max(most[0], running[0])
+
+    class Counted(FakeEngine):
+        def generate(self, *given: Any, **named: Any) -> GenerationResult:
+            running[0] += 1
+            try:
+                return super().generate(*given, **named)
+            finally:
+                running[0] -= 1
+
+    site = serve(engine=Counted(fault=watch, step_s=0.02))
+    page = open_page(site.url)
+    fill(page, ASSETS / "coffee.jpg", "from the page")
+    photo = base64.b64encode((ASSETS / "coffee.jpg").read_bytes()).decode()
+    body = {
+        "prompt": "from a route",
+        "size": "256x256",
+        "num_frames": 8,
+        "steps": 20,
+        "input_reference": {"image_url": f"data:image/jpeg;base64,{photo}"},
+    }
+    first = requests.post(f"{site.url}/v1/videos", json=body, timeout=60).json()["id"]
+    page.click("#generate")
+    expect(page.locator("#stage video")).to_be_visible()
+    jobs = site.queue.list(order="asc")
+    assert [job.request.prompt for job in jobs] == ["from a route", "from the page"]
+    assert jobs[0].id == first
+    assert [job.status for job in jobs] == ["completed", "completed"]
+    assert most == [1]
+    assert all(not dependency["queue"] for dependency in every_event(config_of(site)))
 
 
 def test_uploads_lie_where_only_this_server_reads_them(site: Site) -> None:

@@ -1,8 +1,10 @@
 """Finished videos: downloads, settings back into the form, extension, deletion, the history tab, restored files."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import requests
 from PIL import Image
 from playwright.sync_api import Page, expect
@@ -105,6 +107,72 @@ def test_a_video_is_extended_from_its_last_frame(site: Site, open_page: OpenPage
     longer = site.queue.list()[0]
     assert longer.extends == job.id
     assert longer.status == "completed"
+
+
+def test_the_page_continues_no_longer_clip_than_the_routes_do(
+    site: Site, open_page: OpenPage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The page decoded a clip of any length into memory; the routes' limit of 256 frames was not asked."""
+    monkeypatch.setattr("i2v.server.extension.MAX_FRAMES", 4)
+    job = make_video(site, "night falls")
+    page = open_page(f"{site.url}/?job={job.id}")
+    page.click("#extend")
+    expect(page.locator("#notice .bad")).to_contain_text("over 4 frames")
+    assert len(site.queue.list()) == 1
+
+
+def test_a_card_is_deleted_by_a_second_click_on_the_same_button(site: Site, open_page: OpenPage) -> None:
+    kept, gone = make_video(site, "night falls"), make_video(site, "the scene at sunset")
+    page = open_page(site.url)
+    page.get_by_role("tab", name="History").click()
+    button = page.get_by_role("button", name="Delete the video “the scene at sunset”")
+    button.click()
+    expect(button).to_have_text("Delete for good?")
+    assert len(site.queue.list()) == 2
+    button.click()
+    expect(page.locator("#history-notice .good")).to_contain_text("deleted")
+    expect(page.locator("#cards .card")).to_have_count(1)
+    assert [job.id for job in site.queue.list()] == [kept.id]
+    assert gone.result is not None
+    assert not (site.settings.outputs / gone.result.file).exists()
+
+
+def test_the_share_link_is_copied_by_a_click_and_opens_the_video(site: Site, open_page: OpenPage) -> None:
+    job = make_video(site, "night falls")
+    page = open_page(f"{site.url}/?job={job.id}", permissions=["clipboard-read", "clipboard-write"])
+    page.locator("#stage .downloads a", has_text="Link to this video").click()
+    expect(page.locator("#stage .downloads")).to_contain_text("Link copied")
+    copied = page.evaluate("() => navigator.clipboard.readText()")
+    other = open_page(copied)
+    expect(other.locator("#stage .said")).to_have_text("night falls")
+
+
+def test_a_finished_video_stands_beside_its_photo_in_any_browser(site: Site, open_page: OpenPage) -> None:
+    job = make_video(site, "night falls")
+    page = open_page(f"{site.url}/?job={job.id}")
+    photo = page.locator("#stage .origin img")
+    expect(photo).to_have_attribute("alt", "Photo")
+    wide, high = photo.evaluate("image => [image.naturalWidth, image.naturalHeight]")
+    assert (wide, high) == (256, 192)  # of 640 x 480
+
+
+def test_script_in_a_prompt_is_text_in_the_history_and_no_part_of_a_file_name(site: Site, open_page: OpenPage) -> None:
+    prompt = "<script>document.title='owned'</script>'\"><img src=x onerror=\"document.title='owned'\"> ../../etc"
+    job = make_video(site, prompt)
+    page = open_page(site.url)
+    page.get_by_role("tab", name="History").click()
+    expect(page.locator("#cards .card b")).to_have_text(prompt)
+    assert page.locator("#cards script, #cards img[src=x]").count() == 0
+    page.locator("#search textarea, #search input").fill(prompt)
+    expect(page.locator("#cards .card")).to_have_count(1)
+    page.locator("#search textarea, #search input").fill("<img src=x onerror=\"document.title='owned'\">!")
+    expect(page.locator("#cards .none")).to_contain_text("<img src=x")
+    assert page.title() == "i2v"
+    assert job.result is not None
+    assert re.fullmatch(r"video_\d{8}_\d{6}_[a-z0-9]+\.mp4", job.result.file)
+    for kind in ("gif", "webp", "thumbnail"):
+        answer = requests.get(f"{site.url}/v1/videos/{job.id}/content?variant={kind}", timeout=60)
+        assert "script" not in str(answer.headers)
 
 
 def test_a_dropped_video_brings_its_settings_back(site: Site, open_page: OpenPage, tmp_path: Path) -> None:

@@ -1,12 +1,15 @@
 """The main job in a browser: upload, generate, watch, play, read the summary, and what stops it."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from playwright.sync_api import Page, expect
 
 from i2v.engine.fake import FakeEngine
-from i2v.errors import OutOfMemory
+from i2v.engine.protocol import MemoryNeed
+from i2v.errors import DoesNotFit, OutOfMemory
+from i2v.request import GenerateRequest
 from tests.conftest import ASSETS
 from tests.ui.conftest import Site, fill
 
@@ -97,6 +100,7 @@ def test_missing_photo_and_missing_prompt_are_said_in_words(site: Site, open_pag
     expect(page.locator("#notice")).to_have_text("Choose a photo first.")
     page.set_input_files("#photo input[type=file]", PHOTO)
     expect(page.locator("#photo img")).to_be_visible()
+    expect(page.locator("#notice .notice")).to_have_count(0)  # it is chosen now
     page.click("#generate")
     expect(page.locator("#notice")).to_have_text("Write what should happen in the video.")
     assert site.queue.list() == []
@@ -128,6 +132,50 @@ def test_a_job_that_cannot_fit_is_refused_with_what_would(serve: Callable[..., S
     page.click("#generate")
     expect(page.locator("#notice")).to_contain_text("256 × 256 with 12 frames would")
     assert site.queue.list() == []
+
+
+@dataclass
+class Counting(FakeEngine):
+    """A fake engine that counts memory: each pixel of a frame is 1 kB, and 100 MB can be had."""
+
+    def memory_need(self, request: GenerateRequest) -> MemoryNeed:
+        needed = request.width * request.height * 1000
+        if needed > 100_000_000:
+            raise DoesNotFit("too large", largest={"width": 256, "height": 256, "num_frames": request.num_frames})
+        return MemoryNeed(needed, 100_000_000)
+
+
+def test_before_a_run_the_page_says_what_it_takes_and_what_would_fit(
+    serve: Callable[..., Site], open_page: OpenPage
+) -> None:
+    site = serve(engine=Counting())
+    page = open_page(site.url)
+    fill(page, PHOTO, "night falls")
+    expect(page.locator("#hint")).to_contain_text("0.1 GB of memory; 0.1 GB can be had")
+    page.locator("#size input").fill("512x512")
+    page.locator("#size input").press("Enter")
+    expect(page.locator("#hint .bad")).to_contain_text("256 × 256 with 16 frames would")
+    expect(page.locator("#hint .bad")).to_be_in_viewport()
+
+
+def test_the_estimate_is_there_as_soon_as_the_first_job_has_ended(site: Site, open_page: OpenPage) -> None:
+    """The hint was written when a field changed: after the first job it still said that nothing was known."""
+    page = open_page(site.url)
+    fill(page, PHOTO, "night falls")
+    expect(page.locator("#hint")).to_contain_text("The first run shows how fast")
+    page.click("#generate")
+    expect(page.locator("#stage video")).to_be_visible()
+    expect(page.locator("#hint")).to_contain_text("on this machine")
+
+
+def test_what_keeps_a_job_from_starting_is_said_where_the_button_is(site: Site, open_page: OpenPage) -> None:
+    """The sentence stood under a long form, out of sight of whoever pressed the button."""
+    page = open_page(site.url, viewport={"width": 1366, "height": 768})
+    page.locator("#advanced button").first.click()
+    expect(page.locator("#seed input")).to_be_visible()
+    page.evaluate("() => window.scrollTo(0, 0)")
+    page.click("#generate")
+    expect(page.locator("#notice .bad")).to_be_in_viewport(ratio=1)
 
 
 def test_the_banner_says_how_far_the_model_has_loaded_and_then_what_it_is(

@@ -1,0 +1,189 @@
+"""What the web page costs: `python -m bench.page [--fake]`; the last line is one JSON object.
+
+- `first_paint_ms`: a cold browser (empty cache) from the address to the first contentful paint, and to a page that can
+  be used (stage and form drawn), on an idle server;
+- `load`: what one page load asks the server for, in requests and bytes, as recorded in Chromium;
+- `job_s`: the seconds of one job (256x256, 8 frames, 20 steps of the demo model on one thread; `--fake`: 100 steps of
+  50 ms of the fake engine) alone, and while another process makes `LOADS` page loads and `EVENTS` events, spread over
+  the job. Alone, busy and alone again; `cost_percent` compares with the mean of the two.
+
+A page load is replayed by an HTTP client with the requests that Chromium made, since a hundred browsers would measure
+themselves. Server and client are two processes of this machine.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # the other core is for the callers
+
+import httpx  # noqa: E402
+import uvicorn  # noqa: E402
+from PIL import Image  # noqa: E402
+from playwright.sync_api import sync_playwright  # noqa: E402
+
+from i2v.engine.fake import FakeEngine  # noqa: E402 - the checkout this file lies in
+from i2v.jobs.queue import JobQueue  # noqa: E402
+from i2v.loading import load_engine  # noqa: E402
+from i2v.request import GenerateRequest  # noqa: E402
+from i2v.server.app import create_app  # noqa: E402
+from i2v.settings import Settings  # noqa: E402
+from i2v.ui import mount_ui  # noqa: E402
+
+PHOTO = ROOT / "tests" / "assets" / "coffee.jpg"
+LOADS, EVENTS, PAINTS = 100, 50, 7
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+
+
+@contextmanager
+def serving(settings: Settings, engine: Any) -> Iterator[tuple[str, JobQueue]]:
+    """A server with the page, in a thread of this process; its address and queue."""
+    queue = JobQueue(settings, engine=engine)
+    app = mount_ui(create_app(settings, queue), settings, queue)
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error", access_log=False))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}", queue
+    server.should_exit = True
+    thread.join(30)
+
+
+def paint(url: str, chromium: str) -> tuple[dict[str, float], list[str], int]:
+    """Median times of cold page loads in milliseconds, the GET paths of one load, and its bytes on the wire."""
+    painted, usable, paths, size = [], [], [], 0
+    with sync_playwright() as playwright:
+        for run in range(PAINTS + 1):  # a browser of its own each time; the first one warms the disk and is left out
+            browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
+            page = browser.new_page(viewport={"width": 1366, "height": 768})
+            asked: list[str] = []
+            page.on("request", lambda request, asked=asked: asked.append(f"{request.method} {request.url}"))
+            start = time.perf_counter()
+            page.goto(url, wait_until="commit")
+            page.locator("#stage .stage").wait_for()
+            page.locator("#generate").wait_for()
+            if run:
+                usable.append(1000 * (time.perf_counter() - start))
+                entries = "performance.getEntriesByName('first-contentful-paint')[0].startTime"
+                painted.append(page.evaluate(entries))
+            else:
+                page.wait_for_load_state("networkidle")
+                size = page.evaluate(
+                    "performance.getEntriesByType('resource').reduce((sum, e) => sum + e.transferSize, 0)"
+                )
+                parts = [line.split(" ", 1) for line in asked]
+                gets = [urlsplit(address) for method, address in parts if method == "GET" and address.startswith(url)]
+                skipped = ("/gradio_api/queue/", "/gradio_api/heartbeat")  # they stay open as long as the page does
+                paths = [f"{a.path}?{a.query}" if a.query else a.path for a in gets if not a.path.startswith(skipped)]
+            browser.close()
+    times = {"first_contentful": painted, "usable": usable}
+    return (
+        {f"{name}_{what}": round(of(found)) for name, found in times.items() for what, of in STATISTICS.items()},
+        paths,
+        size,
+    )
+
+
+STATISTICS = {"median": statistics.median, "max": max}
+
+
+async def _visit(url: str, paths: list[str], seconds: float) -> dict[str, float]:
+    """`LOADS` page loads and `EVENTS` events, evenly over `seconds`; the milliseconds that they took."""
+    async with httpx.AsyncClient(base_url=url, timeout=60, limits=httpx.Limits(max_connections=12)) as client:
+        config = (await client.get("/config")).json()
+        kept = [one for one in config["dependencies"] if one["backend_fn"] and len(one["inputs"]) == 2]
+        look = next(one for one in kept if any(target[1] == "tick" for target in one["targets"]))
+        loads, events = [], []
+        print("ready", flush=True)
+
+        async def load(number: int) -> None:
+            await asyncio.sleep(seconds * number / LOADS)
+            start = time.perf_counter()
+            for path in paths:
+                (await client.get(path)).raise_for_status()
+            loads.append(1000 * (time.perf_counter() - start))
+
+        async def event(number: int) -> None:
+            await asyncio.sleep(seconds * number / EVENTS)
+            start = time.perf_counter()
+            body = {"fn_index": look["id"], "session_hash": f"bench{number}", "data": [None, {}]}
+            (await client.post("/gradio_api/run/predict", json=body)).raise_for_status()
+            events.append(1000 * (time.perf_counter() - start))
+
+        await asyncio.gather(*map(load, range(LOADS)), *map(event, range(EVENTS)))
+    return {
+        "loads": len(loads),
+        "load_ms_median": round(statistics.median(loads)),
+        "events": len(events),
+        "event_ms_median": round(statistics.median(events)),
+    }
+
+
+def job_seconds(queue: JobQueue, steps: int) -> float:
+    request = GenerateRequest(prompt="night falls", width=256, height=256, num_frames=8, steps=steps, seed=1)
+    job = queue.wait_sync(queue.submit(request, Image.open(PHOTO).convert("RGB"), door="cli").id, 300)
+    if job.result is None:
+        raise SystemExit(f"the job failed: {job.error_message}")
+    return sum(seconds for stage, seconds in job.result.stage_seconds.items() if stage != "write")
+
+
+def busy(url: str, queue: JobQueue, steps: int, paths: list[str], alone: float) -> tuple[float, dict[str, float]]:
+    """The job's seconds while a process of its own visits the page over 90% of the time that it takes alone."""
+    code = (
+        "import asyncio, json, bench.page as b; "
+        f"print(json.dumps(asyncio.run(b._visit({url!r}, {paths!r}, {0.9 * alone}))))"
+    )
+    visitors = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert visitors.stdout is not None
+    visitors.stdout.readline()  # "ready": its imports are not the page's cost
+    seconds = job_seconds(queue, steps)
+    said, _ = visitors.communicate(timeout=300)
+    if visitors.returncode:
+        raise SystemExit("the visitors failed")
+    return seconds, json.loads(said)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--fake", action="store_true", help="the fake engine instead of the demo model")
+    parser.add_argument("--chromium", default="/usr/bin/chromium", help="the browser")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        settings = Settings(outputs=folder, model="fake" if options.fake else "demo", device="cpu", min_free_mb=0)
+        engine = FakeEngine(step_s=0.05) if options.fake else load_engine(settings, lambda _what, _share: None)
+        steps = 100 if options.fake else 20
+        with serving(settings, engine) as (url, queue):
+            times, paths, size = paint(url, options.chromium)
+            job_seconds(queue, 10)  # warms up
+            first = job_seconds(queue, steps)
+            visited, answers = busy(url, queue, steps, paths, first)
+            second = job_seconds(queue, steps)
+    alone = (first + second) / 2
+    result = {
+        "first_paint_ms": times,
+        "load": {"requests": len(paths), "kilobytes": round(size / 1000)},
+        "engine": settings.model,
+        "job_s": {"alone": [round(first, 2), round(second, 2)], "busy": round(visited, 2)},
+        "visitors": answers,
+        "cost_percent": round(100 * (visited - alone) / alone, 1),
+    }
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

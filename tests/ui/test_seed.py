@@ -1,0 +1,99 @@
+"""The seed on the page: drawn anew, locked, taken from the video that is shown."""
+
+from collections.abc import Callable
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from i2v.errors import InvalidRequest
+from i2v.ui.create import seed_of
+from tests.conftest import ASSETS
+from tests.ui.conftest import Site, fill
+
+OpenPage = Callable[..., Page]
+PHOTO = ASSETS / "coffee.jpg"
+
+
+def generate(page: Page, site: Site) -> int:
+    """Press the button and wait until the page shows the new job's video; its seed."""
+    before = {job.id for job in site.queue.list()}
+    page.click("#generate")
+    while not (new := [job for job in site.queue.list() if job.id not in before]):
+        page.wait_for_timeout(10)  # until the click has reached the queue; the test's own time limit bounds it
+    expect(page.locator(f"#stage .downloads a[href*='{new[0].id}']").first).to_be_visible()
+    seed = new[0].request.seed
+    assert seed is not None
+    return seed
+
+
+def open_advanced(page: Page) -> None:
+    page.locator("#advanced button").first.click()
+    expect(page.locator("#seed input")).to_be_visible()
+
+
+def test_an_empty_seed_draws_a_new_one_for_each_video(site: Site, open_page: OpenPage) -> None:
+    """The framework's number field turned "no seed" into 0, so every video of the page had the seed 0."""
+    page = open_page(site.url)
+    fill(page, PHOTO, "night falls")
+    seeds = {generate(page, site) for _ in range(3)}
+    assert len(seeds) == 3
+    open_advanced(page)
+    expect(page.locator("#seed input")).to_have_value("")
+    expect(page.locator("#seed-lock input")).not_to_be_checked()
+
+
+def test_a_locked_seed_stays_and_an_unlocked_one_is_drawn_again(site: Site, open_page: OpenPage) -> None:
+    page = open_page(site.url)
+    fill(page, PHOTO, "night falls")
+    first = generate(page, site)
+    open_advanced(page)
+    page.locator("#seed-lock input").check()
+    expect(page.locator("#seed input")).to_have_value(str(first))
+    assert [generate(page, site) for _ in range(2)] == [first, first]
+    page.locator("#seed-lock input").uncheck()
+    expect(page.locator("#seed input")).to_have_value("")
+    assert generate(page, site) != first
+
+
+def test_the_dice_draws_a_seed_and_locks_it(site: Site, open_page: OpenPage) -> None:
+    page = open_page(site.url)
+    fill(page, PHOTO, "night falls")
+    open_advanced(page)
+    page.click("#seed-new")
+    expect(page.locator("#seed input")).not_to_have_value("")
+    expect(page.locator("#seed-lock input")).to_be_checked()
+    drawn = page.locator("#seed input").input_value()
+    assert generate(page, site) == int(drawn)
+
+
+def test_same_again_repeats_the_seed_of_the_video_that_is_shown(site: Site, open_page: OpenPage) -> None:
+    page = open_page(site.url)
+    fill(page, PHOTO, "night falls")
+    first = generate(page, site)
+    assert generate(page, site) != first
+    second = site.queue.list()[0].request.seed
+    open_advanced(page)
+    page.click("#seed-same")
+    expect(page.locator("#seed input")).to_have_value(str(second))
+    assert generate(page, site) == second
+
+
+def test_a_seed_that_is_no_number_is_said_in_words(site: Site, open_page: OpenPage) -> None:
+    page = open_page(site.url)
+    fill(page, PHOTO, "night falls")
+    open_advanced(page)
+    page.locator("#seed input").fill("lucky")
+    page.click("#generate")
+    expect(page.locator("#notice .bad")).to_contain_text("whole number")
+    assert site.queue.list() == []
+
+
+@pytest.mark.parametrize(("text", "seed"), [("", None), ("  ", None), (None, None), ("0", 0), (" 42 ", 42)])
+def test_a_seed_is_read_from_its_field(text: str | None, seed: int | None) -> None:
+    assert seed_of(text) == seed
+
+
+@pytest.mark.parametrize("text", ["-1", "1.5", "1e3", "٣", "0x10", "seven"])
+def test_what_is_no_whole_number_is_no_seed(text: str) -> None:
+    with pytest.raises(InvalidRequest, match="whole number"):
+        seed_of(text)
