@@ -10,9 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from i2v.engine import fused
+
 # A CUDA grid's second and third axis end at 65,535; the kernels behind `scaled_dot_product_attention` put batch and
 # heads there. Temporal attention has one "head" per pixel and head: 1280x704 gives 14,080 x 5 = 70,400.
 CUDA_GRID = 65_535
+
+LONGEST_TILE = 32  # frames of the fused temporal kernel: the longest clip that a request may ask for
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +46,12 @@ def spatial(q: Tensor, k: Tensor, v: Tensor, head_dim: int) -> Tensor:
 def temporal(q: Tensor, k: Tensor, v: Tensor, head_dim: int) -> Tensor:
     """Every pixel attends to itself in all frames: q, k, v and the result are (B, F, H, W, C).
 
-    Pixels and heads are neighbours in memory, so together they serve as the heads axis and the view needs no copy.
+    Pixels and heads are neighbours in memory, so together they serve as the heads axis and the view needs no copy. The
+    fused kernel holds a pixel's frames in one tile; flash kernels would pad them to 64 or 128.
     """
+    if q.shape[1] <= LONGEST_TILE and fused.serves("temporal_attention", q):
+        mixed: Tensor = fused.kernels().temporal_attention(q, k, v, head_dim)
+        return mixed
     rows = [x.flatten(2, 4).unflatten(-1, (-1, head_dim)).transpose(1, 2) for x in (q, k, v)]
     return attend(*rows).transpose(1, 2).reshape(q.shape)  # rows: (B, H W heads, F, D)
 

@@ -1,12 +1,15 @@
 """The pieces of a layer as plain functions: normalise and activate, project and add, gated feed-forward.
 
 Each has one meaning and one signature. On a CPU in fp32 the matrix products go through oneDNN, which takes the bias and
-the residual into its epilogue; elsewhere they are plain PyTorch. Nothing here is compiled or fused for a GPU yet.
+the residual into its epilogue. On CUDA the passes over memory between the products are Triton kernels where `fused.py`
+found them good; everywhere else, and under torch.compile, they are plain PyTorch.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from i2v.engine import fused
 
 # Tokens of one feed-forward piece on a CPU: its 8 C wide activations then stay in the cache (measured: 1.5 to 3.5
 # times as fast as one piece at C = 64, no loss at C = 256).
@@ -58,12 +61,30 @@ def feed_forward(x: Tensor, proj: nn.Linear, out: nn.Linear, residual: Tensor, c
 
 def _geglu(x: Tensor, proj: nn.Linear, out: nn.Linear, residual: Tensor) -> Tensor:
     (w_value, w_gate), (b_value, b_gate) = proj.weight.chunk(2), proj.bias.chunk(2)
-    gate = torch.ops.aten.gelu_(linear(x, w_gate, b_gate))
-    return linear(gate.mul_(linear(x, w_value, b_value)), out.weight, out.bias, residual)
+    gate = linear(x, w_gate, b_gate)
+    if fused.serves("gelu_gate", x):
+        gate = fused.kernels().gelu_gate(gate, linear(x, w_value, b_value))
+    else:
+        gate = torch.ops.aten.gelu_(gate).mul_(linear(x, w_value, b_value))
+    return linear(gate, out.weight, out.bias, residual)
 
 
-def group_norm(x: Tensor, norm: nn.GroupNorm, *, over_frames: bool, silu: bool = True) -> Tensor:
-    """GroupNorm, then SiLU: (B, F, H, W, C), statistics per frame, or per clip with `over_frames`."""
+def fuses_shift(x: Tensor) -> bool:
+    """Whether `group_norm` adds a `shift` for free; where it does not, the convolution before it does, as its bias."""
+    return fused.serves("group_norm", x)
+
+
+def group_norm(
+    x: Tensor, norm: nn.GroupNorm, *, over_frames: bool, silu: bool = True, shift: Tensor | None = None
+) -> Tensor:
+    """GroupNorm of x + shift, then SiLU: x (B, F, H, W, C), shift (C); statistics per frame, or per clip."""
+    if fused.serves("group_norm", x):
+        tokens = x.flatten(1, 3) if over_frames else x.flatten(0, 1).flatten(1, 2)  # (N, tokens, C)
+        normed: Tensor = fused.kernels().group_norm(
+            tokens, norm.num_groups, norm.weight, norm.bias, norm.eps, silu=silu, shift=shift
+        )
+        return normed.view(x.shape)
+    x = x if shift is None else x + shift
     rows = x.flatten(1, 2) if over_frames else x.flatten(0, 1)  # (N, rows, W, C)
     y = F.group_norm(rows.permute(0, 3, 1, 2), norm.num_groups, norm.weight, norm.bias, norm.eps)
     y = F.silu(y, inplace=True) if silu else y
@@ -73,3 +94,14 @@ def group_norm(x: Tensor, norm: nn.GroupNorm, *, over_frames: bool, silu: bool =
 def layer_norm(x: Tensor, norm: nn.LayerNorm) -> Tensor:
     """LayerNorm over the last axis."""
     return F.layer_norm(x, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
+
+
+def linear_layer_norm(
+    x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor, norm: nn.LayerNorm
+) -> tuple[Tensor, Tensor]:
+    """x W^T + bias + residual, and LayerNorm of that. A residual of one row serves all rows of x."""
+    if fused.serves("add_layer_norm", x):
+        total = F.linear(x, weight, bias)
+        return total, fused.kernels().add_layer_norm(total, residual, norm.weight, norm.bias, norm.eps)
+    total = linear(x, weight, bias, residual)
+    return total, layer_norm(total, norm)

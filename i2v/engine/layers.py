@@ -48,10 +48,12 @@ class ResnetBlock(nn.Module):
         self.conv_shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else None
 
     def forward(self, x: Tensor, inputs: StepInputs) -> Tensor:
-        # The embedding is one vector for all frames and both guidance halves: it is a bias, and conv1 adds it for free.
+        # The embedding is one vector for all frames and both guidance halves. On a CPU conv1 adds it for free, as its
+        # bias; cuDNN would add a bias in one more pass, the fused norm does not.
         h = kernels.group_norm(x, self.norm1, over_frames=False)
-        h = conv2d(h, self.conv1.weight, inputs.shifts[self.slot])
-        h = kernels.group_norm(h, self.norm2, over_frames=False)
+        shift, late = inputs.shifts[self.slot], kernels.fuses_shift(h)
+        h = conv2d(h, self.conv1.weight, None if late else shift)
+        h = kernels.group_norm(h, self.norm2, over_frames=False, shift=shift if late else None)
         h = conv2d(h, self.conv2.weight, self.conv2.bias)
         if self.conv_shortcut is None:
             return h.add_(x)
@@ -79,9 +81,12 @@ class TemporalConvBlock(nn.Module):
     def forward(self, x: Tensor, inputs: StepInputs) -> Tensor:
         if self.identity:
             return x
-        h = x
-        for norm, conv in self.stages:
-            h = temporal_conv(kernels.group_norm(h, norm, over_frames=True), conv.weight, conv.bias)
+        h, shift = x, None
+        for number, (norm, conv) in enumerate(self.stages, start=1):
+            h = kernels.group_norm(h, norm, over_frames=True, shift=shift)
+            late = number < len(self.stages) and kernels.fuses_shift(h)  # the next norm adds the bias (see ResnetBlock)
+            shift = conv.bias if late else None
+            h = temporal_conv(h, conv.weight, None if late else conv.bias)
         return h.add_(x)
 
     @torch.no_grad()
@@ -113,17 +118,15 @@ class Attention(nn.Module):
         self.to_v = nn.Linear(source, inner, bias=False)
         self.to_out = nn.ModuleList([nn.Linear(inner, dim)])
 
-    def spatial(self, x: Tensor, residual: Tensor) -> Tensor:
-        q, k, v = self._project(x)
-        return self._out(attention.spatial(q, k, v, self.head_dim), residual)
+    def spatial(self, x: Tensor) -> Tensor:
+        return attention.spatial(*self._project(x), self.head_dim)
 
-    def temporal(self, x: Tensor, residual: Tensor) -> Tensor:
-        q, k, v = self._project(x)
-        return self._out(attention.temporal(q, k, v, self.head_dim), residual)
+    def temporal(self, x: Tensor) -> Tensor:
+        return attention.temporal(*self._project(x), self.head_dim)
 
-    def cross(self, x: Tensor, residual: Tensor, keys_values: tuple[Tensor, Tensor]) -> Tensor:
+    def cross(self, x: Tensor, keys_values: tuple[Tensor, Tensor]) -> Tensor:
         """From here on the guidance halves differ: x (1, ...) and keys of G rows give (G, ...)."""
-        return self._out(attention.cross(kernels.linear(x, self.to_q.weight), *keys_values), residual)
+        return attention.cross(kernels.linear(x, self.to_q.weight), *keys_values)
 
     def keys_values(self, context: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values of the context (G, N, context_dim), each (G, heads, N, D): constant over a request."""
@@ -135,9 +138,14 @@ class Attention(nn.Module):
         q, k, v = (kernels.linear(x, w) for w in (self.to_q.weight, self.to_k.weight, self.to_v.weight))
         return q, k, v
 
-    def _out(self, x: Tensor, residual: Tensor) -> Tensor:
+    def out(self, x: Tensor, residual: Tensor) -> Tensor:
         out = cast(nn.Linear, self.to_out[0])
         return kernels.linear(x, out.weight, out.bias, residual)
+
+    def out_normed(self, x: Tensor, residual: Tensor, norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
+        """The sum, and LayerNorm of it for what follows."""
+        out = cast(nn.Linear, self.to_out[0])
+        return kernels.linear_layer_norm(x, out.weight, out.bias, residual, norm)
 
 
 class Projection(nn.Module):
@@ -175,14 +183,14 @@ class TransformerBlock(nn.Module):
         self.ff = FeedForward(dim)
 
     def spatial(self, x: Tensor, inputs: StepInputs) -> Tensor:
-        x = self.attn1.spatial(kernels.layer_norm(x, self.norm1), x)
-        x = self.attn2.cross(kernels.layer_norm(x, self.norm2), x, inputs.context[self.slot])
-        return self.ff.forward(kernels.layer_norm(x, self.norm3), x, inputs.ff_chunks)
+        x, normed = self.attn1.out_normed(self.attn1.spatial(kernels.layer_norm(x, self.norm1)), x, self.norm2)
+        x, normed = self.attn2.out_normed(self.attn2.cross(normed, inputs.context[self.slot]), x, self.norm3)
+        return self.ff.forward(normed, x, inputs.ff_chunks)
 
     def temporal(self, x: Tensor, inputs: StepInputs) -> Tensor:
-        x = self.attn1.temporal(kernels.layer_norm(x, self.norm1), x)
-        x = self.attn2.temporal(kernels.layer_norm(x, self.norm2), x)
-        return self.ff.forward(kernels.layer_norm(x, self.norm3), x, inputs.ff_chunks)
+        x, normed = self.attn1.out_normed(self.attn1.temporal(kernels.layer_norm(x, self.norm1)), x, self.norm2)
+        x, normed = self.attn2.out_normed(self.attn2.temporal(normed), x, self.norm3)
+        return self.ff.forward(normed, x, inputs.ff_chunks)
 
 
 class Transformer(nn.Module):
@@ -250,7 +258,7 @@ class ImageTemporalEncoder(nn.Module):
         self.ff = PlainFeedForward(channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.ff.forward(self.attn1.temporal(kernels.layer_norm(x, self.norm1), x))
+        return self.ff.forward(self.attn1.out(self.attn1.temporal(kernels.layer_norm(x, self.norm1)), x))
 
 
 class PlainFeedForward(nn.Module):

@@ -1,0 +1,221 @@
+"""The fused kernels for CUDA, in Triton: the four pieces that eager PyTorch spreads over several passes of memory.
+
+Imported by `fused.py` alone, where Triton is installed and the tensors are on a GPU (or in the tests' interpreter). All
+tensors are contiguous; arithmetic is in fp32 whatever the dtype. Offsets are 64-bit: a feed-forward at 1280x704 with 32
+frames has over 2^31 numbers.
+"""
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+TOKENS, CHANNELS = 64, 64  # a tile of a normalisation: 32 numbers for each of 128 threads
+ELEMENTS = 1024  # of a program of the gated activation
+
+
+def on(x: Tensor) -> AbstractContextManager[object]:
+    """Launches go to the current device, which need not be the tensors'."""
+    return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
+
+
+# --- GroupNorm with SiLU over channels-last tokens
+
+
+@triton.jit
+def channel_moments(x, moments, tokens, channels, chunks, TOKENS: tl.constexpr, CHANNELS: tl.constexpr):
+    """Mean and sum of squared deviations of each channel over a chunk of tokens: (N, T, C) -> (N, chunks, 2, C)."""
+    row = tl.program_id(0).to(tl.int64)  # sample and chunk
+    start = (row % chunks) * TOKENS
+    t = start + tl.arange(0, TOKENS)
+    c = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
+    inside = (t < tokens)[:, None] & (c < channels)[None, :]
+    at = ((row // chunks) * tokens + t)[:, None] * channels + c[None, :]
+    values = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
+    count = tl.minimum(tokens - start, TOKENS).to(tl.float32)
+    mean = tl.sum(values, 0) / count
+    deviation = tl.where(inside, values - mean[None, :], 0.0)
+    tl.store(moments + 2 * row * channels + c, mean, mask=c < channels)
+    tl.store(moments + (2 * row + 1) * channels + c, tl.sum(deviation * deviation, 0), mask=c < channels)
+
+
+@triton.jit
+def group_scales(
+    moments, shift, weight, bias, scales, tokens, channels, chunks, width, eps,
+    HAS_SHIFT: tl.constexpr, TOKENS: tl.constexpr, CHUNKS: tl.constexpr, WIDTH: tl.constexpr,
+):  # fmt: skip
+    """A group's moments out of its channels', as the factor and the summand of each channel: (N, 2, C).
+
+    `shift` (C) is added to the values before their statistics, which only moves the channels' means.
+    """
+    sample, group = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    lane = tl.arange(0, WIDTH)
+    c, own = group * width + lane, lane < width
+    moved = tl.load(shift + c, mask=own, other=0.0).to(tl.float32) if HAS_SHIFT else tl.zeros([WIDTH], tl.float32)
+    numbers = 1.0 * tokens * width
+    total = tl.zeros([WIDTH], tl.float32)
+    for first in range(0, chunks, CHUNKS):
+        chunk = first + tl.arange(0, CHUNKS)
+        inside = (chunk < chunks)[:, None] & own[None, :]
+        at = 2 * (sample * chunks + chunk)[:, None] * channels + c[None, :]
+        mean = tl.load(moments + at, mask=inside, other=0.0)
+        count = tl.minimum(tokens - chunk * TOKENS, TOKENS).to(tl.float32)
+        total += tl.sum(tl.where(inside, (mean + moved[None, :]) * count[:, None], 0.0), 0)
+    middle = tl.sum(total, 0) / numbers
+    squares = tl.zeros([WIDTH], tl.float32)
+    for first in range(0, chunks, CHUNKS):
+        chunk = first + tl.arange(0, CHUNKS)
+        inside = (chunk < chunks)[:, None] & own[None, :]
+        at = 2 * (sample * chunks + chunk)[:, None] * channels + c[None, :]
+        distance = tl.load(moments + at, mask=inside, other=0.0) + moved[None, :] - middle
+        within = tl.load(moments + at + channels, mask=inside, other=0.0)
+        count = tl.minimum(tokens - chunk * TOKENS, TOKENS).to(tl.float32)
+        squares += tl.sum(tl.where(inside, within + distance * distance * count[:, None], 0.0), 0)
+    factor = 1.0 / tl.sqrt(tl.sum(squares, 0) / numbers + eps)
+    factor = factor * tl.load(weight + c, mask=own, other=0.0).to(tl.float32)
+    summand = tl.load(bias + c, mask=own, other=0.0).to(tl.float32) + (moved - middle) * factor
+    tl.store(scales + 2 * sample * channels + c, factor, mask=own)
+    tl.store(scales + (2 * sample + 1) * channels + c, summand, mask=own)
+
+
+@triton.jit
+def scale_activate(
+    x, scales, y, tokens, channels, chunks, SILU: tl.constexpr, TOKENS: tl.constexpr, CHANNELS: tl.constexpr
+):
+    """x * factor + summand by channel, then SiLU: (N, T, C)."""
+    row = tl.program_id(0).to(tl.int64)
+    sample = row // chunks
+    t = (row % chunks) * TOKENS + tl.arange(0, TOKENS)
+    c = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
+    inside = (t < tokens)[:, None] & (c < channels)[None, :]
+    at = (sample * tokens + t)[:, None] * channels + c[None, :]
+    factor = tl.load(scales + 2 * sample * channels + c, mask=c < channels, other=0.0)
+    summand = tl.load(scales + (2 * sample + 1) * channels + c, mask=c < channels, other=0.0)
+    values = tl.load(x + at, mask=inside, other=0.0).to(tl.float32) * factor[None, :] + summand[None, :]
+    if SILU:
+        values = values / (1.0 + tl.exp(-values))
+    tl.store(y + at, values.to(y.dtype.element_ty), mask=inside)
+
+
+def group_norm(
+    x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float, *, silu: bool, shift: Tensor | None = None
+) -> Tensor:
+    """GroupNorm of x + shift over tokens x (N, T, C), shift (C); then SiLU."""
+    x = x.contiguous()
+    samples, tokens, channels = x.shape
+    chunks, width = triton.cdiv(tokens, TOKENS), channels // groups
+    moments = torch.empty(samples, chunks, 2, channels, device=x.device, dtype=torch.float32)
+    scales = torch.empty(samples, 2, channels, device=x.device, dtype=torch.float32)
+    y = torch.empty_like(x)
+    tiles = (samples * chunks, triton.cdiv(channels, CHANNELS))
+    lanes = triton.next_power_of_2(width)
+    with on(x):
+        channel_moments[tiles](x, moments, tokens, channels, chunks, TOKENS=TOKENS, CHANNELS=CHANNELS)
+        group_scales[(samples, groups)](
+            moments, weight if shift is None else shift, weight, bias, scales, tokens, channels, chunks, width, eps,
+            HAS_SHIFT=shift is not None, TOKENS=TOKENS, CHUNKS=max(1, 2048 // lanes), WIDTH=lanes,
+        )  # fmt: skip
+        scale_activate[tiles](x, scales, y, tokens, channels, chunks, SILU=silu, TOKENS=TOKENS, CHANNELS=CHANNELS)
+    return y
+
+
+# --- residual and LayerNorm
+
+
+@triton.jit
+def add_normalise(
+    x, residual, normed, weight, bias, rows, residual_rows, channels, eps, ROWS: tl.constexpr, CHANNELS: tl.constexpr
+):
+    """x += residual (its rows repeated), and LayerNorm of the sum as it was stored."""
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    c = tl.arange(0, CHANNELS)
+    own = c < channels
+    inside = (row < rows)[:, None] & own[None, :]
+    at = row[:, None] * channels + c[None, :]
+    other = (row % residual_rows)[:, None] * channels + c[None, :]
+    total = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
+    total += tl.load(residual + other, mask=inside, other=0.0).to(tl.float32)
+    total = total.to(x.dtype.element_ty)
+    tl.store(x + at, total, mask=inside)
+    values = total.to(tl.float32)
+    mean = tl.sum(values, 1) / channels
+    deviation = tl.where(inside, values - mean[:, None], 0.0)
+    factor = 1.0 / tl.sqrt(tl.sum(deviation * deviation, 1) / channels + eps)
+    scaled = deviation * factor[:, None] * tl.load(weight + c, mask=own, other=0.0).to(tl.float32)[None, :]
+    scaled += tl.load(bias + c, mask=own, other=0.0).to(tl.float32)[None, :]
+    tl.store(normed + at, scaled.to(normed.dtype.element_ty), mask=inside)
+
+
+def add_layer_norm(x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """Adds `residual` to x (..., C) in place and returns LayerNorm of that; a residual of fewer rows is repeated."""
+    channels = x.shape[-1]
+    rows = x.numel() // channels
+    block = triton.next_power_of_2(channels)
+    size = max(1, 4096 // block)
+    normed = torch.empty_like(x)
+    with on(x):
+        add_normalise[(triton.cdiv(rows, size),)](
+            x, residual, normed, weight, bias, rows, residual.numel() // channels, channels, eps,
+            ROWS=size, CHANNELS=block,
+        )  # fmt: skip
+    return normed
+
+
+# --- the gate of a feed-forward
+
+
+@triton.jit
+def gate_in_place(gate, value, count, ELEMENTS: tl.constexpr):
+    """gate = gelu(gate) * value, gelu by the error function."""
+    at = tl.program_id(0).to(tl.int64) * ELEMENTS + tl.arange(0, ELEMENTS)
+    inside = at < count
+    g = tl.load(gate + at, mask=inside, other=0.0).to(tl.float32)
+    v = tl.load(value + at, mask=inside, other=0.0).to(tl.float32)
+    activated = 0.5 * g * (1.0 + tl.math.erf(g * 0.7071067811865476))
+    tl.store(gate + at, (activated * v).to(gate.dtype.element_ty), mask=inside)
+
+
+def gelu_gate(gate: Tensor, value: Tensor) -> Tensor:
+    """gelu(gate) * value, written into `gate`; both of one shape."""
+    with on(gate):
+        gate_in_place[(triton.cdiv(gate.numel(), ELEMENTS),)](gate, value, gate.numel(), ELEMENTS=ELEMENTS)
+    return gate
+
+
+# --- attention over a few frames
+
+
+@triton.jit
+def attend_frames(
+    q, k, v, out, frames, pixels, channels, heads, head_dim, scale, FRAMES: tl.constexpr, LANES: tl.constexpr
+):
+    """One pixel and head: softmax(q k^T scale) v over the frames, all of them in one tile. (B, F, pixels, C)."""
+    index = tl.program_id(0).to(tl.int64)
+    head, pixel, clip = index % heads, (index // heads) % pixels, index // (heads * pixels)
+    f, d = tl.arange(0, FRAMES), tl.arange(0, LANES)
+    inside = (f < frames)[:, None] & (d < head_dim)[None, :]
+    at = ((clip * frames + f)[:, None] * pixels + pixel) * channels + head * head_dim + d[None, :]
+    queries = tl.load(q + at, mask=inside, other=0.0)
+    keys = tl.load(k + at, mask=inside, other=0.0)
+    values = tl.load(v + at, mask=inside, other=0.0)
+    scores = tl.dot(queries, tl.trans(keys), input_precision="ieee") * scale
+    scores = tl.where((f < frames)[None, :], scores, float("-inf"))
+    weights = tl.exp(scores - tl.max(scores, 1)[:, None])
+    mixed = tl.dot(weights.to(values.dtype), values, input_precision="ieee") / tl.sum(weights, 1)[:, None]
+    tl.store(out + at, mixed.to(out.dtype.element_ty), mask=inside)
+
+
+def temporal_attention(q: Tensor, k: Tensor, v: Tensor, head_dim: int) -> Tensor:
+    """Every pixel attends to itself in all frames: q, k, v and the result are (B, F, ..., C). One tile holds F."""
+    clips, frames, channels = q.shape[0], q.shape[1], q.shape[-1]
+    pixels, heads = q[0, 0].numel() // channels, channels // head_dim
+    out = torch.empty_like(q)
+    with on(q):
+        attend_frames[(clips * pixels * heads,)](
+            q, k, v, out, frames, pixels, channels, heads, head_dim, head_dim**-0.5,
+            FRAMES=max(16, triton.next_power_of_2(frames)),  # a matrix product wants 16 at least
+            LANES=max(16, triton.next_power_of_2(head_dim)), num_warps=1,
+        )  # fmt: skip
+    return out
