@@ -12,6 +12,7 @@ from typing import Any
 
 from i2v.client import ClientError
 from i2v.errors import I2VError, InvalidRequest
+from i2v.inputs import sized
 from i2v.request import GenerateRequest
 
 ROW_ERRORS = (I2VError, ClientError)  # end one row; anything else ends the run
@@ -74,6 +75,9 @@ def _row(
     image, out = asked.pop("image", None), asked.pop("out", f"{number:04d}.mp4")
     if not isinstance(image, str) or not isinstance(out, str):
         raise InvalidRequest("image (and out) must be the name of a file", field="image")
+    width, height = sized(asked.pop("size", None), asked.get("width"), asked.get("height"))
+    if width is not None:
+        asked |= {"width": width, "height": height}
     if "prompt" not in asked:
         raise InvalidRequest("prompt is missing", field="prompt")
     return Row(number, base / image, folder / out, asked, check(asked))

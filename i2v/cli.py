@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
-from pydantic import ValidationError
 from rich.console import Console
 
 from i2v import __version__
@@ -64,13 +63,14 @@ def _video_option(name: str, help: str) -> Any:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line (`sys.argv` when no arguments are given) and exit."""
     from i2v.client import ClientError
+    from i2v.client import InvalidRequest as RefusedByServer
 
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
         app(args=list(arguments), prog_name="i2v")
     except SettingsError as error:
         _fail(str(error), 2)
-    except InvalidRequest as error:
+    except (InvalidRequest, RefusedByServer) as error:
         _fail(error.message, 2)
     except (I2VError, ClientError) as error:
         _fail(error.message, 1)
@@ -186,7 +186,7 @@ def _generate(
     """Make one video of a photo, on this machine or through a server (--url). Prints the path of the MP4."""
     from i2v import inputs
 
-    width, height = sized(size, width, height)
+    width, height = inputs.sized(size, width, height)
     given = {
         "prompt": prompt,
         "negative_prompt": negative_prompt,
@@ -205,7 +205,7 @@ def _generate(
         name: value for name, value in given.items() if value is not None
     }
     path = inputs.check_target(out or _new_path())
-    request = build_request(asked, settings)
+    request = inputs.build_request(asked, settings)
     photo = _photo(image, again, settings)
     with _display(quiet) as display:
         if not image:
@@ -263,7 +263,7 @@ def _batch(
     """Make one video for each row of a table. Rows whose video is there are skipped, so a broken run can go on."""
     from i2v import batch, inputs
 
-    rows = batch.read_rows(table, out, lambda asked: build_request(asked, settings))
+    rows = batch.read_rows(table, out, lambda asked: inputs.build_request(asked, settings))
     todo = [row for row in rows if not row.out.exists()]
     failed = 0
     with _display(quiet) as display, contextlib.ExitStack() as stack:
@@ -333,7 +333,7 @@ def jobs(
         if id is None or action is Action.LIST:
             print(*jobs_lines(client.list(limit=limit)), sep="\n")
         elif action is Action.SHOW:
-            print(*facts_lines(client.get(id).raw), sep="\n")
+            print(*facts_lines(inputs.job_facts(client.get(id).raw)), sep="\n")
         elif action is Action.CANCEL:
             print(f"{id}: {client.cancel(id).status}")
         elif action is Action.DELETE:
@@ -341,36 +341,6 @@ def jobs(
             print(f"{id}: deleted")
         else:
             print(client.download(id, inputs.check_target(out or _new_path())))
-
-
-def sized(size: str | None, width: int | None, height: int | None) -> tuple[int | None, int | None]:
-    """Width and height from `--size WxH` or from `--width` and `--height`. Raises `InvalidRequest`."""
-    if size is None:
-        if (width is None) != (height is None):
-            raise InvalidRequest("--width and --height go together", field="width")
-        return width, height
-    if width is not None or height is not None:
-        raise InvalidRequest("give --size or --width and --height, not both", field="size")
-    sides = size.lower().split("x")
-    if len(sides) != 2 or not all(side.isascii() and side.isdigit() for side in sides):
-        raise InvalidRequest(f"--size is {size!r}; WxH such as 512x512 is wanted", field="size")
-    return int(sides[0]), int(sides[1])
-
-
-def build_request(asked: dict[str, Any], settings: Settings) -> GenerateRequest:
-    """The request of the options that were given; the rest are the defaults. Raises `InvalidRequest`."""
-    if not asked.get("prompt"):
-        raise InvalidRequest("a prompt is missing; say what happens in the video", field="prompt")
-    try:
-        request = GenerateRequest.model_validate({"preset": settings.default_preset} | asked)
-    except ValidationError as error:
-        problem = error.errors(include_url=False)[0]
-        name = ".".join(str(part) for part in problem["loc"])
-        message = str(problem["msg"]).removeprefix("Value error, ")
-        raise InvalidRequest(f"{name}: {message}; received {problem['input']!r}", field=name) from None
-    if not request.prompt:
-        raise InvalidRequest("the prompt is empty; say what happens in the video", field="prompt")
-    return request
 
 
 def _load(settings: Settings, display: "Display") -> "Local":

@@ -6,7 +6,9 @@ Every refusal is one sentence that names the file. Knows no engine and no termin
 import errno
 import json
 import secrets
+from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 from pydantic import ValidationError
@@ -26,6 +28,38 @@ def read_photo(path: Path, settings: Settings) -> Image.Image:
     except OSError as error:
         raise InvalidImage(f"the photo {path} cannot be read: {error.strerror}", field="image") from None
     return images.decode(data, max_pixels=settings.max_image_pixels)
+
+
+def sized(size: object, width: int | None, height: int | None) -> tuple[int | None, int | None]:
+    """Width and height from a size `WxH`, or as they are. Raises `InvalidRequest`."""
+    if size is None:
+        if (width is None) != (height is None):
+            raise InvalidRequest("--width and --height go together", field="width")
+        return width, height
+    if width is not None or height is not None:
+        raise InvalidRequest("give --size or --width and --height, not both", field="size")
+    sides = str(size).lower().split("x")
+    if len(sides) != 2 or not all(side.isascii() and side.isdigit() for side in sides):
+        raise InvalidRequest(f"size is {size!r}; WxH such as 512x512 is wanted", field="size")
+    return int(sides[0]), int(sides[1])
+
+
+def build_request(asked: dict[str, Any], settings: Settings) -> GenerateRequest:
+    """The request of the options that were given; the rest are the defaults. Raises `InvalidRequest`."""
+    if not asked.get("prompt"):
+        raise InvalidRequest("a prompt is missing; say what happens in the video", field="prompt")
+    try:
+        request = GenerateRequest.model_validate({"preset": settings.default_preset} | asked)
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        name = ".".join(str(part) for part in problem["loc"])
+        if problem["type"] == "extra_forbidden":
+            raise InvalidRequest(f"{name} is not a known field", field=name) from None
+        message = str(problem["msg"]).removeprefix("Value error, ")
+        raise InvalidRequest(f"{name}: {message}; received {problem['input']!r}", field=name) from None
+    if not request.prompt:
+        raise InvalidRequest("the prompt is empty; say what happens in the video", field="prompt")
+    return request
 
 
 def read_settings(path: Path) -> GenerateRequest:
@@ -66,6 +100,23 @@ def describe_video(path: Path) -> dict[str, object]:
     return found
 
 
+def job_facts(found: dict[str, Any]) -> dict[str, object]:
+    """The server's object of a job as people read it: what is known, local times, one value a line."""
+    facts: dict[str, object] = {}
+    for name, value in found.items():
+        if name == "object" or value in (None, [], {}):
+            continue
+        if name.endswith("_at"):
+            facts[name] = f"{datetime.fromtimestamp(value).astimezone():%Y-%m-%d %H:%M:%S}"
+        elif isinstance(value, dict):
+            facts |= {f"{name}.{inner}": _short(one) for inner, one in value.items()}
+        elif isinstance(value, list):
+            facts[name] = " ".join(str(one) for one in value)
+        else:
+            facts[name] = _short(value)
+    return facts
+
+
 def check_target(path: Path) -> Path:
     """The path of a video to be written, looked at before minutes of work. Raises `I2VError` when it cannot be."""
     if path.suffix.lower() != ".mp4":
@@ -88,3 +139,7 @@ def _metadata(path: Path) -> dict[str, str]:
     if not path.is_file():
         raise InvalidRequest(f"there is no file {path}", field="video")
     return video.read_metadata(path)
+
+
+def _short(value: object) -> object:
+    return round(value, 3) if isinstance(value, float) else value

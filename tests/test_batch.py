@@ -67,6 +67,14 @@ def test_csv_and_json_lines_mean_the_same(tmp_path: Path) -> None:
     assert one[1].request.negative_prompt == "dark"
 
 
+def test_a_size_may_be_written_as_everywhere_else(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("image,prompt,size\na.jpg,x,256x128\nb.jpg,y,\n")
+    first, second = read_rows(tmp_path / "t.csv", tmp_path, check)
+    assert (first.request.width, first.request.height) == (256, 128)
+    assert (second.request.width, second.request.height) == (512, 512)
+    assert first.asked == {"prompt": "x", "width": 256, "height": 128}
+
+
 @pytest.mark.parametrize(
     ("name", "text", "says"),
     [
@@ -76,6 +84,9 @@ def test_csv_and_json_lines_mean_the_same(tmp_path: Path) -> None:
         ("t.csv", "image,prompt\na.jpg,x,y\n", "line 2 has more values"),
         ("t.csv", "prompt\nx\n", "line 2: image"),
         ("t.csv", "image,prompt,out\na.jpg,x,v.mp4\nb.jpg,y,v.mp4\n", "two rows write .*v.mp4"),
+        ("t.csv", "image,prompt,size\na.jpg,x,big\n", "line 2: size is 'big'; WxH"),
+        ("t.csv", "image,prompt,size,width,height\na.jpg,x,64x64,64,64\n", "line 2: .*not both"),
+        ("t.jsonl", '{"image": "a.jpg", "prompt": "x", "size": 512}\n', "line 1: size is 512; WxH"),
         ("t.jsonl", '{"image": "a.jpg", "prompt": "x"}\nnonsense\n', "line 2 is not a JSON object"),
         ("t.jsonl", "[1]\n", "line 1 is not a JSON object"),
         ("t.jsonl", '{"image": 3, "prompt": "x"}\n', "line 1: image"),

@@ -191,7 +191,7 @@ def test_a_video_made_elsewhere_cannot_be_run_again(run: Run, tmp_path: Path) ->
         (("generate", PHOTO), "a prompt is missing"),
         (("generate", PHOTO, "  "), "the prompt is empty"),
         (("generate", PHOTO, "x", "--size 255x256"), "width: Input should be a multiple of 8; received 255"),
-        (("generate", PHOTO, "x", "--size big"), "--size is 'big'; WxH"),
+        (("generate", PHOTO, "x", "--size big"), "size is 'big'; WxH"),
         (("generate", PHOTO, "x", "--size 64x64 --width 64"), "not both"),
         (("generate", PHOTO, "x", "--width 64"), "go together"),
         (("generate", PHOTO, "x", "--steps 0"), "steps: Input should be greater than or equal to 1"),
@@ -347,7 +347,7 @@ def test_a_video_of_a_server_runs_again_through_it(run: Run, server: str, tmp_pa
 
 def test_a_refusal_of_the_server_is_one_sentence(run: Run, server: str) -> None:
     ended = run("generate", PHOTO, "x", f"-o a.mp4 --url {server} --steps 5 -q")
-    assert (ended.code, ended.err) == (1, "[ERROR] steps is 5; 10 to 100 is wanted\n")
+    assert (ended.code, ended.err) == (2, "[ERROR] steps is 5; 10 to 100 is wanted\n")
 
 
 def test_jobs_lists_shows_downloads_cancels_and_deletes(
@@ -365,6 +365,9 @@ def test_jobs_lists_shows_downloads_cancels_and_deletes(
     assert len(run("jobs", "list", f"--url {server} --limit 1").out.splitlines()) == 2
     shown = run("jobs", "show", first.id, f"--url {server}")
     assert re.search(r"^status +completed", shown.out, re.MULTILINE)
+    assert re.search(r"^created_at +\d{4}-\d\d-\d\d \d\d:\d\d:\d\d$", shown.out, re.MULTILINE)
+    assert re.search(r"^stage_seconds.denoise +[\d.]+$", shown.out, re.MULTILINE)
+    assert "None" not in shown.out
     assert run("jobs", "download", first.id, f"--url {server} -o got.mp4").out == "got.mp4\n"
     assert video.probe(tmp_path / "got.mp4").frames == 8
     assert run("jobs", "cancel", long.id, f"--url {server}").out == f"{long.id}: cancelled\n"

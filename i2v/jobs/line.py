@@ -55,10 +55,10 @@ class Line:
 
     def retry_after(self) -> int:
         """Whole seconds until a place in a full queue frees: when the running job leaves the engine."""
-        average = self._pace.average
-        if not average:
+        busy = self.seconds_busy()  # known from its own steps, too, before any job has finished
+        if not busy and not self._pace.average:
             return UNKNOWN_PACE_S
-        return min(MAX_RETRY_S, max(1, math.ceil(self.seconds_busy())))
+        return min(MAX_RETRY_S, max(1, math.ceil(busy)))
 
     def _read(self) -> dict[str, tuple[int, float]]:
         with self._lock:

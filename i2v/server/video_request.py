@@ -158,6 +158,8 @@ def _typed(name: str, value: Any) -> Any:
 
 def photo_of(received: Received, body: CreateVideo, settings: Settings) -> Image.Image:
     """The photo, from the file or from the data URL; errors name `input_reference`."""
+    if received.file is not None and body.input_reference is not None:
+        raise InvalidRequest("input_reference was sent as a file and as a data URL; send one", field="input_reference")
     try:
         if received.file is not None:
             return decode(received.file, max_pixels=settings.max_image_pixels)

@@ -6,7 +6,9 @@ import pytest
 
 from i2v.engine.protocol import Progress
 from i2v.jobs.job import Job
-from i2v.jobs.live import Live
+from i2v.jobs.line import UNKNOWN_PACE_S, Line
+from i2v.jobs.live import Board, Live
+from i2v.jobs.pace import Pace
 from i2v.jobs.store import Claim
 from i2v.request import GenerateRequest
 
@@ -72,3 +74,14 @@ def test_the_average_gives_way_to_the_own_pace_without_a_jump() -> None:
     assert lefts == sorted(lefts, key=lambda left: left or 0.0)  # a slow machine is noticed step by step
     assert lefts[-1] is not None
     assert lefts[-1] > 150
+
+
+def test_the_first_job_of_all_already_tells_when_a_place_will_be_free() -> None:
+    """Until a job had finished, callers of a full queue were told 5 s, however long its steps took."""
+    run, board = Run(), Board()
+    line = Line(list, board, Pace())
+    assert line.retry_after() == UNKNOWN_PACE_S
+    board.add(run.live)
+    assert line.retry_after() == UNKNOWN_PACE_S
+    run.steps(1, 4, 10.0)
+    assert 160 <= line.retry_after() <= 240  # 16 steps of 10 s, and some for decoding

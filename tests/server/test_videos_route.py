@@ -542,6 +542,18 @@ async def test_every_job_of_every_door_is_in_the_list(client, predict, small_url
     assert all(video["status"] in FINAL for video in videos)
 
 
+async def test_a_photo_sent_in_two_ways_is_refused(client, small_url):
+    """The file won without a word."""
+    photo = io.BytesIO()
+    Image.new("RGB", (32, 32)).save(photo, "PNG")
+    answer = await client.post(
+        "/v1/videos",
+        data={"prompt": "x", "input_reference[image_url]": small_url},
+        files={"input_reference": ("a.png", photo.getvalue())},
+    )
+    assert (answer.status_code, answer.json()["error"]["param"]) == (422, "input_reference")
+
+
 async def test_pictures_that_take_long_hold_up_no_upload(app, client, queue, small_url):
     """Two GIFs of large clips held both places in which photos are decoded, and every upload waited for them."""
     rendering = threading.Event()
