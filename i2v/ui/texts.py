@@ -176,6 +176,7 @@ TABLE: dict[str, tuple[str, str]] = {
     "fact_plan": ("Memory plan", "显存方案"),
     "share_copied": ("Link copied", "链接已复制"),
     "took_encode": ("reading {n} s", "读取 {n} 秒"),
+    "took_warm_up": ("warming up {n} s", "预热 {n} 秒"),
     "took_denoise": ("denoising {n} s", "去噪 {n} 秒"),
     "took_decode": ("decoding {n} s", "解码 {n} 秒"),
     "took_write": ("writing {n} s", "写入 {n} 秒"),

@@ -25,6 +25,7 @@ from i2v.engine.presets import PRESETS, Sampling
 from i2v.engine.sampler import denoise, schedule
 from i2v.engine.unet import I2VGenXLUNet, RequestState
 from i2v.request import GenerateRequest
+from i2v.ui.texts import TABLE
 from tests.conftest import ROOT
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda:0")
@@ -326,6 +327,7 @@ def test_a_result_says_how_its_steps_ran_and_what_warming_up_took(engine: Engine
     assert torch.equal(second.latents, plain.latents)
     assert first.plan == second.plan == f"{plain.plan}, steps as a CUDA graph"
     assert first.stage_seconds["warm_up"] > 0
+    assert {f"took_{stage}" for stage in first.stage_seconds} <= set(TABLE)  # the page has words for each
     assert "warm_up" not in second.stage_seconds | plain.stage_seconds
 
 
