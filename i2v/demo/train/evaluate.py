@@ -82,6 +82,7 @@ def main(
     steps: Annotated[int, typer.Option(help="denoising steps")] = 20,
     guidance: Annotated[float, typer.Option(help="guidance scale")] = 7.5,
     seeds: Annotated[int, typer.Option(help="clips for each photo and word")] = 3,
+    first_seed: Annotated[int, typer.Option(help="the first of the seeds")] = 0,
     words: Annotated[str, typer.Option(help="words to measure, with commas between; all of them if empty")] = "",
     threads: Annotated[int, typer.Option(help="CPU threads")] = 2,
 ) -> None:
@@ -99,7 +100,7 @@ def main(
         for file in sorted(photos.glob("*.jpg")):
             image = ImageOps.fit(Image.open(file).convert("RGB"), (width, height), Image.Resampling.LANCZOS)
             source = np.asarray(image)
-            for seed in range(seeds):
+            for seed in range(first_seed, first_seed + seeds):
                 request = GenerateRequest(
                     prompt=PROMPTS[word],
                     width=width,
@@ -111,7 +112,7 @@ def main(
                 )
                 clip = engine.generate(request, image).frames
                 found.append(measure(word, file.stem, seed, source, clip))
-                if seed == 0:
+                if seed == first_seed:
                     row += [source, clip[0], clip[len(clip) // 2], clip[-1]]
         rows.append(row)
         typer.echo(line(word, [m for m in found if m.word == word]))
