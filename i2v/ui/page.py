@@ -62,7 +62,7 @@ class Memory:
 
     job_id: gr.BrowserState
     seen: gr.State
-    pace: gr.State
+    pace: gr.BrowserState
     photo_size: gr.State
     count: gr.State
 
@@ -73,7 +73,8 @@ def build(settings: Settings, queue: JobQueue) -> gr.Blocks:
         memory = Memory(
             gr.BrowserState(None, storage_key="i2v-job", secret="i2v"),  # noqa: S106 - hides nothing: a job id
             gr.State({}),
-            gr.State(None),
+            # Kept in the browser because a plain State tells nobody that it has changed, outside the framework's queue.
+            gr.BrowserState(None, storage_key="i2v-pace", secret="i2v"),  # noqa: S106 - hides nothing
             gr.State(None),
             gr.State(history.PAGE),
         )
