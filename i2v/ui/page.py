@@ -25,10 +25,13 @@ SYSTEM_TAB = 2  # its place among the tabs
 
 JOB_OF_LINK = "(kept, linked) => [kept, new URLSearchParams(window.location.search).get('job')]"
 
-# On a phone the stage is below the form: go there once the job is on its way.
-SHOW_STAGE = """() => {
-  const stage = document.querySelector('#stage');
-  if (window.innerWidth < 720 && stage.querySelector('.stage-running')) stage.scrollIntoView({behavior: 'smooth'});
+# On a phone the stage is below the form: go there once the job is on its way, which the page learns a moment later.
+SHOW_STAGE = """async () => {
+  if (window.innerWidth >= 720) return;
+  const stage = document.querySelector('#stage'), refused = () => document.querySelector('#notice .bad');
+  for (let i = 0; i < 30 && !stage.querySelector('.stage-running') && !refused(); i++)
+    await new Promise((done) => setTimeout(done, 100));
+  if (!refused()) stage.scrollIntoView();
 }"""
 
 
