@@ -25,10 +25,13 @@ SYSTEM_TAB = 2  # its place among the tabs
 
 JOB_OF_LINK = "(kept, linked) => [kept, new URLSearchParams(window.location.search).get('job')]"
 
-# On a phone the stage is below the form: go there once the job is on its way.
-SHOW_STAGE = """() => {
-  const stage = document.querySelector('#stage');
-  if (window.innerWidth < 720 && stage.querySelector('.stage-running')) stage.scrollIntoView({behavior: 'smooth'});
+# On a phone the stage is below the form: go there once the job is on its way, which the page learns a moment later.
+SHOW_STAGE = """async () => {
+  if (window.innerWidth >= 720) return;
+  const stage = document.querySelector('#stage'), refused = () => document.querySelector('#notice .bad');
+  for (let i = 0; i < 30 && !stage.querySelector('.stage-running') && !refused(); i++)
+    await new Promise((done) => setTimeout(done, 100));
+  if (!refused()) stage.scrollIntoView();
 }"""
 
 
@@ -62,7 +65,7 @@ class Memory:
 
     job_id: gr.BrowserState
     seen: gr.State
-    pace: gr.State
+    pace: gr.BrowserState
     photo_size: gr.State
     count: gr.State
 
@@ -73,7 +76,8 @@ def build(settings: Settings, queue: JobQueue) -> gr.Blocks:
         memory = Memory(
             gr.BrowserState(None, storage_key="i2v-job", secret="i2v"),  # noqa: S106 - hides nothing: a job id
             gr.State({}),
-            gr.State(None),
+            # Kept in the browser because a plain State tells nobody that it has changed, outside the framework's queue.
+            gr.BrowserState(None, storage_key="i2v-pace", secret="i2v"),  # noqa: S106 - hides nothing
             gr.State(None),
             gr.State(history.PAGE),
         )

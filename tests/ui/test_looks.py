@@ -185,6 +185,20 @@ def test_a_phone_shows_photo_then_prompt_then_the_button_on_its_first_screen(sit
     assert abs(sweep["y"] + sweep["height"] / 2 - generate["y"] - generate["height"] / 2) < 4  # one row of buttons
 
 
+def test_a_phone_goes_to_the_job_once_it_is_on_its_way(site: Site, open_page: OpenPage) -> None:
+    """It looked for the running job before the page knew of it, and stayed at the form; the video never played."""
+    site.gate.allow(2)
+    page = open_page(site.url, viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True)
+    page.locator("#generate").click()
+    expect(page.locator("#notice .bad")).to_be_in_viewport()
+    fill(page, PHOTO, "the scene at sunset")
+    page.locator("#generate").click()
+    expect(page.locator("#stage .bar")).to_be_in_viewport()
+    expect(page.locator("#cancel")).to_be_in_viewport()
+    site.gate.open()
+    expect(page.locator("#stage video")).to_be_in_viewport()
+
+
 def test_every_control_has_a_name_for_screen_readers(site: Site, open_page: OpenPage) -> None:
     page = open_page(site.url)
     page.locator("#advanced button").first.click()

@@ -1,7 +1,6 @@
 """The main job in a browser: upload, generate, watch, play, read the summary, and what stops it."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 from playwright.sync_api import Page, expect
@@ -134,7 +133,6 @@ def test_a_job_that_cannot_fit_is_refused_with_what_would(serve: Callable[..., S
     assert site.queue.list() == []
 
 
-@dataclass
 class Counting(FakeEngine):
     """A fake engine that counts memory: each pixel of a frame is 1 kB, and 100 MB can be had."""
 
@@ -148,6 +146,7 @@ class Counting(FakeEngine):
 def test_before_a_run_the_page_says_what_it_takes_and_what_would_fit(
     serve: Callable[..., Site], open_page: OpenPage
 ) -> None:
+    """The refusal was in the page and not to be seen: the style hid a hint without an estimate."""
     site = serve(engine=Counting())
     page = open_page(site.url)
     fill(page, PHOTO, "night falls")
