@@ -5,7 +5,9 @@ linear and both attentions are views of the same memory: no layer copies to chan
 published checkpoint's. `unet.py` puts the layers together.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import cast
 
 import torch
@@ -27,6 +29,11 @@ class StepInputs:
     context: tuple[tuple[Tensor, Tensor], ...]
     ff_chunks: int = 1
 
+    @property
+    def guidance(self) -> int:
+        """G, the rows that cross-attention gives."""
+        return len(self.context[0][0])
+
 
 def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int = 1) -> Tensor:
     """3x3 convolution of every frame with padding 1: (B, F, H, W, C) -> (B, F, H', W', M)."""
@@ -40,6 +47,7 @@ class ResnetBlock(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, time_channels: int, groups: int) -> None:
         super().__init__()
         self.slot = -1  # set by the UNet
+        self.acts = True  # set by `arrange`
         self.norm1 = nn.GroupNorm(groups, in_channels)
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
         self.time_emb_proj = nn.Linear(time_channels, out_channels)
@@ -48,6 +56,8 @@ class ResnetBlock(nn.Module):
         self.conv_shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else None
 
     def forward(self, x: Tensor, inputs: StepInputs) -> Tensor:
+        if not self.acts:
+            return x if self.conv_shortcut is None else self._shortcut(x, None)
         # The embedding is one vector for all frames and both guidance halves. On a CPU conv1 adds it for free, as its
         # bias; cuDNN would add a bias in one more pass, the fused norm does not.
         h = kernels.group_norm(x, self.norm1, over_frames=False)
@@ -57,7 +67,16 @@ class ResnetBlock(nn.Module):
         h = conv2d(h, self.conv2.weight, self.conv2.bias)
         if self.conv_shortcut is None:
             return h.add_(x)
-        return kernels.linear(x, self.conv_shortcut.weight.flatten(1), self.conv_shortcut.bias, residual=h)
+        return self._shortcut(x, h)
+
+    def _shortcut(self, x: Tensor, residual: Tensor | None) -> Tensor:
+        shortcut = cast(nn.Conv2d, self.conv_shortcut)
+        return kernels.linear(x, shortcut.weight.flatten(1), shortcut.bias, residual)
+
+    @torch.no_grad()
+    def arrange(self) -> None:
+        """After loading: convolutions that end in zero are left out."""
+        self.acts = not is_zero(self.conv2)
 
     def shift(self, embedding: Tensor) -> Tensor:
         """What conv1 adds for every timestep: SiLU of the embeddings (T, time_channels) -> (T, C)."""
@@ -112,6 +131,7 @@ class Attention(nn.Module):
     def __init__(self, dim: int, heads: int, head_dim: int, context_dim: int | None = None) -> None:
         super().__init__()
         self.heads, self.head_dim = heads, head_dim
+        self.acts = True  # set by TransformerBlock.arrange
         inner, source = heads * head_dim, context_dim or dim
         self.to_q = nn.Linear(dim, inner, bias=False)
         self.to_k = nn.Linear(source, inner, bias=False)
@@ -142,8 +162,10 @@ class Attention(nn.Module):
         out = cast(nn.Linear, self.to_out[0])
         return kernels.linear(x, out.weight, out.bias, residual)
 
-    def out_normed(self, x: Tensor, residual: Tensor, norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
-        """The sum, and LayerNorm of it for what follows."""
+    def out_normed(self, x: Tensor, residual: Tensor, norm: nn.LayerNorm | None) -> tuple[Tensor, Tensor | None]:
+        """The sum, and LayerNorm of it for what follows, if anything does."""
+        if norm is None:
+            return self.out(x, residual), None
         out = cast(nn.Linear, self.to_out[0])
         return kernels.linear_layer_norm(x, out.weight, out.bias, residual, norm)
 
@@ -161,6 +183,7 @@ class FeedForward(nn.Module):
 
     def __init__(self, dim: int) -> None:
         super().__init__()
+        self.acts = True  # set by TransformerBlock.arrange
         self.net = nn.ModuleList([Projection(dim, 8 * dim), nn.Identity(), nn.Linear(4 * dim, dim)])
 
     def forward(self, x: Tensor, residual: Tensor, chunks: int = 1) -> Tensor:
@@ -177,20 +200,38 @@ class TransformerBlock(nn.Module):
     def __init__(self, dim: int, heads: int, head_dim: int, context_dim: int | None = None) -> None:
         super().__init__()
         self.slot = -1  # set by the UNet in blocks with a context
+        self.over_frames = context_dim is None
         self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(dim) for _ in range(3))
         self.attn1 = Attention(dim, heads, head_dim)
         self.attn2 = Attention(dim, heads, head_dim, context_dim)
         self.ff = FeedForward(dim)
 
-    def spatial(self, x: Tensor, inputs: StepInputs) -> Tensor:
-        x, normed = self.attn1.out_normed(self.attn1.spatial(kernels.layer_norm(x, self.norm1)), x, self.norm2)
-        x, normed = self.attn2.out_normed(self.attn2.cross(normed, inputs.context[self.slot]), x, self.norm3)
-        return self.ff.forward(normed, x, inputs.ff_chunks)
+    def run(self, x: Tensor, inputs: StepInputs) -> Tensor:
+        """The parts that act, each with its norm before it; a norm is taken together with the sum it is of."""
+        parts = [part for part in self._attentions(inputs) if part[0].acts]
+        norms = [norm for _, norm, _ in parts] + [self.norm3 if self.ff.acts else None]
+        normed = None if norms[0] is None else kernels.layer_norm(x, norms[0])
+        for (attends, _, mix), following in zip(parts, norms[1:], strict=True):
+            x, normed = attends.out_normed(mix(cast(Tensor, normed)), x, following)
+        x = x if normed is None else self.ff.forward(normed, x, inputs.ff_chunks)
+        return x if self.over_frames else widened(x, inputs.guidance)
 
-    def temporal(self, x: Tensor, inputs: StepInputs) -> Tensor:
-        x, normed = self.attn1.out_normed(self.attn1.temporal(kernels.layer_norm(x, self.norm1)), x, self.norm2)
-        x, normed = self.attn2.out_normed(self.attn2.temporal(normed), x, self.norm3)
-        return self.ff.forward(normed, x, inputs.ff_chunks)
+    def _attentions(self, inputs: StepInputs) -> list[tuple[Attention, nn.LayerNorm, Callable[[Tensor], Tensor]]]:
+        if self.over_frames:
+            return [(self.attn1, self.norm1, self.attn1.temporal), (self.attn2, self.norm2, self.attn2.temporal)]
+        cross = partial(self.attn2.cross, keys_values=inputs.context[self.slot])
+        return [(self.attn1, self.norm1, self.attn1.spatial), (self.attn2, self.norm2, cross)]
+
+    @torch.no_grad()
+    def arrange(self) -> None:
+        """After loading: attentions and a feed-forward whose last projection is zero are left out."""
+        self.attn1.acts, self.attn2.acts = (not is_zero(part.to_out) for part in (self.attn1, self.attn2))
+        self.ff.acts = not is_zero(self.ff.net[2])
+
+
+def widened(x: Tensor, rows: int) -> Tensor:
+    """x, or its one row repeated: where a cross-attention that adds nothing was left out, the guidance halves part."""
+    return x if len(x) == rows else x.expand(rows, *x.shape[1:]).contiguous()
 
 
 class Transformer(nn.Module):
@@ -212,17 +253,17 @@ class Transformer(nn.Module):
 
     def forward(self, x: Tensor, inputs: StepInputs) -> Tensor:
         if self.identity:
-            return x
+            return x if self.over_frames else widened(x, inputs.guidance)
         h = kernels.group_norm(x, self.norm, over_frames=self.over_frames, silu=False)
-        run = self.block.temporal if self.over_frames else self.block.spatial
         # No name is kept for the projection's result, so it is gone when the block has added its first attention.
-        h = run(kernels.linear(h, self.proj_in.weight, self.proj_in.bias), inputs)
+        h = self.block.run(kernels.linear(h, self.proj_in.weight, self.proj_in.bias), inputs)
         return kernels.linear(h, self.proj_out.weight, self.proj_out.bias, residual=x)
 
     @torch.no_grad()
     def arrange(self) -> None:
-        """After loading: a temporal transformer whose last projection is zero adds exactly nothing and is left out."""
-        self.identity = self.over_frames and is_zero(self.proj_out)
+        """After loading: a transformer whose last projection is zero adds exactly nothing and is left out."""
+        self.identity = is_zero(self.proj_out)
+        self.block.arrange()
 
 
 class Downsample(nn.Module):

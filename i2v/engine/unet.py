@@ -164,7 +164,7 @@ class I2VGenXLUNet(nn.Module):
                 module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last)
             elif isinstance(module, nn.Conv3d):
                 module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last_3d)
-            elif isinstance(module, TemporalConvBlock | Transformer):
+            elif isinstance(module, ResnetBlock | TemporalConvBlock | Transformer):
                 module.arrange()
 
     @torch.no_grad()

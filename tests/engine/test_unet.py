@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.utils._python_dispatch import TorchDispatchMode
 from unet_pairs import CONFIGS, DEMO, ONE_LEVEL, PUBLISHED, difference, inputs, own, upstream
 
 import i2v
@@ -217,6 +218,45 @@ def test_layers_that_add_exactly_nothing_are_left_out_and_found_again_after_a_lo
     unet.load_state_dict(reference.state_dict())
     assert difference(unet.step(job.begin(unet), job.latents, 1), job.upstream(reference)) <= LIMIT
     assert not unet.get_submodule(name).identity
+
+
+class Operations(TorchDispatchMode):
+    """How many operations ran."""
+
+    count = 0
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        self.count += 1
+        return operation(*args, **(kwargs or {}))
+
+
+LAST_LAYERS = ("conv2", "conv4.3", "attn1.to_out.0", "attn2.to_out.0", "ff.net.2", "proj_out")
+
+
+@pytest.mark.parametrize("last", LAST_LAYERS)
+def test_leaving_out_what_ends_in_zero_gives_the_same_to_the_bit(published, last):
+    """Also where no cross-attention adds anything any more: the guidance halves part there all the same."""
+    config, reference, _ = published
+    idle = copy.deepcopy(reference)
+    for name, layer in idle.named_modules():
+        if name.endswith(f".{last}"):
+            for parameter in layer.parameters():
+                parameter.zero_()
+    unet, job = own(idle), inputs(config, 3, 4, 5)
+    state = job.begin(unet)
+    with Operations() as fewer:
+        result = unet.step(state, job.latents, 1)
+    alone = unet.step(state, job.latents, 1, guided=False)
+    for module in unet.modules():
+        if hasattr(module, "acts"):
+            module.acts = True
+        if hasattr(module, "identity"):
+            module.identity = False
+    with Operations() as all_of_them:
+        assert torch.equal(unet.step(state, job.latents, 1), result)
+    assert torch.equal(unet.step(state, job.latents, 1, guided=False), alone)
+    assert fewer.count < all_of_them.count
+    assert difference(result, job.upstream(idle)) <= LIMIT
 
 
 # --- building and loading
