@@ -15,6 +15,7 @@ from fastapi import FastAPI
 
 from i2v.jobs.queue import JobQueue
 from i2v.settings import Settings
+from i2v.ui.assets import add_assets
 from i2v.ui.page import build
 from i2v.ui.texts import translations
 
@@ -27,6 +28,7 @@ def mount_ui(app: FastAPI, settings: Settings, queue: JobQueue) -> FastAPI:
     """The app with the page at `/`. Call it last: a mount at `/` takes every path that no earlier route has taken."""
     _own_upload_folder()
     blocks = build(settings, queue)
+    add_assets(app)
     app = gr.mount_gradio_app(
         app,
         blocks,

@@ -155,6 +155,21 @@ def test_the_page_and_the_routes_share_one_engine_one_job_at_a_time(
     assert all(not dependency["queue"] for dependency in every_event(config_of(site)))
 
 
+def test_the_pages_scripts_are_kept_by_browsers_and_no_path_leads_out_of_their_folder(site: Site) -> None:
+    """Browsers asked for all ninety files again at each visit, and each one was opened in a thread."""
+    script = re.search(r"assets/[\w.-]+\.js", requests.get(site.url, timeout=30).text)
+    assert script is not None
+    answer = requests.get(f"{site.url}/{script[0]}", timeout=30)
+    assert answer.status_code == 200
+    assert "javascript" in answer.headers["content-type"]
+    assert "immutable" in answer.headers["cache-control"]
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    for path in ("..%2findex.html", "%2e%2e/%2e%2e/%2e%2e/routes.py", "%2fetc%2fpasswd", "nothing.js", ""):
+        answer = requests.get(f"{site.url}/assets/{path}", timeout=30)
+        assert answer.status_code == 404, path
+        assert SECRET not in answer.text
+
+
 def test_uploads_lie_where_only_this_server_reads_them(site: Site) -> None:
     """Uploads lay in one folder for the whole machine; another server that stopped removed them."""
     answer = requests.post(f"{site.url}/gradio_api/upload", files={"files": ("a.png", b"123")}, timeout=60)
