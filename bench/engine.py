@@ -24,7 +24,8 @@ from random_models import folder as random_folder
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from i2v.engine import sampler
+from i2v.engine import fused, sampler
+from i2v.engine.accelerate import Accelerator
 from i2v.engine.conditioning import Conditioning
 from i2v.engine.engine import Engine, vae_factor
 from i2v.request import GenerateRequest
@@ -46,7 +47,11 @@ def main() -> None:
     print(f"{result['device']}, {dtype}: {result['rates']}", flush=True)
     if not options.pipeline_only:
         engine, upstream = random_engine(options.model, options.device, dtype)
-        result["jobs"] = [contest(engine, upstream, size, options, result["rates"]) for size in options.size]
+        result["kernels"] = [str(verdict) for verdict in fused.report(engine.device, dtype)]
+        result["jobs"] = []
+        for size in options.size:
+            result["jobs"].append(contest(engine, upstream, size, options, result["rates"]))
+            print(json.dumps(result), flush=True)  # what is known so far, for a run that is cut short
     if options.reference_python:
         with tempfile.TemporaryDirectory() as temporary:
             folder = options.reference_folder or str(random_folder(options.model, Path(temporary) / options.model))
@@ -66,6 +71,8 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, help="CPU threads")
     parser.add_argument("--pipeline-only", action="store_true", help="with --reference-python: leave out the contest")
     parser.add_argument("--compile", action="store_true", help="torch.compile for both sides, warm-up told apart")
+    parser.add_argument("--graph", action="store_true", help="our presets as CUDA graphs too")
+    parser.add_argument("--plain-kernels", action="store_true", help="exact without the fused kernels too")
     parser.add_argument("--reference-python", help="a Python that has diffusers 0.33.1: times its whole pipeline too")
     parser.add_argument("--reference-folder", help="the diffusers folder for that; default: the random model's")
     return parser.parse_args()
@@ -134,7 +141,14 @@ def contest(engine: Engine, upstream: Any, size: str, options: argparse.Namespac
     bounds = ceiling(engine, upstream, given, rates)
     print(f"{size}, {options.frames} frames, {options.steps} steps: {bounds}", flush=True)
     runs = contestants(engine, upstream, given, options)
-    warm = {name: timed(run, options.device) for name, run in runs.items()}
+    warm, failed = {}, {}
+    for name, run in list(runs.items()):
+        try:
+            warm[name] = timed(run, options.device)
+        except RuntimeError as error:  # one contestant less, not one contest less
+            failed[name] = str(error).splitlines()[0][:300]
+            print(f"  {name} left out: {failed[name]}", flush=True)
+            del runs[name]
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     peaks: dict[str, float | None] = {}
     for _ in range(options.repeats):
@@ -143,11 +157,11 @@ def contest(engine: Engine, upstream: Any, size: str, options: argparse.Namespac
             seconds[name].append(taken)
     medians = {name: statistics.median(taken) for name, taken in seconds.items()}
     for name, median in medians.items():
-        speed = medians["upstream eager"] / median
+        speed = medians.get("upstream eager", float("nan")) / median
         peak = "" if peaks[name] is None else f", peak beside the weights {peaks[name]:.2f} GiB"
-        print(f"  {name:18} {median:8.3f} s  {speed:5.2f}x  (first run {warm[name]:.2f} s{peak})", flush=True)
+        print(f"  {name:26} {median:8.3f} s  {speed:5.2f}x  (first run {warm[name]:.2f} s{peak})", flush=True)
     return {"size": size, "frames": options.frames, "steps": options.steps, "bounds": bounds, "medians": medians,
-            "seconds": seconds, "warm_up": warm, "peak_gib": peaks}  # fmt: skip
+            "seconds": seconds, "warm_up": warm, "peak_gib": peaks, "left_out": failed}  # fmt: skip
 
 
 def contestants(
@@ -157,23 +171,43 @@ def contestants(
     config = engine.parts.scheduler.config
     share = options.steps / 50
 
-    def ours(preset: str) -> Callable[[], object]:
+    def ours(preset: str, accelerate: str = "off") -> Callable[[], object]:
         sampling = sampler.PRESETS[preset]  # type: ignore[index]
         if sampling.max_steps is not None:
             sampling = replace(sampling, max_steps=max(2, round(sampling.max_steps * share)))
-        return lambda: sampler.denoise(
-            engine.parts.unet, *sampler.schedule(config, sampling, options.steps), noise, given, sampling
-        )
+        accelerator = Accelerator.of(accelerate, engine.device)
 
+        def run() -> object:
+            accelerator.start()
+            accelerator.watch(engine.parts.unet)
+            walk = sampler.schedule(config, sampling, options.steps)
+            latents = sampler.denoise(engine.parts.unet, *walk, noise, given, sampling, accelerator=accelerator)
+            said = accelerator.report()[1]
+            if said and accelerate != "off":  # else the plain step would be timed under another name
+                raise RuntimeError(said[0])
+            return latents
+
+        return run
+
+    def plain_kernels() -> object:
+        with fused.using(None):
+            return exact()
+
+    exact = ours("exact")
     runs: dict[str, Callable[[], object]] = {
         "upstream eager": lambda: upstream_denoise(upstream, config, noise, given, options.steps)
     }
     if options.compile:
         compiled = torch.compile(upstream)
         runs["upstream compiled"] = lambda: upstream_denoise(compiled, config, noise, given, options.steps)
-    runs |= {f"ours {preset}": ours(preset) for preset in ("exact", "fast", "turbo")}
+    presets = ("exact", "fast", "turbo")
+    runs |= {f"ours {preset}": ours(preset) for preset in presets}
+    if options.plain_kernels:
+        runs["ours exact, plain kernels"] = plain_kernels
+    if options.graph:
+        runs |= {f"ours {preset}, graph": ours(preset, "graph") for preset in presets}
     if options.compile:
-        runs["ours compiled"] = compiled_exact(engine, config, noise, given, options.steps)
+        runs["ours exact, compiled"] = ours("exact", "compile")
     return runs
 
 
@@ -191,22 +225,6 @@ def upstream_denoise(unet: Any, config: Any, noise: Tensor, given: Conditioning,
         negative, positive = prediction.chunk(2)
         latents = scheduler.step(negative + GUIDANCE * (positive - negative), timestep, latents).prev_sample
     return latents
-
-
-def compiled_exact(engine: Engine, config: Any, noise: Tensor, given: Conditioning, steps: int) -> Callable[[], object]:
-    """Our exact preset with `step` compiled. Not what the product runs: a candidate."""
-    unet = engine.parts.unet
-    eager, compiled = unet.step, torch.compile(unet.step)
-
-    def run() -> object:
-        unet.step = compiled
-        try:
-            sampling = sampler.PRESETS["exact"]
-            return sampler.denoise(unet, *sampler.schedule(config, sampling, steps), noise, given, sampling)
-        finally:
-            unet.step = eager
-
-    return run
 
 
 def random_conditioning(engine: Engine, width: int, height: int, frames: int) -> Conditioning:

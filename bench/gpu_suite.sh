@@ -3,6 +3,9 @@
 # random weights at four sizes, recovery from running out of memory, the memory model against measured peaks.
 #   bench/gpu_suite.sh [results.jsonl]            on a GPU
 #   I2V_SUITE=toy bench/gpu_suite.sh results.jsonl    a rehearsal at toy size on the CPU
+# It needs the project's environment with a CUDA build of torch, diffusers included (the VAE is diffusers', and so is the
+# rival): a machine without package access must be handed its wheels. What matters most comes first, and each part has its
+# own time limit, so that one that hangs does not cost the others.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 out="${1:-gpu_results.jsonl}"
@@ -10,31 +13,39 @@ python="${PYTHON:-.venv/bin/python}"
 export PYTHONPATH=.
 : >"$out"
 
-# Shows all of a part's output, keeps its last line (JSON), and goes on when a part fails: a lent GPU is short.
+"$python" -c 'import diffusers, torch, transformers' || {
+  echo "$python lacks torch, diffusers or transformers; run scripts/install there, or carry its wheels" >&2
+  exit 2
+}
+
+# part NAME SECONDS SCRIPT...: shows its output, keeps its last line of JSON (also of a part that was cut short), goes on.
 failed=0
 part() {
-  echo "== $1"
+  echo "== $1 (at most $2 s)"
   local log status=0
   log="$(mktemp)"
-  "$python" "${@:2}" >"$log" 2>&1 || status=$?
+  timeout "$2" "$python" "${@:3}" >"$log" 2>&1 || status=$?
   cat "$log"
   if [ "$status" -ne 0 ]; then
     failed=1
   fi
-  printf '{"part": "%s", "status": %d, "result": %s}\n' "$1" "$status" "$(tail -n 1 "$log" | grep '^{' || echo null)" >>"$out"
+  printf '{"part": "%s", "status": %d, "result": %s}\n' "$1" "$status" "$(grep '^{' "$log" | tail -n 1 | grep . || echo null)" >>"$out"
   rm -f "$log"
 }
 
 if [ "${I2V_SUITE:-}" = toy ]; then
-  part parity bench/parity.py --device cpu --model toy --latents 2 5 6
-  part recovery bench/out_of_memory.py --device cpu --model toy --small 64x64x2 --large 64x64x4
-  part engine bench/engine.py --device cpu --model toy --size 64x64 --frames 2 --steps 2 --repeats 1 --threads 1
+  toy=(--device cpu --model toy)
+  part parity 120 bench/parity.py "${toy[@]}" --latents 2 5 6
+  part engine 200 bench/engine.py "${toy[@]}" --size 64x64 --frames 2 --steps 2 --repeats 1 --threads 1 --plain-kernels
+  part recovery 120 bench/out_of_memory.py "${toy[@]}" --small 64x64x2 --large 64x64x4
 else
-  part parity bench/parity.py --device cuda
-  part recovery bench/out_of_memory.py --device cuda
-  part "engine 512" bench/engine.py --device cuda --model published --size 512x512 --repeats 3
-  part "engine 256" bench/engine.py --device cuda --model published --size 256x256 --repeats 2
-  part "engine large" bench/engine.py --device cuda --model published --size 768x768 1280x704 --steps 10 --repeats 1
-  part "engine 512 compiled" bench/engine.py --device cuda --model published --size 512x512 --steps 20 --repeats 2 --compile
+  gpu=(--device cuda --model published)
+  part parity 60 bench/parity.py --device cuda
+  part "engine 512" 150 bench/engine.py "${gpu[@]}" --size 512x512 --repeats 2 --graph --plain-kernels
+  part recovery 70 bench/out_of_memory.py --device cuda
+  part "engine other sizes" 120 bench/engine.py "${gpu[@]}" --size 256x256 768x768 1280x704 --steps 10 --repeats 1 --graph
+  part "engine 512 compiled" 190 bench/engine.py "${gpu[@]}" --size 512x512 --steps 20 --repeats 2 --compile
 fi
+echo "== results"
+cat "$out"
 exit "$failed"

@@ -28,6 +28,9 @@ def main() -> int:
     parser.add_argument("--model", default="published")
     parser.add_argument("--small", default="256x256x8", help="WIDTHxHEIGHTxFRAMES of the job that fits")
     parser.add_argument("--large", default="1280x704x32", help="of the job that does not")
+    parser.add_argument(
+        "--peaks", nargs="*", default=["512x512x16", "768x768x16"], help="more jobs to compare peaks of"
+    )
     options = parser.parse_args()
     cuda = options.device.startswith("cuda")
     engine, _ = random_engine(options.model, options.device, torch.float16 if cuda else torch.float32)
@@ -44,7 +47,11 @@ def main() -> int:
     report["bytes_left_behind"] = allocated(options.device) - before
     frames = engine.generate(small, photo).frames
     report["next_job_frames"] = len(frames)
-    report["peaks"] = [compare(engine, request, photo, options.device) for request in (small,)] if cuda else []
+    report["peaks"] = (
+        [compare(engine, request, photo, options.device) for request in (small, *map(job, options.peaks))]
+        if cuda
+        else []
+    )
     good = report["large"] == "OutOfMemory" and report["bytes_left_behind"] <= 2**20 and len(frames) == small.num_frames
     print(json.dumps(report | {"recovered": good}))
     return 0 if good else 1

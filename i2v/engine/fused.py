@@ -51,8 +51,8 @@ class Fused:
 
     def serves(self, kernel: str, x: Tensor) -> bool:
         """Whether the fused kernel takes tensors like `x`; examines it when that is not known yet."""
-        if torch.compiler.is_compiling() or x.device.type not in self.devices:
-            return False  # the compiler fuses by itself
+        if x.device.type not in self.devices:
+            return False
         known = self.verdicts.get((kernel, x.device, x.dtype))
         if known is None:
             if x.is_cuda and torch.cuda.is_current_stream_capturing():
@@ -82,6 +82,8 @@ _current: ContextVar[Fused | None] = ContextVar("fused", default=Fused())  # noq
 
 def serves(kernel: str, x: Tensor) -> bool:
     """Whether the fused `kernel` takes tensors like `x`, here and now."""
+    if torch.compiler.is_compiling():
+        return False  # the compiler fuses by itself, and could not trace what follows
     fused = _current.get()
     return fused is not None and fused.serves(kernel, x)
 

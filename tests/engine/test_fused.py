@@ -156,7 +156,8 @@ def test_plain_formulas_can_be_asked_for() -> None:
 def test_under_the_compiler_the_plain_formulas_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
     module = Module()
-    assert not on_the_cpu(module).serves("gelu_gate", torch.zeros(1))
+    with fused.using(on_the_cpu(module)):
+        assert not fused.serves("gelu_gate", torch.zeros(1))
     assert module.calls == []
 
 
