@@ -29,11 +29,6 @@ class StepInputs:
     context: tuple[tuple[Tensor, Tensor], ...]
     ff_chunks: int = 1
 
-    @property
-    def guidance(self) -> int:
-        """G, the rows that cross-attention gives."""
-        return len(self.context[0][0])
-
 
 def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int = 1) -> Tensor:
     """3x3 convolution of every frame with padding 1: (B, F, H, W, C) -> (B, F, H', W', M)."""
@@ -214,7 +209,7 @@ class TransformerBlock(nn.Module):
         for (attends, _, mix), following in zip(parts, norms[1:], strict=True):
             x, normed = attends.out_normed(mix(cast(Tensor, normed)), x, following)
         x = x if normed is None else self.ff.forward(normed, x, inputs.ff_chunks)
-        return x if self.over_frames else widened(x, inputs.guidance)
+        return x if self.over_frames else widened(x, len(inputs.context[self.slot][0]))
 
     def _attentions(self, inputs: StepInputs) -> list[tuple[Attention, nn.LayerNorm, Callable[[Tensor], Tensor]]]:
         if self.over_frames:
@@ -253,7 +248,7 @@ class Transformer(nn.Module):
 
     def forward(self, x: Tensor, inputs: StepInputs) -> Tensor:
         if self.identity:
-            return x if self.over_frames else widened(x, inputs.guidance)
+            return x if self.over_frames else widened(x, len(inputs.context[self.block.slot][0]))
         h = kernels.group_norm(x, self.norm, over_frames=self.over_frames, silu=False)
         # No name is kept for the projection's result, so it is gone when the block has added its first attention.
         h = self.block.run(kernels.linear(h, self.proj_in.weight, self.proj_in.bias), inputs)
