@@ -445,17 +445,10 @@ class JobQueue:
         self._hub.changed(id)
         self._hub.everyone(steps_only=True)
 
-    def _after(self, id: str) -> None:
+    def _after(self, job: Job) -> None:
         """A job has left the worker's or the publisher's hands, on their thread."""
         store = self._store
-        if store is None:
-            return
-        try:
-            job = store.get(id)
-        except I2VError as error:
-            log.warning("after its end: %s", error.message, extra={"job": id})
-            return
-        if job.is_final:
+        if store is not None and job.is_final:
             self._ended(store, job)
 
     def _ended(self, store: JobStore, job: Job) -> None:

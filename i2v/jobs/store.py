@@ -233,20 +233,20 @@ class JobStore:
         values = {"stage": "write", "slot": None, "file": file, "result": json.dumps(asdict(result))}
         self._change(claim, values)
 
-    def complete(self, claim: Claim, result: JobResult) -> None:
+    def complete(self, claim: Claim, result: JobResult) -> Job:
         values = {"file": result.file, "bytes": result.bytes, "result": json.dumps(asdict(result))}
-        self._finish(claim, "completed", values)
+        return self._finish(claim, "completed", values)
 
-    def fail(self, claim: Claim, code: str, message: str) -> None:
-        self._finish(claim, "failed", {"error_code": code, "error_message": message, **NO_FILE})
+    def fail(self, claim: Claim, code: str, message: str) -> Job:
+        return self._finish(claim, "failed", {"error_code": code, "error_message": message, **NO_FILE})
 
-    def cancel_running(self, claim: Claim) -> None:
-        self._finish(claim, "cancelled", {"error_code": "cancelled", "error_message": CANCELLED, **NO_FILE})
+    def cancel_running(self, claim: Claim) -> Job:
+        return self._finish(claim, "cancelled", {"error_code": "cancelled", "error_message": CANCELLED, **NO_FILE})
 
-    def requeue(self, claim: Claim, *, count: bool) -> None:
+    def requeue(self, claim: Claim, *, count: bool) -> Job:
         """Back to its place in the queue. `count` False gives the attempt back: the job was not at fault."""
         values = {**QUEUED, "attempt": claim.attempt if count else claim.attempt - 1}
-        self._change(claim, values)
+        return self._change(claim, values)
 
     # -- a job nobody runs --------------------------------------------------------------------------------------
 
@@ -366,13 +366,15 @@ class JobStore:
             self._version += 1
             self._cache.clear()
 
-    def _change(self, claim: Claim, values: dict[str, Any]) -> None:
+    def _change(self, claim: Claim, values: dict[str, Any]) -> Job:
+        """The job as it is then, read in the same transaction: the next one may delete it."""
         fence = and_(jobs.c.status == "in_progress", jobs.c.boot_id == claim.boot, jobs.c.attempt == claim.attempt)
         with self._database.writing() as connection:
             _move(connection, claim.id, fence, values)
+            return _read(connection, claim.id)
 
-    def _finish(self, claim: Claim, status: Status, values: dict[str, Any]) -> None:
-        self._change(claim, {"status": status, "slot": None, "completed_at": self._now(), **values})
+    def _finish(self, claim: Claim, status: Status, values: dict[str, Any]) -> Job:
+        return self._change(claim, {"status": status, "slot": None, "completed_at": self._now(), **values})
 
     def _now(self) -> float:
         return self._clock().timestamp()
