@@ -29,6 +29,7 @@ from i2v.jobs.line import Line
 from i2v.jobs.live import Board
 from i2v.jobs.lock import FolderLock
 from i2v.jobs.mark import Mark, mark_of
+from i2v.jobs.owed import Owed
 from i2v.jobs.pace import Pace
 from i2v.jobs.photo import decode_png, normalise
 from i2v.jobs.publish import Failpoint, Publisher, WriteVideo
@@ -357,12 +358,8 @@ class JobQueue:
 
     # -- webhooks -----------------------------------------------------------------------------------------------
 
-    def webhook(self, id: str) -> str | None:
-        """The address that the job's end is still to be told to."""
-        return self._opened().webhook(id)
-
-    def owed_webhooks(self) -> Sequence[str]:
-        """Ids of jobs that are final, or gone, and whose address has not been told."""
+    def owed_webhooks(self) -> Sequence[Owed]:
+        """Addresses that have not been told of an end, whether the job is still there or not."""
         return self._opened().owed_webhooks()
 
     def forget_webhook(self, id: str) -> None:

@@ -24,10 +24,12 @@ from sqlalchemy import (
     Table,
     Text,
     create_engine,
+    delete,
     event,
     insert,
     inspect,
     select,
+    update,
 )
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
@@ -84,6 +86,8 @@ webhooks = Table(
     metadata,
     Column("job_id", String(40), primary_key=True),
     Column("url", Text, nullable=False),
+    Column("status", String(16)),  # how the job ended, and when; empty before
+    Column("ended_at", Double),
 )
 
 
@@ -106,6 +110,7 @@ def open_database(url: str) -> Engine:
             _check_version(connection, shown)
             _check_file(connection, shown)
             metadata.create_all(connection)
+            _complete_webhooks(connection)
             if connection.scalar(select(meta.c.value).where(meta.c.key == "schema")) is None:
                 connection.execute(insert(meta).values(key="schema", value=str(SCHEMA_VERSION)))
     except (SQLAlchemyError, DatabaseError, OSError) as error:  # what a connect listener meets comes unwrapped
@@ -170,6 +175,22 @@ def _check_version(connection: Connection, shown: str) -> None:
             f"the job table {shown} was written by a newer i2v (schema {found}; this version knows {SCHEMA_VERSION}). "
             "Upgrade i2v, or choose another folder with --outputs"
         )
+
+
+def _complete_webhooks(connection: Connection) -> None:
+    """Rows of before they said how their job ended: filled from the jobs that are still there; the rest say nothing."""
+    known = {column["name"] for column in inspect(connection).get_columns(webhooks.name)}
+    missing = [column for column in webhooks.columns if column.name not in known]
+    for column in missing:
+        kind = column.type.compile(connection.dialect)
+        connection.exec_driver_sql(f"ALTER TABLE {webhooks.name} ADD COLUMN {column.name} {kind}")
+    if missing:
+        ended = select(jobs.c.status, jobs.c.completed_at).where(
+            jobs.c.id == webhooks.c.job_id, jobs.c.completed_at.is_not(None)
+        )
+        status, when = (ended.with_only_columns(column).scalar_subquery() for column in ended.selected_columns)
+        connection.execute(update(webhooks).values(status=status, ended_at=when))
+        connection.execute(delete(webhooks).where(webhooks.c.job_id.not_in(select(jobs.c.id))))
 
 
 def _check_file(connection: Connection, shown: str) -> None:

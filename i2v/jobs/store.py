@@ -16,13 +16,15 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any, Literal
 
-from sqlalchemy import ColumnElement, Connection, and_, delete, func, insert, or_, select, update
+from sqlalchemy import ColumnElement, Connection, and_, delete, func, insert, select, update
 
 from i2v.errors import Conflict, NotFound, QueueFull, TooManyJobs
+from i2v.jobs import owed
 from i2v.jobs.database import Database
 from i2v.jobs.job import FINAL, Door, Job, JobResult, Status
+from i2v.jobs.owed import Owed
 from i2v.jobs.rows import CANCELLED, LOST, LOST_MESSAGE, NO_FILE, QUEUED, job_of, recovered
-from i2v.jobs.schema import inputs, jobs, meta, webhooks
+from i2v.jobs.schema import inputs, jobs, meta
 from i2v.request import GenerateRequest
 
 CACHED = 1000
@@ -107,7 +109,7 @@ class JobStore:
             connection.execute(insert(jobs).values(**self._row(new)))
             connection.execute(insert(inputs).values(job_id=new.id, png=new.png))
             if new.webhook is not None:
-                connection.execute(insert(webhooks).values(job_id=new.id, url=new.webhook))
+                owed.remember(connection, new.id, new.webhook)
             return _read(connection, new.id), False
 
     def _row(self, new: NewJob) -> dict[str, Any]:
@@ -293,22 +295,14 @@ class JobStore:
 
     # -- webhooks -----------------------------------------------------------------------------------------------
 
-    def webhook(self, id: str) -> str | None:
-        """The address that still has to be told how the job ended; None when there is none."""
-        _check_id(id)
+    def owed_webhooks(self) -> Sequence[Owed]:
+        """Addresses that have not been told of an end, whether the job is still there or not."""
         with self._database.reading() as connection:
-            return connection.scalar(select(webhooks.c.url).where(webhooks.c.job_id == id))
-
-    def owed_webhooks(self) -> Sequence[str]:
-        """Ids of jobs that are finished, or gone, and whose address has not been told."""
-        query = select(webhooks.c.job_id).outerjoin(jobs, webhooks.c.job_id == jobs.c.id)
-        query = query.where(or_(jobs.c.id.is_(None), jobs.c.status.in_(FINAL))).order_by(jobs.c.seq)
-        with self._database.reading() as connection:
-            return connection.scalars(query).all()
+            return owed.owed(connection)
 
     def forget_webhook(self, id: str) -> None:
         with self._database.writing() as connection:
-            connection.execute(delete(webhooks).where(webhooks.c.job_id == id))
+            owed.forget(connection, id)
 
     # -- notes --------------------------------------------------------------------------------------------------
 
@@ -386,6 +380,7 @@ def _move(connection: Connection, id: str, guard: ColumnElement[bool], values: d
     if not changed.rowcount:
         found = _read(connection, id)
         raise InvalidTransition(f"job {id} is {found.status}, attempt {found.attempt}")
+    owed.note_end(connection, id, values)
 
 
 def _find_key(connection: Connection, new: NewJob) -> Job | None:
