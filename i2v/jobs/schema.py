@@ -36,6 +36,7 @@ from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 SCHEMA_VERSION = 1
 BUSY_TIMEOUT_MS = 10_000  # how long a write waits for another process (a backup, an sqlite3 shell) before it fails
+KEEPALIVES = {"keepalives_idle": 15, "keepalives_interval": 5, "keepalives_count": 3}  # a dead peer shows in 30 s
 POSTGRES_LOCK = 0x69327632  # advisory lock key, "i2v2"; one server per database
 
 metadata = MetaData()
@@ -134,7 +135,8 @@ def _engine(url: str) -> Engine:
         if parsed.get_backend_name() not in ("sqlite", "postgresql"):
             raise DataError(f"database {parsed.get_backend_name()!r} is not supported; sqlite or postgresql is wanted")
         if parsed.get_backend_name() == "postgresql":
-            return create_engine(parsed, pool_size=8, max_overflow=24, pool_pre_ping=True)
+            alive = {name: value for name, value in KEEPALIVES.items() if name not in parsed.query}
+            return create_engine(parsed, pool_size=8, max_overflow=24, pool_pre_ping=True, connect_args=alive)
         engine = create_engine(parsed, pool_size=8, max_overflow=24, connect_args={"timeout": BUSY_TIMEOUT_MS / 1000})
     except ArgumentError:
         raise DataError("the setting `database` is no SQLAlchemy URL, such as postgresql://user@host/name") from None
