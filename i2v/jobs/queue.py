@@ -247,10 +247,10 @@ class JobQueue:
             self._admission.check_line()  # before the photo is packed; the insert has the last word
         picture = normalise(image)
         new = new_job(request, picture, door, caller, idempotency_key, priority, extends, webhook)
-        self._worker.expect(new.id, picture)
         job, replayed = self._admission.insert(store, new)
         if replayed:
             return replace(self._line.fill_in(job), replayed=True)
+        self._worker.expect(job.id, picture)  # after the last word on it: a refused photo is not kept
         self._moved(job.id)
         self._worker.stir()
         return self._line.fill_in(job)

@@ -547,3 +547,14 @@ def test_a_job_that_is_deleted_as_it_ends_is_still_told_to_the_listeners(
             held.queue.delete(held.running.id)
     gone.set()
     until(lambda: heard == [(held.running.id, ends)])
+
+
+def test_a_refused_photo_is_not_kept(held: Held, dot: Image.Image) -> None:
+    """It lay in memory, up to 20 MB of it, until the next job came."""
+    kept = [held.queue.submit(SMALL, dot, door="cli", idempotency_key=f"key {number}").id for number in range(4)]
+    with pytest.raises(QueueFull):
+        held.queue.submit(SMALL, dot, door="cli", idempotency_key="one more")
+    assert held.queue.submit(SMALL, dot, door="cli", idempotency_key="key 0").id == kept[0]
+    newest = held.queue._worker._newest
+    assert newest is not None
+    assert newest[0] == kept[-1]
