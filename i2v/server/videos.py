@@ -165,7 +165,7 @@ async def cancel(request: Request, video_id: str) -> Response:
 async def remix(request: Request, video_id: str) -> Response:
     """A new job with the same photo, settings and seed, and another prompt."""
     context = context_of(request)
-    body = parse(RemixVideo, await receive(request, "input_reference"))
+    body = parse(RemixVideo, await receive(request, None))
     source = await run_in_threadpool(context.queue.get, video_id)
     generate = checked(_values(source, prompt=body.prompt.strip()), context.settings)
     photo = await run_in_threadpool(context.queue.input_image, video_id)
