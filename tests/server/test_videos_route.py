@@ -380,6 +380,24 @@ class TestExtensions:
         assert answer.status_code == 200, answer.text
         assert queue.get(answer.json()["id"]).extends == first.id
 
+    async def test_its_events_never_read_the_table_on_the_event_loop(self, client, finished, queue, monkeypatch):
+        """A table that is slow for a moment held up every other caller."""
+        first = await finished()
+        body = {"prompt": "more", "seconds": "1", "video": {"id": first.id}}
+        job = await queue.wait((await client.post("/v1/videos/extensions", json=body)).json()["id"])
+        get, threads = queue.get, set()
+
+        def noted(id):
+            threads.add(threading.get_ident())
+            return get(id)
+
+        monkeypatch.setattr(queue, "get", noted)
+        answer = await client.get(f"/v1/videos/{job.id}/events")
+        (name, data), *rest = parse_events(answer.text)
+        assert (name, data["num_frames"], rest) == ("done", 15, [])
+        assert threads
+        assert threading.get_ident() not in threads
+
     async def test_a_file_beside_an_id_is_refused(self, client, finished, queue):
         first = await finished()
         files = {"video": ("v.mp4", queue.video_path(first).read_bytes(), "video/mp4")}
