@@ -5,6 +5,7 @@ Every refusal is one sentence that names the file. Knows no engine and no termin
 
 import errno
 import json
+import re
 import secrets
 from datetime import datetime
 from pathlib import Path
@@ -17,6 +18,8 @@ from i2v import images, video
 from i2v.errors import I2VError, InvalidImage, InvalidRequest, StorageFull
 from i2v.request import GenerateRequest
 from i2v.settings import Settings
+
+_SIZE = re.compile(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})", re.ASCII)  # as the server takes it
 
 
 def read_photo(path: Path, settings: Settings) -> Image.Image:
@@ -38,10 +41,12 @@ def sized(size: object, width: int | None, height: int | None) -> tuple[int | No
         return width, height
     if width is not None or height is not None:
         raise InvalidRequest("give --size or --width and --height, not both", field="size")
-    sides = str(size).lower().split("x")
-    if len(sides) != 2 or not all(side.isascii() and side.isdigit() for side in sides):
-        raise InvalidRequest(f"size is {size!r}; WxH such as 512x512 is wanted", field="size")
-    return int(sides[0]), int(sides[1])
+    found = _SIZE.fullmatch(str(size).lower())
+    if found is None:
+        shown = repr(size)
+        shown = shown if len(shown) <= 40 else f"{shown[:40]}..."
+        raise InvalidRequest(f"size is {shown}; WxH such as 512x512 is wanted", field="size")
+    return int(found[1]), int(found[2])
 
 
 def build_request(asked: dict[str, Any], settings: Settings) -> GenerateRequest:

@@ -85,6 +85,8 @@ def test_a_size_may_be_written_as_everywhere_else(tmp_path: Path) -> None:
         ("t.csv", "prompt\nx\n", "line 2: image"),
         ("t.csv", "image,prompt,out\na.jpg,x,v.mp4\nb.jpg,y,v.mp4\n", "two rows write .*v.mp4"),
         ("t.csv", "image,prompt,size\na.jpg,x,big\n", "line 2: size is 'big'; WxH"),
+        ("t.csv", "image,prompt,size\na.jpg,x,0x0\n", "line 2: size is '0x0'; WxH"),
+        ("t.csv", f"image,prompt,size\na.jpg,x,512x{'1' * 5000}\n", r"line 2: size is '512x1{1,35}\.\.\.; WxH"),
         ("t.csv", "image,prompt,size,width,height\na.jpg,x,64x64,64,64\n", "line 2: .*not both"),
         ("t.jsonl", '{"image": "a.jpg", "prompt": "x", "size": 512}\n', "line 1: size is 512; WxH"),
         ("t.jsonl", '{"image": "a.jpg", "prompt": "x"}\nnonsense\n', "line 2 is not a JSON object"),

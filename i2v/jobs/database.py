@@ -5,17 +5,20 @@ Knows no jobs. Reads run side by side, writes one after the other.
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from sqlalchemy import Connection, func, select
-from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from i2v.errors import StorageFull, Unavailable
-from i2v.jobs.schema import POSTGRES_LOCK, DataError, open_database
+from i2v.jobs.schema import KEEPALIVES, POSTGRES_LOCK, DataError, open_database
 
 log = logging.getLogger(__name__)
+
+LOCK_WAIT_S = 60.0  # longer than the database needs to notice by `KEEPALIVES` that a session's host is gone
 
 
 class Database:
@@ -26,6 +29,7 @@ class Database:
         self._engine = open_database(url)
         self._write = threading.RLock()
         self._guard: Connection | None = None
+        self._refused_at: float | None = None  # since when another session holds the lock that was ours
         try:
             self._take_lock()
         except BaseException:
@@ -53,25 +57,59 @@ class Database:
             yield connection
 
     def keep_lock(self) -> None:
-        """A session that broke (the database was restarted) has lost its lock: take it again, or raise `DataError`."""
-        if self._guard is None:
-            return
-        with self._write:
-            try:
-                self._guard.scalar(select(1))
-            except DBAPIError:
-                self._guard.close()
-                with _translated():
-                    self._take_lock()
+        """A session that broke (the database was restarted, the network was cut) has lost its lock: take it again.
 
-    def _take_lock(self) -> None:
-        """PostgreSQL can be reached from many folders; the session lock goes when this process does."""
+        Raises `Unavailable` while that fails, and `DataError` once another session has held it for `LOCK_WAIT_S`: the
+        database may take that long to notice that the broken one is gone.
+        """
         if self._engine.dialect.name != "postgresql":
             return
-        self._guard = self._engine.connect().execution_options(isolation_level="AUTOCOMMIT")
-        if not self._guard.scalar(select(func.pg_try_advisory_lock(POSTGRES_LOCK))):
-            self._guard.close()
+        with self._write:
+            if self._guard is not None:
+                try:
+                    self._guard.scalar(select(1))
+                    return
+                except SQLAlchemyError:
+                    log.warning("the session that holds the lock of the database has broken")
+                    self._drop_guard()
+            try:
+                self._take_lock()
+                self._refused_at = None
+            except DataError as error:
+                now = time.monotonic()
+                self._refused_at = now if self._refused_at is None else self._refused_at
+                if now - self._refused_at >= LOCK_WAIT_S:
+                    raise
+                raise Unavailable("the lock of the job table is held by another session", retry_after=5) from error
+
+    def _take_lock(self) -> None:
+        """PostgreSQL can be reached from many folders; the session lock goes when this process does.
+
+        Raises `DataError` when another session holds it, `Unavailable`.
+        """
+        if self._engine.dialect.name != "postgresql":
+            return
+        with _translated():
+            self._guard = self._engine.connect().execution_options(isolation_level="AUTOCOMMIT")
+            try:
+                for name, value in KEEPALIVES.items():  # the server's side: it frees the lock of a host that is gone
+                    self._guard.exec_driver_sql(f"SET tcp_{name} = {value}")
+                taken = self._guard.scalar(select(func.pg_try_advisory_lock(POSTGRES_LOCK)))
+            except BaseException:
+                self._drop_guard()
+                raise
+        if not taken:
+            self._drop_guard()
             raise DataError("another i2v server uses this PostgreSQL database. Stop it first, or give each its own")
+
+    def _drop_guard(self) -> None:
+        """End the session, not only its use: one that goes back to the pool would keep the lock for nobody."""
+        guard, self._guard = self._guard, None
+        if guard is not None:
+            with suppress(SQLAlchemyError):
+                guard.invalidate()
+            with suppress(SQLAlchemyError):
+                guard.close()
 
 
 @contextmanager

@@ -29,6 +29,7 @@ from i2v.jobs.line import Line
 from i2v.jobs.live import Board
 from i2v.jobs.lock import FolderLock
 from i2v.jobs.mark import Mark, mark_of
+from i2v.jobs.owed import Owed
 from i2v.jobs.pace import Pace
 from i2v.jobs.photo import decode_png, normalise
 from i2v.jobs.publish import Failpoint, Publisher, WriteVideo
@@ -246,10 +247,10 @@ class JobQueue:
             self._admission.check_line()  # before the photo is packed; the insert has the last word
         picture = normalise(image)
         new = new_job(request, picture, door, caller, idempotency_key, priority, extends, webhook)
-        self._worker.expect(new.id, picture)
         job, replayed = self._admission.insert(store, new)
         if replayed:
             return replace(self._line.fill_in(job), replayed=True)
+        self._worker.expect(job.id, picture)  # after the last word on it: a refused photo is not kept
         self._moved(job.id)
         self._worker.stir()
         return self._line.fill_in(job)
@@ -357,12 +358,8 @@ class JobQueue:
 
     # -- webhooks -----------------------------------------------------------------------------------------------
 
-    def webhook(self, id: str) -> str | None:
-        """The address that the job's end is still to be told to."""
-        return self._opened().webhook(id)
-
-    def owed_webhooks(self) -> Sequence[str]:
-        """Ids of jobs that are final, or gone, and whose address has not been told."""
+    def owed_webhooks(self) -> Sequence[Owed]:
+        """Addresses that have not been told of an end, whether the job is still there or not."""
         return self._opened().owed_webhooks()
 
     def forget_webhook(self, id: str) -> None:
@@ -445,17 +442,10 @@ class JobQueue:
         self._hub.changed(id)
         self._hub.everyone(steps_only=True)
 
-    def _after(self, id: str) -> None:
+    def _after(self, job: Job) -> None:
         """A job has left the worker's or the publisher's hands, on their thread."""
         store = self._store
-        if store is None:
-            return
-        try:
-            job = store.get(id)
-        except I2VError as error:
-            log.warning("after its end: %s", error.message, extra={"job": id})
-            return
-        if job.is_final:
+        if store is not None and job.is_final:
             self._ended(store, job)
 
     def _ended(self, store: JobStore, job: Job) -> None:

@@ -24,16 +24,19 @@ from sqlalchemy import (
     Table,
     Text,
     create_engine,
+    delete,
     event,
     insert,
     inspect,
     select,
+    update,
 )
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 SCHEMA_VERSION = 1
 BUSY_TIMEOUT_MS = 10_000  # how long a write waits for another process (a backup, an sqlite3 shell) before it fails
+KEEPALIVES = {"keepalives_idle": 15, "keepalives_interval": 5, "keepalives_count": 3}  # a dead peer shows in 30 s
 POSTGRES_LOCK = 0x69327632  # advisory lock key, "i2v2"; one server per database
 
 metadata = MetaData()
@@ -84,6 +87,8 @@ webhooks = Table(
     metadata,
     Column("job_id", String(40), primary_key=True),
     Column("url", Text, nullable=False),
+    Column("status", String(16)),  # how the job ended, and when; empty before
+    Column("ended_at", Double),
 )
 
 
@@ -106,6 +111,7 @@ def open_database(url: str) -> Engine:
             _check_version(connection, shown)
             _check_file(connection, shown)
             metadata.create_all(connection)
+            _complete_webhooks(connection)
             if connection.scalar(select(meta.c.value).where(meta.c.key == "schema")) is None:
                 connection.execute(insert(meta).values(key="schema", value=str(SCHEMA_VERSION)))
     except (SQLAlchemyError, DatabaseError, OSError) as error:  # what a connect listener meets comes unwrapped
@@ -129,7 +135,8 @@ def _engine(url: str) -> Engine:
         if parsed.get_backend_name() not in ("sqlite", "postgresql"):
             raise DataError(f"database {parsed.get_backend_name()!r} is not supported; sqlite or postgresql is wanted")
         if parsed.get_backend_name() == "postgresql":
-            return create_engine(parsed, pool_size=8, max_overflow=24, pool_pre_ping=True)
+            alive = {name: value for name, value in KEEPALIVES.items() if name not in parsed.query}
+            return create_engine(parsed, pool_size=8, max_overflow=24, pool_pre_ping=True, connect_args=alive)
         engine = create_engine(parsed, pool_size=8, max_overflow=24, connect_args={"timeout": BUSY_TIMEOUT_MS / 1000})
     except ArgumentError:
         raise DataError("the setting `database` is no SQLAlchemy URL, such as postgresql://user@host/name") from None
@@ -170,6 +177,22 @@ def _check_version(connection: Connection, shown: str) -> None:
             f"the job table {shown} was written by a newer i2v (schema {found}; this version knows {SCHEMA_VERSION}). "
             "Upgrade i2v, or choose another folder with --outputs"
         )
+
+
+def _complete_webhooks(connection: Connection) -> None:
+    """Rows of before they said how their job ended: filled from the jobs that are still there; the rest say nothing."""
+    known = {column["name"] for column in inspect(connection).get_columns(webhooks.name)}
+    missing = [column for column in webhooks.columns if column.name not in known]
+    for column in missing:
+        kind = column.type.compile(connection.dialect)
+        connection.exec_driver_sql(f"ALTER TABLE {webhooks.name} ADD COLUMN {column.name} {kind}")
+    if missing:
+        ended = select(jobs.c.status, jobs.c.completed_at).where(
+            jobs.c.id == webhooks.c.job_id, jobs.c.completed_at.is_not(None)
+        )
+        status, when = (ended.with_only_columns(column).scalar_subquery() for column in ended.selected_columns)
+        connection.execute(update(webhooks).values(status=status, ended_at=when))
+        connection.execute(delete(webhooks).where(webhooks.c.job_id.not_in(select(jobs.c.id))))
 
 
 def _check_file(connection: Connection, shown: str) -> None:

@@ -16,13 +16,15 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any, Literal
 
-from sqlalchemy import ColumnElement, Connection, and_, delete, func, insert, or_, select, update
+from sqlalchemy import ColumnElement, Connection, and_, delete, func, insert, select, update
 
 from i2v.errors import Conflict, NotFound, QueueFull, TooManyJobs
+from i2v.jobs import owed
 from i2v.jobs.database import Database
 from i2v.jobs.job import FINAL, Door, Job, JobResult, Status
+from i2v.jobs.owed import Owed
 from i2v.jobs.rows import CANCELLED, LOST, LOST_MESSAGE, NO_FILE, QUEUED, job_of, recovered
-from i2v.jobs.schema import inputs, jobs, meta, webhooks
+from i2v.jobs.schema import inputs, jobs, meta
 from i2v.request import GenerateRequest
 
 CACHED = 1000
@@ -107,7 +109,7 @@ class JobStore:
             connection.execute(insert(jobs).values(**self._row(new)))
             connection.execute(insert(inputs).values(job_id=new.id, png=new.png))
             if new.webhook is not None:
-                connection.execute(insert(webhooks).values(job_id=new.id, url=new.webhook))
+                owed.remember(connection, new.id, new.webhook)
             return _read(connection, new.id), False
 
     def _row(self, new: NewJob) -> dict[str, Any]:
@@ -233,20 +235,20 @@ class JobStore:
         values = {"stage": "write", "slot": None, "file": file, "result": json.dumps(asdict(result))}
         self._change(claim, values)
 
-    def complete(self, claim: Claim, result: JobResult) -> None:
+    def complete(self, claim: Claim, result: JobResult) -> Job:
         values = {"file": result.file, "bytes": result.bytes, "result": json.dumps(asdict(result))}
-        self._finish(claim, "completed", values)
+        return self._finish(claim, "completed", values)
 
-    def fail(self, claim: Claim, code: str, message: str) -> None:
-        self._finish(claim, "failed", {"error_code": code, "error_message": message, **NO_FILE})
+    def fail(self, claim: Claim, code: str, message: str) -> Job:
+        return self._finish(claim, "failed", {"error_code": code, "error_message": message, **NO_FILE})
 
-    def cancel_running(self, claim: Claim) -> None:
-        self._finish(claim, "cancelled", {"error_code": "cancelled", "error_message": CANCELLED, **NO_FILE})
+    def cancel_running(self, claim: Claim) -> Job:
+        return self._finish(claim, "cancelled", {"error_code": "cancelled", "error_message": CANCELLED, **NO_FILE})
 
-    def requeue(self, claim: Claim, *, count: bool) -> None:
+    def requeue(self, claim: Claim, *, count: bool) -> Job:
         """Back to its place in the queue. `count` False gives the attempt back: the job was not at fault."""
         values = {**QUEUED, "attempt": claim.attempt if count else claim.attempt - 1}
-        self._change(claim, values)
+        return self._change(claim, values)
 
     # -- a job nobody runs --------------------------------------------------------------------------------------
 
@@ -293,22 +295,14 @@ class JobStore:
 
     # -- webhooks -----------------------------------------------------------------------------------------------
 
-    def webhook(self, id: str) -> str | None:
-        """The address that still has to be told how the job ended; None when there is none."""
-        _check_id(id)
+    def owed_webhooks(self) -> Sequence[Owed]:
+        """Addresses that have not been told of an end, whether the job is still there or not."""
         with self._database.reading() as connection:
-            return connection.scalar(select(webhooks.c.url).where(webhooks.c.job_id == id))
-
-    def owed_webhooks(self) -> Sequence[str]:
-        """Ids of jobs that are finished, or gone, and whose address has not been told."""
-        query = select(webhooks.c.job_id).outerjoin(jobs, webhooks.c.job_id == jobs.c.id)
-        query = query.where(or_(jobs.c.id.is_(None), jobs.c.status.in_(FINAL))).order_by(jobs.c.seq)
-        with self._database.reading() as connection:
-            return connection.scalars(query).all()
+            return owed.owed(connection)
 
     def forget_webhook(self, id: str) -> None:
         with self._database.writing() as connection:
-            connection.execute(delete(webhooks).where(webhooks.c.job_id == id))
+            owed.forget(connection, id)
 
     # -- notes --------------------------------------------------------------------------------------------------
 
@@ -366,13 +360,15 @@ class JobStore:
             self._version += 1
             self._cache.clear()
 
-    def _change(self, claim: Claim, values: dict[str, Any]) -> None:
+    def _change(self, claim: Claim, values: dict[str, Any]) -> Job:
+        """The job as it is then, read in the same transaction: the next one may delete it."""
         fence = and_(jobs.c.status == "in_progress", jobs.c.boot_id == claim.boot, jobs.c.attempt == claim.attempt)
         with self._database.writing() as connection:
             _move(connection, claim.id, fence, values)
+            return _read(connection, claim.id)
 
-    def _finish(self, claim: Claim, status: Status, values: dict[str, Any]) -> None:
-        self._change(claim, {"status": status, "slot": None, "completed_at": self._now(), **values})
+    def _finish(self, claim: Claim, status: Status, values: dict[str, Any]) -> Job:
+        return self._change(claim, {"status": status, "slot": None, "completed_at": self._now(), **values})
 
     def _now(self) -> float:
         return self._clock().timestamp()
@@ -384,6 +380,7 @@ def _move(connection: Connection, id: str, guard: ColumnElement[bool], values: d
     if not changed.rowcount:
         found = _read(connection, id)
         raise InvalidTransition(f"job {id} is {found.status}, attempt {found.attempt}")
+    owed.note_end(connection, id, values)
 
 
 def _find_key(connection: Connection, new: NewJob) -> Job | None:

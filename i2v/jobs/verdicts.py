@@ -11,7 +11,7 @@ from itertools import chain, repeat
 from typing import TypeVar
 
 from i2v.errors import I2VError, StorageFull, Unavailable
-from i2v.jobs.job import JobResult
+from i2v.jobs.job import Job, JobResult
 from i2v.jobs.live import Board, Live
 from i2v.jobs.pace import Pace
 from i2v.jobs.store import InvalidTransition, JobStore
@@ -24,8 +24,9 @@ T = TypeVar("T")
 
 
 class Verdicts:
-    """`moved(id)` tells whoever watches a job that it changed; `after(id)` follows once a job has left this process'
-    hands, for what may take longer; `on_lost(error)` once the engine is beyond repair and its job's row is settled.
+    """`moved(id)` tells whoever watches a job that it changed; `after(job)` follows once a job has left this process'
+    hands, for what may take longer, with its row as that was: whoever was woken may have deleted it by then;
+    `on_lost(error)` once the engine is beyond repair and its job's row is settled.
     """
 
     def __init__(
@@ -36,7 +37,7 @@ class Verdicts:
         *,
         attempts: int,
         moved: Callable[[str], None],
-        after: Callable[[str], None],
+        after: Callable[[Job], None],
         on_lost: Callable[[I2VError], None],
     ) -> None:
         self._store = store
@@ -105,14 +106,15 @@ class Verdicts:
                 return done
         return None
 
-    def _settle(self, live: Live, change: Callable[[], None]) -> bool:
+    def _settle(self, live: Live, change: Callable[[], Job]) -> bool:
+        job, ours = None, True
         try:
-            self.persist(change)
-            ours = True
+            job = self.persist(change)
         except InvalidTransition as error:
             log.warning("settled before: %s", error, extra={"job": live.job.id})
             ours = False
         self._board.remove(live)
         self._moved(live.job.id)
-        self._after(live.job.id)
+        if job is not None:
+            self._after(job)
         return ours

@@ -62,12 +62,21 @@ def invalid(error: ValidationError | RequestValidationError) -> InvalidRequest:
     """The first problem that pydantic found, without the input it found it in."""
     problem = error.errors()[0]
     field = ".".join(str(part) for part in problem["loc"] if part not in ("body", "query", "path", "header"))
-    field = field.encode("ascii", "backslashreplace").decode()[:60]
     if problem["type"] == "extra_forbidden":
-        return InvalidRequest(f"{field} is not a known field", field=field)
+        return unknown_field(field)
+    field = _shown(field)
     message = str(problem["msg"]).removeprefix("Value error, ")
     received = "nothing" if problem["type"] == "missing" else json_type(problem.get("input"))
     return InvalidRequest(f"{field or 'body'}: {message}; received {received}", field=field or None)
+
+
+def unknown_field(name: str) -> InvalidRequest:
+    return InvalidRequest(f"{_shown(name)} is not a known field", field=_shown(name))
+
+
+def _shown(field: str) -> str:
+    """A field's name as it may stand in an answer: callers choose it where it is unknown."""
+    return field.encode("ascii", "backslashreplace").decode()[:60]
 
 
 def json_type(value: object) -> str:

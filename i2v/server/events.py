@@ -17,7 +17,7 @@ from i2v.errors import I2VError, NotReady
 from i2v.jobs.job import Job
 from i2v.server.answers import error_body
 from i2v.server.context import Context
-from i2v.server.video_object import video_object
+from i2v.server.video_object import shown
 
 KEEP_ALIVE_S = 15.0  # proxies close connections that are silent for a minute
 _V1 = "/v1/videos"
@@ -32,10 +32,10 @@ async def stream(context: Context, job_id: str) -> AsyncIterator[bytes]:
             if job is None:
                 yield b": still here\n\n"
             elif job.is_final:
-                yield _event("done", video_object(job, context.queue, context.settings))
+                yield _event("done", await shown(job, context.queue, context.settings))
             elif job.status != status:
                 status = job.status
-                yield _event("status", video_object(job, context.queue, context.settings))
+                yield _event("status", await shown(job, context.queue, context.settings))
             else:
                 yield _event("progress", await run_in_threadpool(_progress, context, job))
     except I2VError as error:

@@ -35,6 +35,8 @@ def last_frame(queue: JobQueue, job: Job) -> Image.Image:
 
 def _id_of(body: ExtendVideo, file: bytes | None) -> str:
     """The job's id; an uploaded file is a stranger's, so all it does is name a job of ours."""
+    if body.video is not None and file is not None:
+        raise InvalidRequest("video was sent as a file and as an id; send one", field="video")
     if body.video is not None:
         return body.video.id
     if file is None:

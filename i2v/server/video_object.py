@@ -3,6 +3,8 @@
 from datetime import timedelta
 from typing import Any
 
+from starlette.concurrency import run_in_threadpool
+
 from i2v.errors import I2VError
 from i2v.jobs.job import Job
 from i2v.jobs.queue import JobQueue
@@ -48,6 +50,13 @@ def video_object(job: Job, queue: JobQueue, settings: Settings) -> dict[str, Any
         "notes": list(result.notes) if result else [],
         "warnings": list(result.warnings) if result else [],
     }
+
+
+async def shown(job: Job, queue: JobQueue, settings: Settings) -> dict[str, Any]:
+    """`video_object` for coroutines: on a thread where the table is asked how long the videos before it are."""
+    if job.extends is None:
+        return video_object(job, queue, settings)
+    return await run_in_threadpool(video_object, job, queue, settings)
 
 
 def stitched_frames(job: Job, queue: JobQueue) -> int:

@@ -15,7 +15,7 @@ from starlette.datastructures import FormData, UploadFile
 from i2v.errors import InvalidImage, InvalidRequest
 from i2v.images import decode, decode_data_url, place
 from i2v.request import MAX_SEED, Fit, GenerateRequest, Preset
-from i2v.server.answers import invalid, json_type
+from i2v.server.answers import invalid, json_type, unknown_field
 from i2v.server.body import parse_json, read_body, refuse_compressed, whole
 from i2v.settings import Settings
 
@@ -98,8 +98,11 @@ class Received:
 _Model = TypeVar("_Model", bound=_Body)
 
 
-async def receive(request: Request, file_field: str) -> Received:
-    """Read a JSON object, or a form whose one file is `file_field`; `a[b]` in a form is `{"a": {"b": ...}}`."""
+async def receive(request: Request, file_field: str | None) -> Received:
+    """Read a JSON object, or a form whose one file is `file_field` (None takes none).
+
+    `a[b]` in a form is `{"a": {"b": ...}}`.
+    """
     refuse_compressed(request)
     if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
         values = parse_json(await read_body(request))
@@ -111,16 +114,18 @@ async def receive(request: Request, file_field: str) -> Received:
         form = await request.form(max_files=1, max_fields=MAX_FORM_FIELDS, max_part_size=2**30)
     try:
         values = _plain(form, file_field)
-        file = form.get(file_field)
+        file = form.get(file_field) if file_field else None
         return Received(values, await file.read() if isinstance(file, UploadFile) else None, is_form=True)
     finally:
         await form.close()
 
 
-def _plain(form: FormData, file_field: str) -> dict[str, Any]:
+def _plain(form: FormData, file_field: str | None) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for name, value in form.multi_items():
         if isinstance(value, UploadFile):
+            if file_field is None:
+                raise unknown_field(name)
             if name != file_field:
                 raise InvalidRequest(f"the file must be sent as {file_field}", field=file_field)
             continue

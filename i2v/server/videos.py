@@ -25,7 +25,7 @@ from i2v.server.extension import source_of
 from i2v.server.files import in_memory, ranged, video_answer
 from i2v.server.predict import CLIENT_GONE, error_answer_for, error_of, outcome
 from i2v.server.variants import VARIANTS, file_name, media_type
-from i2v.server.video_object import poll_after_ms, video_object
+from i2v.server.video_object import poll_after_ms, shown, video_object
 from i2v.server.video_request import (
     CreateVideo,
     ExtendVideo,
@@ -165,7 +165,7 @@ async def cancel(request: Request, video_id: str) -> Response:
 async def remix(request: Request, video_id: str) -> Response:
     """A new job with the same photo, settings and seed, and another prompt."""
     context = context_of(request)
-    body = parse(RemixVideo, await receive(request, "input_reference"))
+    body = parse(RemixVideo, await receive(request, None))
     source = await run_in_threadpool(context.queue.get, video_id)
     generate = checked(_values(source, prompt=body.prompt.strip()), context.settings)
     photo = await run_in_threadpool(context.queue.input_image, video_id)
@@ -252,10 +252,7 @@ def _object(context: Context, job: Job) -> dict[str, Any]:
 
 async def _object_answer(context: Context, job: Job, **changed: Any) -> Response:
     headers = {} if job.is_final else {"openai-poll-after-ms": str(poll_after_ms(job))}
-    if job.extends is None:
-        found = _object(context, job)
-    else:  # the table is asked how long the videos before it are
-        found = await run_in_threadpool(_object, context, job)
+    found = await shown(job, context.queue, context.settings)
     return JSONAnswer(found | changed, headers=headers)
 
 

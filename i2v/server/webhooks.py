@@ -22,8 +22,9 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from urllib.parse import SplitResult, urlsplit
 
-from i2v.errors import I2VError, InvalidRequest, NotFound
+from i2v.errors import I2VError, InvalidRequest
 from i2v.jobs.job import Job
+from i2v.jobs.owed import Owed
 from i2v.jobs.queue import JobQueue
 from i2v.settings import Settings
 
@@ -31,6 +32,7 @@ log = logging.getLogger("i2v.server")
 
 BACK_OFF_S = (1.0, 5.0, 30.0, 120.0, 600.0, 3600.0)
 CONNECT_S = 10.0
+LOOK_AGAIN_S = 60.0  # how often the table is asked in any case: an earlier look may have failed
 TOTAL_S = 20.0  # an address that drips its answer is cut off
 
 
@@ -48,28 +50,35 @@ class _Delivery:
 
 
 class Webhooks:
-    """One thread that delivers. `finished` is quick and thread-safe; `back_off` is injected by tests."""
+    """One thread that delivers. `finished` is quick and thread-safe; tests inject `back_off` and `look_again_s`."""
 
-    def __init__(self, settings: Settings, queue: JobQueue, *, back_off: Sequence[float] = BACK_OFF_S) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        queue: JobQueue,
+        *,
+        back_off: Sequence[float] = BACK_OFF_S,
+        look_again_s: float = LOOK_AGAIN_S,
+    ) -> None:
         self._queue = queue
         self._secret = settings.webhook_secret.get_secret_value() if settings.webhook_secret else None
         self._allow_private = settings.webhook_allow_private
         self._back_off = back_off
+        self._look_again_s = look_again_s
         self._changed = threading.Condition()
-        self._due: list[_Delivery] = []
-        self._taken: set[str] = set()  # jobs in `_due` or being told: one that ends during the start is seen twice
         self._stopping = False
+        self._ended = True  # there may be an end to tell; what an earlier process left is looked for at once
         self._thread: threading.Thread | None = None
+        # What follows is the thread's own.
+        self._look_at = 0.0
+        self._due: list[_Delivery] = []
+        self._taken: set[str] = set()  # jobs in `_due` or `_told`
+        self._told: set[str] = set()  # done with, but the table has not taken it yet
 
     def start(self) -> None:
-        """Take up what an earlier process left, and begin to deliver. Without a secret there is nothing to do."""
+        """Begin to deliver, with what an earlier process left. Without a secret there is nothing to do."""
         if self._secret is None:
             return
-        for job_id in self._queue.owed_webhooks():
-            try:
-                self.finished(self._queue.get(job_id))
-            except NotFound:
-                self._queue.forget_webhook(job_id)
         self._thread = threading.Thread(target=self._run, name="i2v-webhooks", daemon=True)
         self._thread.start()
 
@@ -94,28 +103,11 @@ class Webhooks:
         except Refused as error:
             raise InvalidRequest(f"webhook is not taken: {error}", field="webhook") from None
 
-    def finished(self, job: Job) -> None:
+    def finished(self, _job: Job) -> None:
         """Called by the queue for each job that has ended: its address, stored with it, is told soon."""
-        if self._secret is None:
-            return
-        try:
-            url = self._queue.webhook(job.id)
-        except I2VError as error:
-            log.warning("webhook not sent before the next start: %s", error.message, extra={"job": job.id})
-            return
         with self._changed:
-            if url is not None and job.id not in self._taken:
-                self._taken.add(job.id)
-                heapq.heappush(self._due, _Delivery(time.monotonic(), job.id, url, event_of(job)))
-                self._changed.notify()
-
-    def _forget(self, job_id: str) -> None:
-        try:
-            self._queue.forget_webhook(job_id)
-        except I2VError as error:
-            log.warning("webhook told again at the next start: %s", error.message, extra={"job": job_id})
-        with self._changed:
-            self._taken.discard(job_id)
+            self._ended = True
+            self._changed.notify()
 
     def _run(self) -> None:
         while (delivery := self._next()) is not None:
@@ -123,13 +115,46 @@ class Webhooks:
 
     def _next(self) -> _Delivery | None:
         """The next delivery once it is due; None when the server stops."""
-        with self._changed:
-            while not self._stopping:
-                wait = self._due[0].due - time.monotonic() if self._due else None
-                if wait is not None and wait <= 0:
-                    return heapq.heappop(self._due)
-                self._changed.wait(wait)
-        return None
+        while True:
+            with self._changed:
+                now = time.monotonic()
+                due = self._due[0].due if self._due else self._look_at
+                if self._stopping:
+                    return None
+                look = self._ended or self._look_at <= now
+                self._ended = False
+                if not look:
+                    if self._due and due <= now:
+                        return heapq.heappop(self._due)
+                    self._changed.wait(min(due, self._look_at) - now)
+            if look:
+                self._collect()
+
+    def _collect(self) -> None:
+        """Take up what is owed. A table that cannot be asked now is asked again, as it is now and then in any case."""
+        self._look_at = time.monotonic() + self._look_again_s
+        for job_id in list(self._told):
+            self._forget(job_id)
+        try:
+            found = self._queue.owed_webhooks()
+        except I2VError as error:
+            log.warning("webhooks are looked for again in %.0f s: %s", self._look_again_s, error.message)
+            return
+        for one in found:
+            if one.job_id not in self._taken:
+                self._taken.add(one.job_id)
+                heapq.heappush(self._due, _Delivery(time.monotonic(), one.job_id, one.url, event_of(one)))
+
+    def _forget(self, job_id: str) -> None:
+        """It has been told, or given up. A table that takes no change now gets it later; until then nothing is told."""
+        try:
+            self._queue.forget_webhook(job_id)
+        except I2VError as error:
+            log.warning("webhook stays in the table for now: %s", error.message, extra={"job": job_id})
+            self._told.add(job_id)
+            return
+        self._told.discard(job_id)
+        self._taken.discard(job_id)
 
     def _deliver(self, delivery: _Delivery) -> None:
         try:
@@ -146,8 +171,7 @@ class Webhooks:
         elif delivery.attempt < len(self._back_off):
             delivery.due = time.monotonic() + self._back_off[delivery.attempt]
             delivery.attempt += 1
-            with self._changed:
-                heapq.heappush(self._due, delivery)
+            heapq.heappush(self._due, delivery)
         else:
             log.warning(
                 "webhook given up after %d attempts: %s", delivery.attempt + 1, why, extra={"job": delivery.job_id}
@@ -160,13 +184,12 @@ class Webhooks:
         return {"webhook-id": message_id, "webhook-timestamp": now, "webhook-signature": signature}
 
 
-def event_of(job: Job) -> bytes:
+def event_of(owed: Owed) -> bytes:
     """The body: which job ended and how; its id is the same at every attempt, so that a receiver can ignore repeats."""
-    kind = {"completed": "video.completed", "cancelled": "video.cancelled"}.get(job.status, "video.failed")
-    message_id = "evt_" + hashlib.sha256(f"{job.id} {job.status}".encode()).hexdigest()[:24]
-    ended = job.completed_at or job.created_at
-    event = {"id": message_id, "object": "event", "created_at": int(ended.timestamp()), "type": kind}
-    return json.dumps(event | {"data": {"id": job.id}}, separators=(",", ":")).encode("ascii")
+    kind = {"completed": "video.completed", "cancelled": "video.cancelled"}.get(owed.status, "video.failed")
+    message_id = "evt_" + hashlib.sha256(f"{owed.job_id} {owed.status}".encode()).hexdigest()[:24]
+    event = {"id": message_id, "object": "event", "created_at": int(owed.ended_at.timestamp()), "type": kind}
+    return json.dumps(event | {"data": {"id": owed.job_id}}, separators=(",", ":")).encode("ascii")
 
 
 def sign(secret: str, message_id: str, timestamp: str, body: bytes) -> str:

@@ -1,5 +1,7 @@
 """A table that lies elsewhere, and an outputs folder whose disk is not mounted: no video is taken for lost."""
 
+import errno
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -7,12 +9,13 @@ from pathlib import Path
 import pytest
 from job_doubles import SMALL, MakeQueue, final
 from PIL import Image
+from sqlalchemy import delete
 
 from i2v.errors import NotFound, Unavailable
 from i2v.jobs.job import Job
 from i2v.jobs.mark import MARK_NAME
 from i2v.jobs.queue import JobQueue
-from i2v.jobs.schema import DataError, sqlite_url
+from i2v.jobs.schema import DataError, meta, sqlite_url
 
 Start = Callable[..., JobQueue]
 Unmount = Callable[[], Callable[[], None]]
@@ -121,6 +124,83 @@ def test_a_table_without_videos_takes_any_folder(
     unmount()
     assert made(start(), dot).status == "completed"
     assert (outputs / MARK_NAME).is_file()
+
+
+def forget_the_word(queue: JobQueue) -> None:
+    """As in a table of before there were words."""
+    store = queue._opened()
+    with store._database.writing() as connection:
+        connection.execute(delete(meta).where(meta.c.key == "outputs"))
+
+
+def test_a_first_mark_that_cannot_be_written_does_not_make_the_next_start_refuse_the_right_folder(
+    start: Start, outputs: Path, dot: Image.Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The table had its copy of the word before the folder had the word itself."""
+    queue = start()
+    done = made(queue, dot)
+    forget_the_word(queue)
+    queue.stop()
+    (outputs / MARK_NAME).unlink()
+
+    def die(_file: int) -> None:
+        raise OSError(errno.EIO, "the machine stops")
+
+    with monkeypatch.context() as dying:
+        dying.setattr(os, "fsync", die)
+        with pytest.raises(DataError):
+            start()
+    assert list(outputs.glob(".i2v.outputs*")) == []
+    assert start().get(done.id) == done
+
+
+def test_a_table_that_knows_no_word_is_not_started_on_a_folder_without_any_of_its_videos(
+    start: Start, unmount: Unmount, outputs: Path, dot: Image.Image
+) -> None:
+    """The first start with a word took an empty mount point for the folder, and every video for lost."""
+    queue = start()
+    done = made(queue, dot)
+    forget_the_word(queue)
+    queue.stop()
+    (outputs / MARK_NAME).unlink()
+    mount = unmount()
+    refused = []
+    for _ in range(2):
+        with pytest.raises(DataError, match="mount its disk") as error:
+            start()
+        refused.append(str(error.value))
+    assert refused[0] == refused[1]
+    assert not (outputs / MARK_NAME).exists()
+    found = re.search(r"echo (\w+) > (\S+)$", refused[0])
+    assert found is not None
+    mount()
+    again = start()
+    assert again.video_path(again.get(done.id)).is_file()
+    forget_the_word(again)
+    again.stop()
+    unmount()
+    Path(found[2]).write_text(f"{found[1]}\n")
+    assert start().get(done.id).error_code == "video_lost"
+
+
+def test_a_table_without_videos_leaves_the_word_of_another_table(
+    start: Start, make_queue: MakeQueue, outputs: Path, tmp_path: Path, dot: Image.Image
+) -> None:
+    """It overwrote the word, and the folder's own table was refused from then on."""
+    queue = start()
+    done = made(queue, dot)
+    queue.stop()
+    elsewhere = {"database": sqlite_url(tmp_path / "empty.sqlite3")}
+    make_queue(settings={**elsewhere, "outputs": tmp_path / "other"}).stop()  # it knows the word of another folder
+    make_queue(settings=elsewhere).stop()
+    assert start().get(done.id) == done
+
+
+def test_a_file_in_the_place_of_the_mark_that_is_none_of_ours_is_not_overwritten(start: Start, outputs: Path) -> None:
+    (outputs / MARK_NAME).write_bytes(b"\xff my notes")
+    with pytest.raises(DataError, match="remove it"):
+        start()
+    assert (outputs / MARK_NAME).read_bytes() == b"\xff my notes"
 
 
 def test_a_table_in_the_folder_needs_no_mark(make_queue: MakeQueue, outputs: Path, dot: Image.Image) -> None:

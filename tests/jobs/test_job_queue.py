@@ -7,6 +7,7 @@ import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from job_doubles import DEADLINE_S, SMALL, Gate, MakeQueue, final, until
@@ -517,3 +518,43 @@ def test_1000_submits_and_cancels_leave_nothing_behind(make_queue: MakeQueue, ga
     gate.open()
     assert final(queue, running).status == "completed"
     assert queue.counts()["cancelled"] == 1000
+
+
+@pytest.mark.parametrize("ends", ["completed", "cancelled"])
+def test_a_job_that_is_deleted_as_it_ends_is_still_told_to_the_listeners(
+    held: Held, dot: Image.Image, ends: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever waits is woken first; a delete then took the row away from under those who were told afterwards."""
+    heard: list[tuple[str, str]] = []
+    held.queue.on_final.append(lambda job: heard.append((job.id, job.status)))
+    verdicts, gone = held.queue._verdicts, threading.Event()
+    after = verdicts._after
+
+    def held_back(*arguments: Any) -> None:
+        assert gone.wait(DEADLINE_S)
+        after(*arguments)
+
+    monkeypatch.setattr(verdicts, "_after", held_back)
+    with ThreadPoolExecutor(1) as pool:
+        if ends == "cancelled":
+            deleted = pool.submit(held.queue.delete, held.running.id)
+            until(lambda: any(live.cancelled for live in held.queue._board.all()))
+            held.gate.open()
+            deleted.result(DEADLINE_S)
+        else:
+            held.gate.open()
+            final(held.queue, held.running)
+            held.queue.delete(held.running.id)
+    gone.set()
+    until(lambda: heard == [(held.running.id, ends)])
+
+
+def test_a_refused_photo_is_not_kept(held: Held, dot: Image.Image) -> None:
+    """It lay in memory, up to 20 MB of it, until the next job came."""
+    kept = [held.queue.submit(SMALL, dot, door="cli", idempotency_key=f"key {number}").id for number in range(4)]
+    with pytest.raises(QueueFull):
+        held.queue.submit(SMALL, dot, door="cli", idempotency_key="one more")
+    assert held.queue.submit(SMALL, dot, door="cli", idempotency_key="key 0").id == kept[0]
+    newest = held.queue._worker._newest
+    assert newest is not None
+    assert newest[0] == kept[-1]

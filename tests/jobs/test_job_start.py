@@ -12,11 +12,13 @@ import psycopg
 import pytest
 from job_doubles import DEADLINE_S, SMALL, Clock, MakeQueue, final, quick_write
 from PIL import Image
+from sqlalchemy.exc import OperationalError
 
 from i2v.engine.fake import FakeEngine
-from i2v.errors import FatalEngineError
+from i2v.errors import FatalEngineError, Unavailable
+from i2v.jobs import database
 from i2v.jobs.queue import JobQueue
-from i2v.jobs.schema import SCHEMA_VERSION, DataError, open_database, sqlite_url
+from i2v.jobs.schema import KEEPALIVES, POSTGRES_LOCK, SCHEMA_VERSION, DataError, open_database, sqlite_url
 from i2v.jobs.store import JobStore
 from i2v.settings import Settings
 
@@ -61,22 +63,77 @@ def test_two_servers_on_one_postgresql_database_are_refused(postgres_url: str, o
     start(tmp_path, database=postgres_url).stop()
 
 
-def test_a_postgresql_restart_does_not_let_a_second_server_in(postgres_url: str, clock: Clock) -> None:
-    def cut_the_lock() -> None:
-        with psycopg.connect(postgres_url, autocommit=True) as connection:
-            connection.execute("SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory'")
+def cut_the_lock(url: str) -> None:
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute("SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory'")
 
+
+def test_a_postgresql_restart_does_not_let_a_second_server_in(
+    postgres_url: str, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
     first = JobStore(postgres_url, "boot-1", clock)
-    cut_the_lock()
+    cut_the_lock(postgres_url)
     assert first.claim() is None  # and takes the lock again
     with pytest.raises(DataError):
         JobStore(postgres_url, "boot-2", clock)
-    cut_the_lock()
+    cut_the_lock(postgres_url)
     second = JobStore(postgres_url, "boot-2", clock)  # this one was quicker
+    with pytest.raises(Unavailable):
+        first.claim()
+    monkeypatch.setattr(database, "LOCK_WAIT_S", 0.0)
     with pytest.raises(DataError):
         first.claim()
     first.close()
     second.close()
+
+
+def test_a_lock_that_the_database_still_holds_for_the_broken_session_is_waited_for(
+    postgres_url: str, clock: Clock
+) -> None:
+    """The next look met a closed connection, and the worker died of it."""
+    store = JobStore(postgres_url, "boot-1", clock)
+    cut_the_lock(postgres_url)
+    with psycopg.connect(postgres_url, autocommit=True) as broken:
+        broken.execute("SELECT pg_advisory_lock(%s)", (POSTGRES_LOCK,))
+        for _ in range(3):
+            with pytest.raises(Unavailable):
+                store.claim()
+    assert store.claim() is None
+    with pytest.raises(DataError):
+        JobStore(postgres_url, "boot-2", clock)
+    store.close()
+
+
+def test_a_database_that_is_away_for_several_looks_is_taken_up_again(
+    postgres_url: str, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = JobStore(postgres_url, "boot-1", clock)
+    with monkeypatch.context() as away:
+
+        def refuse(*_arguments: object) -> None:
+            raise OperationalError("connect", None, Exception("it starts up"))
+
+        cut_the_lock(postgres_url)
+        away.setattr(store._database._engine, "connect", refuse)
+        for _ in range(3):
+            with pytest.raises(Unavailable):
+                store.claim()
+    assert store.claim() is None
+    with pytest.raises(DataError):
+        JobStore(postgres_url, "boot-2", clock)
+    store.close()
+
+
+def test_the_session_that_holds_the_lock_ends_soon_after_its_host_is_gone(postgres_url: str, clock: Clock) -> None:
+    store = JobStore(postgres_url, "boot-1", clock)
+    guard = store._database._guard
+    assert guard is not None
+    found = [guard.exec_driver_sql(f"SHOW tcp_{name}").scalar() for name in KEEPALIVES]
+    assert [int(value or 0) for value in found] == list(KEEPALIVES.values())
+    assert guard.connection.dbapi_connection is not None
+    kept = guard.connection.dbapi_connection.info.get_parameters()  # type: ignore[attr-defined]
+    assert {name: int(kept[name]) for name in KEEPALIVES} == KEEPALIVES
+    store.close()
 
 
 def test_a_whole_job_runs_on_postgresql(postgres_url: str, make_queue: MakeQueue, dot: Image.Image) -> None:

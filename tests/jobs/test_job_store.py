@@ -10,6 +10,7 @@ from job_doubles import SMALL, Clock
 
 from i2v.errors import Conflict, NotFound, QueueFull, TooManyJobs
 from i2v.jobs.job import FINAL, Job, JobResult
+from i2v.jobs.owed import Owed
 from i2v.jobs.store import Claim, InvalidTransition, JobStore, NewJob
 
 RESULT = JobResult(
@@ -349,3 +350,40 @@ def test_a_reader_sees_a_change_as_soon_as_it_was_made(store: JobStore) -> None:
 
 def test_every_state_but_the_first_two_is_final() -> None:
     assert set(ENDS) == FINAL
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_how_a_job_ended_is_owed_to_its_address_even_when_the_job_is_gone(
+    store: JobStore, clock: Clock, end: str
+) -> None:
+    job = add(store, webhook="https://example.com/")
+    add(store, 1)
+    assert store.owed_webhooks() == []
+    claim = start(store)
+    assert store.owed_webhooks() == []
+    clock.move(seconds=5)
+    ENDS[end](store, claim)
+    owed = [Owed(job.id, "https://example.com/", end, clock())]
+    assert store.owed_webhooks() == owed
+    store.delete(job.id)
+    assert store.owed_webhooks() == owed
+    store.forget_webhook(job.id)
+    assert store.owed_webhooks() == []
+
+
+def test_addresses_of_before_they_said_how_their_job_ended_are_owed_after_the_upgrade(url: str, clock: Clock) -> None:
+    before = JobStore(url, "boot-1", clock)
+    ended, gone, waiting = (add(before, number, webhook="https://example.com/") for number in range(3))
+    before.cancel_queued(ended.id)
+    before.cancel_queued(gone.id)
+    before.delete(gone.id)
+    with before._database.writing() as connection:
+        for column in ("status", "ended_at"):
+            connection.exec_driver_sql(f"ALTER TABLE i2v_webhooks DROP COLUMN {column}")
+    before.close()
+    store = JobStore(url, "boot-2", clock)
+    assert store.owed_webhooks() == [Owed(ended.id, "https://example.com/", "cancelled", clock())]
+    clock.move(seconds=5)
+    store.cancel_queued(waiting.id)
+    assert [owed.job_id for owed in store.owed_webhooks()] == [ended.id, waiting.id]
+    store.close()

@@ -349,6 +349,19 @@ async def test_a_remix_without_a_prompt_is_refused(client, finished, body):
     assert answer.status_code == 422
 
 
+@pytest.mark.parametrize("name", ["input_reference", "video"])
+async def test_a_file_sent_to_a_remix_is_refused_as_an_unknown_field(client, finished, queue, name):
+    """It was read and ignored: the caller got a video of the old photo."""
+    first = await finished()
+    files = {name: ("p.png", b"any", "image/png")}
+    answer = await client.post(f"/v1/videos/{first.id}/remix", data={"prompt": "night falls"}, files=files)
+    assert answer.status_code == 422
+    assert answer.json()["error"]["param"] == name
+    assert answer.json()["error"]["message"] == f"{name} is not a known field"
+    assert [job.id for job in queue.list()] == [first.id]
+    assert (await client.post(f"/v1/videos/{first.id}/remix", files={"prompt": (None, "x")})).status_code == 200
+
+
 class TestExtensions:
     async def test_the_result_is_the_stitched_clip(self, client, finished, queue):
         first = await finished()
@@ -366,6 +379,31 @@ class TestExtensions:
         answer = await client.post("/v1/videos/extensions", data={"prompt": "more", "seconds": "1"}, files=files)
         assert answer.status_code == 200, answer.text
         assert queue.get(answer.json()["id"]).extends == first.id
+
+    async def test_its_events_never_read_the_table_on_the_event_loop(self, client, finished, queue, monkeypatch):
+        """A table that is slow for a moment held up every other caller."""
+        first = await finished()
+        body = {"prompt": "more", "seconds": "1", "video": {"id": first.id}}
+        job = await queue.wait((await client.post("/v1/videos/extensions", json=body)).json()["id"])
+        get, threads = queue.get, set()
+
+        def noted(id):
+            threads.add(threading.get_ident())
+            return get(id)
+
+        monkeypatch.setattr(queue, "get", noted)
+        answer = await client.get(f"/v1/videos/{job.id}/events")
+        (name, data), *rest = parse_events(answer.text)
+        assert (name, data["num_frames"], rest) == ("done", 15, [])
+        assert threads
+        assert threading.get_ident() not in threads
+
+    async def test_a_file_beside_an_id_is_refused(self, client, finished, queue):
+        first = await finished()
+        files = {"video": ("v.mp4", queue.video_path(first).read_bytes(), "video/mp4")}
+        data = {"prompt": "more", "seconds": "1", "video[id]": first.id}
+        answer = await client.post("/v1/videos/extensions", data=data, files=files)
+        assert (answer.status_code, answer.json()["error"]["param"]) == (422, "video")
 
     @pytest.mark.parametrize("file", [b"", b"junk", b"\x00\x00\x00\x18ftypmp42" + b"\x00" * 100])
     async def test_another_file_is_refused(self, client, file):
