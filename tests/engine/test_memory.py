@@ -55,7 +55,6 @@ def counted_step(unet: I2VGenXLUNet, request: GenerateRequest, plan: Plan) -> in
     wide = unet.config.cross_attention_dim
     shape = (1, 4, request.num_frames, request.height // 8, request.width // 8)
     guided = request.guidance_scale > 1.0
-    accountant = Accountant(unet)
     with torch.no_grad(), FusedAttention():
         state = unet.begin(
             torch.empty(2, 77, wide, **like),
@@ -67,6 +66,7 @@ def counted_step(unet: I2VGenXLUNet, request: GenerateRequest, plan: Plan) -> in
             guidance_passes=plan.guidance_passes,
         )
         held = state.image_term.untyped_storage().nbytes()
+        accountant = Accountant(unet)  # only now: the first `begin` gives the weights other storages
         with accountant:
             unet.step(state, torch.empty(shape, device="meta"), 0, guided=guided)
     return accountant.peak + held
