@@ -103,7 +103,8 @@ def test_the_demo_models_activations_are_not_underestimated() -> None:
     config = json.loads((source.DEMO_FOLDER / "unet" / "config.json").read_text())
     with torch.device("meta"):
         unet = I2VGenXLUNet.from_config(config)
-    shape = replace(FULL, width=80, inner=128, unet_bytes=4, largest_group=10_000_000)
+    width, heads = config["block_out_channels"][0], 8  # transformer_in's heads
+    shape = replace(FULL, width=width, inner=heads * config["attention_head_dim"], unet_bytes=4, largest_group=10_000_000)
     for plan in (Plan(), memory.LOW_VRAM):
         counted = counted_step(unet, job(256, 256), plan)
         assert 1.0 <= memory.denoise_activations(shape, job(256, 256), plan) / counted <= 2.0
@@ -151,9 +152,9 @@ def test_the_numbers_of_a_model_are_read_off_its_parts() -> None:
 
     shape = memory.shape_of(parts)
 
-    assert (shape.width, shape.inner, shape.vae_width, shape.factor) == (80, 128, 32, 8)
+    assert (shape.width, shape.inner, shape.vae_width, shape.factor) == (40, 64, 64, 8)
     assert (shape.unet_bytes, shape.vae_bytes) == (4, 4)
-    assert shape.weights["unet"] == 4 * 5_821_912
+    assert shape.weights["unet"] == 4 * 1_492_040
     assert 0 < shape.largest_group < shape.weights["unet"]
 
 
