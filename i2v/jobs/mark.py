@@ -59,7 +59,7 @@ def mark_of(folder: Path, own_table: Path | None, store: JobStore) -> Mark:
         if not there:
             _write(file, word)
     if store.note(_NOTE) != word:  # last: a table that knows a word which is in no folder would refuse the right one
-        store.set_note(_NOTE, word)
+        store.set_notes({_NOTE: word})
     return Mark(file, word)
 
 

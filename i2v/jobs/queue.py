@@ -107,8 +107,8 @@ class JobQueue:
             self._store = JobStore(url, uuid.uuid4().hex, self._clock)
             own_table = None if self._settings.database else self._folder / DATABASE_NAME
             mark = mark_of(self._folder, own_table, self._store)
-            self._starts = count_start(self._store)
             recover(self._store, self._folder, self._settings, self._pace, self._clock())
+            self._starts = count_start(self._store)
             self._build(self._store, mark)
         except BaseException as error:
             if self._store is not None:

@@ -22,18 +22,20 @@ class Starts:
 
 
 def count_start(store: JobStore) -> Starts:
-    """Count this start in. Raises `I2VError`."""
+    """Count this start in, as the last thing that can fail: one that is refused is no death to the next.
+
+    Raises `I2VError`; nothing has changed then.
+    """
     died = bool(store.note("running"))
     starts = Starts(int(store.note("starts") or 0) + 1, int(store.note("starts_after_death") or 0) + died)
-    store.set_note("starts", str(starts.number))
-    store.set_note("starts_after_death", str(starts.after_death))
-    store.set_note("running", store.boot)
+    counted = {"starts": str(starts.number), "starts_after_death": str(starts.after_death)}
+    store.set_notes({**counted, "running": store.boot})
     return starts
 
 
 def note_good_end(store: JobStore) -> None:
     """The server ends as it should: the next start follows no death."""
-    store.set_note("running", "")
+    store.set_notes({"running": ""})
 
 
 def recover(store: JobStore, folder: Path, settings: Settings, pace: Pace, now: datetime) -> None:

@@ -311,10 +311,12 @@ class JobStore:
         with self._database.reading() as connection:
             return connection.scalar(select(meta.c.value).where(meta.c.key == key))
 
-    def set_note(self, key: str, value: str) -> None:
+    def set_notes(self, notes: dict[str, str]) -> None:
+        """All of them or none."""
         with self._database.writing() as connection:
-            if not connection.execute(update(meta).where(meta.c.key == key).values(value=value)).rowcount:
-                connection.execute(insert(meta).values(key=key, value=value))
+            for key, value in notes.items():
+                if not connection.execute(update(meta).where(meta.c.key == key).values(value=value)).rowcount:
+                    connection.execute(insert(meta).values(key=key, value=value))
 
     # -- retention ----------------------------------------------------------------------------------------------
 

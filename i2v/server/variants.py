@@ -9,7 +9,7 @@ from typing import Final
 from i2v import video
 from i2v.engine.protocol import Frames
 
-KEPT: Final = 32  # a gallery of thumbnails asks for the same ones again and again
+KEPT_BYTES: Final = 128 * 2**20  # a gallery of thumbnails asks for the same ones again and again; a GIF may be 30 MB
 
 # variant -> media type, file ending, maker of frames and fps
 _MAKERS: Final[dict[str, tuple[str, str, Callable[[Frames, int], bytes]]]] = {
@@ -22,13 +22,15 @@ VARIANTS: Final = ("video", *_MAKERS)
 
 
 class Variants:
-    """Makes a variant once and keeps the last `KEPT` of them in memory; thread-safe.
+    """Makes a variant once and keeps the last ones in memory, `kept_bytes` of them at most; thread-safe.
 
     `known` answers at once; `get` takes seconds for a long clip, and the route bounds how many do so side by side.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, kept_bytes: int = KEPT_BYTES) -> None:
         self._lock = threading.Lock()
+        self._kept_bytes = kept_bytes
+        self._bytes = 0
         self._made: OrderedDict[tuple[str, str], bytes] = OrderedDict()
 
     def known(self, path: Path, variant: str) -> bytes | None:
@@ -45,9 +47,10 @@ class Variants:
         if made is None:
             made = _MAKERS[variant][2](video.read_frames(path), fps)
             with self._lock:
+                self._bytes += len(made) - len(self._made.get((path.name, variant), b""))
                 self._made[path.name, variant] = made
-                if len(self._made) > KEPT:
-                    self._made.popitem(last=False)
+                while self._bytes > self._kept_bytes:
+                    self._bytes -= len(self._made.popitem(last=False)[1])
         return made
 
 

@@ -16,7 +16,7 @@ from sqlalchemy.exc import OperationalError
 
 from i2v.engine.fake import FakeEngine
 from i2v.errors import FatalEngineError, Unavailable
-from i2v.jobs import database
+from i2v.jobs import database, retention
 from i2v.jobs.queue import JobQueue
 from i2v.jobs.schema import KEEPALIVES, POSTGRES_LOCK, SCHEMA_VERSION, DataError, open_database, sqlite_url
 from i2v.jobs.store import JobStore
@@ -296,3 +296,22 @@ def test_a_lost_engine_counts_as_a_death(make_queue: MakeQueue, dot: Image.Image
     assert lost.wait(DEADLINE_S)
     queue.stop()
     assert make_queue().starts.after_death == 1
+
+
+def test_a_start_that_is_refused_or_cannot_be_counted_leaves_no_death_behind(
+    outputs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was counted before it could fail, in four steps, and the next start was taken for one after a death."""
+    start(outputs).stop()
+
+    def fail(*_arguments: object) -> None:
+        raise Unavailable("not now")
+
+    for place, name in ((retention, "sweep"), (JobStore, "set_notes")):
+        with monkeypatch.context() as failing:
+            failing.setattr(place, name, fail)
+            with pytest.raises(DataError):
+                start(outputs)
+    again = start(outputs)
+    assert (again.starts.number, again.starts.after_death) == (2, 0)
+    again.stop()
