@@ -3,9 +3,10 @@
 - `first_paint_ms`: a cold browser (empty cache) from the address to the first contentful paint, and to a page that can
   be used (stage and form drawn), on an idle server;
 - `load`: what one page load asks the server for, in requests and bytes, as recorded in Chromium;
-- `job_s`: the seconds of one job (256x256, 8 frames, 20 steps of the demo model on one thread; `--fake`: 100 steps of
+- `job_s`: the seconds of one job (256x256, 8 frames, 40 steps of the demo model on one thread; `--fake`: 100 steps of
   50 ms of the fake engine) alone, and while another process makes `LOADS` page loads and `EVENTS` events, spread over
-  the job. Alone, busy and alone again; `cost_percent` compares with the mean of the two.
+  the job. Alone, with visitors who come back (their browsers keep the scripts), with visitors who have never been here,
+  and alone again; `cost_percent` compares with the mean of the two.
 
 A page load is replayed by an HTTP client with the requests that Chromium made, since a hundred browsers would measure
 themselves. Server and client are two processes of this machine.
@@ -166,21 +167,30 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         settings = Settings(outputs=folder, model="fake" if options.fake else "demo", device="cpu", min_free_mb=0)
         engine = FakeEngine(step_s=0.05) if options.fake else load_engine(settings, lambda _what, _share: None)
-        steps = 100 if options.fake else 20
+        steps = 100 if options.fake else 40
         with serving(settings, engine) as (url, queue):
             times, paths, size = paint(url, options.chromium)
             job_seconds(queue, 10)  # warms up
             first = job_seconds(queue, steps)
-            visited, answers = busy(url, queue, steps, paths, first)
+            returning = [path for path in paths if not path.startswith("/assets/")]  # marked immutable
+            known, known_answers = busy(url, queue, steps, returning, first)
+            strange, strange_answers = busy(url, queue, steps, paths, first)
             second = job_seconds(queue, steps)
     alone = (first + second) / 2
     result = {
         "first_paint_ms": times,
-        "load": {"requests": len(paths), "kilobytes": round(size / 1000)},
+        "load": {"requests": len(paths), "returning": len(returning), "kilobytes": round(size / 1000)},
         "engine": settings.model,
-        "job_s": {"alone": [round(first, 2), round(second, 2)], "busy": round(visited, 2)},
-        "visitors": answers,
-        "cost_percent": round(100 * (visited - alone) / alone, 1),
+        "job_s": {
+            "alone": [round(first, 2), round(second, 2)],
+            "returning": round(known, 2),
+            "first_time": round(strange, 2),
+        },
+        "visitors": {"returning": known_answers, "first_time": strange_answers},
+        "cost_percent": {
+            "returning": round(100 * (known - alone) / alone, 1),
+            "first_time": round(100 * (strange - alone) / alone, 1),
+        },
     }
     print(json.dumps(result))
 

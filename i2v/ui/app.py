@@ -15,7 +15,7 @@ from fastapi import FastAPI
 
 from i2v.jobs.queue import JobQueue
 from i2v.settings import Settings
-from i2v.ui.assets import add_assets
+from i2v.ui.assets import add_assets, keep_pages
 from i2v.ui.page import build
 from i2v.ui.shortcuts import sentences
 from i2v.ui.texts import translations
@@ -54,6 +54,7 @@ def mount_ui(app: FastAPI, settings: Settings, queue: JobQueue) -> FastAPI:
     )
     blocks.has_launched = True
     check_closed(blocks)
+    keep_pages(app)
     return app
 
 

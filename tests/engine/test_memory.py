@@ -104,7 +104,9 @@ def test_the_demo_models_activations_are_not_underestimated() -> None:
     with torch.device("meta"):
         unet = I2VGenXLUNet.from_config(config)
     width, heads = config["block_out_channels"][0], 8  # transformer_in's heads
-    shape = replace(FULL, width=width, inner=heads * config["attention_head_dim"], unet_bytes=4, largest_group=10_000_000)
+    shape = replace(
+        FULL, width=width, inner=heads * config["attention_head_dim"], unet_bytes=4, largest_group=10_000_000
+    )
     for plan in (Plan(), memory.LOW_VRAM):
         counted = counted_step(unet, job(256, 256), plan)
         assert 1.0 <= memory.denoise_activations(shape, job(256, 256), plan) / counted <= 2.0
