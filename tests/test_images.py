@@ -6,7 +6,9 @@ import socket
 import struct
 import subprocess
 import sys
+import threading
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms
 
+from i2v import images
 from i2v.errors import InvalidImage
 from i2v.images import decode, decode_data_url, fit_image, place, to_rgb
 
@@ -72,6 +75,7 @@ def growth_mb(code: str, *arguments: Path) -> float:
     """Run `code` in a fresh process; by how many MB it raises the peak of the memory it had after its imports."""
     program = f"""
 import resource, sys, threading
+from i2v import images
 from i2v.errors import InvalidImage
 from i2v.images import decode, fit_image
 from PIL import Image
@@ -605,3 +609,32 @@ def test_enlarging_is_smooth() -> None:
 def test_an_extreme_shape_takes_little_memory() -> None:
     """Scaling the whole of 65000x16 before the crop would make two million columns: three gigabytes."""
     assert growth_mb('fit_image(Image.new("RGB", (65000, 16)), 512, 512)') < 60
+
+
+def test_two_photos_are_decoded_at_a_time_whoever_asks(monkeypatch):
+    """Large photos take half a gigabyte each; the page decodes them on its own threads, beside the routes'."""
+    photo, release, tried = encoded(Image.new("RGB", (32, 32))), threading.Event(), threading.Semaphore(0)
+    bound, check, had_to_wait = images._DECODING, images._check_size, []
+
+    class Watched:
+        def __enter__(self):
+            at_once = bound.acquire(blocking=False)
+            had_to_wait.append(not at_once)
+            tried.release()
+            return at_once or bound.acquire()
+
+        def __exit__(self, *_error):
+            bound.release()
+
+    def held(*arguments):
+        assert release.wait(60)
+        check(*arguments)
+
+    monkeypatch.setattr(images, "_DECODING", Watched())
+    monkeypatch.setattr(images, "_check_size", held)
+    with ThreadPoolExecutor(6) as pool:
+        decoding = [pool.submit(decode, photo, max_pixels=MAX) for _ in range(6)]
+        assert all(tried.acquire(timeout=60) for _ in range(6))
+        release.set()
+        assert {one.result(60).size for one in decoding} == {(32, 32)}
+    assert sorted(had_to_wait) == [False] * 2 + [True] * 4

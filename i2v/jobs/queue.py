@@ -396,6 +396,7 @@ class JobQueue:
             self._pace,
             attempts=self._settings.queue.attempts,
             moved=self._moved,
+            ended=self._ended,
             after=self._after,
             on_lost=self._lost,
         )
@@ -442,13 +443,18 @@ class JobQueue:
         self._hub.changed(id)
         self._hub.everyone(steps_only=True)
 
-    def _after(self, job: Job) -> None:
-        """A job has left the worker's or the publisher's hands, on their thread."""
-        store = self._store
-        if store is not None and job.is_final:
-            self._ended(store, job)
+    def _ended(self, job: Job) -> None:
+        """A job has left the worker's or the publisher's hands, on their thread. Before anybody is woken, so that
+        whoever waited for it finds it counted."""
+        if job.is_final:
+            for listener in self.on_final:
+                listener(job)
 
-    def _ended(self, store: JobStore, job: Job) -> None:
+    def _after(self, job: Job) -> None:
+        """As above, for what may take longer."""
+        store = self._store
+        if store is None or not job.is_final:
+            return
         try:
             if job.status == "completed":
                 for gone in self._shelf.enforce(self._clock()):
@@ -457,8 +463,6 @@ class JobQueue:
                 store.forget_failures(retention.FAILURES_KEPT)
         except I2VError as error:
             log.warning("old jobs could not be removed: %s", error.message)
-        for listener in self.on_final:
-            listener(job)
 
     def _lost(self, error: I2VError) -> None:
         with self._state_lock:
@@ -479,8 +483,9 @@ class JobQueue:
 
     def _dropped(self, job: Job) -> None:
         """A queued job was cancelled."""
+        self._ended(job)
         self._moved(job.id)
-        self._ended(self._opened(), job)
+        self._after(job)
 
     def _get_or_down(self, id: str) -> Job:
         job = self.get(id)

@@ -24,9 +24,9 @@ T = TypeVar("T")
 
 
 class Verdicts:
-    """`moved(id)` tells whoever watches a job that it changed; `after(job)` follows once a job has left this process'
-    hands, for what may take longer, with its row as that was: whoever was woken may have deleted it by then;
-    `on_lost(error)` once the engine is beyond repair and its job's row is settled.
+    """`ended(job)` hears of each job that has left this process' hands, with its row as it is then; `moved(id)` tells
+    whoever watches a job that it changed, and may delete it from then on; `after(job)` follows for what may take
+    longer; `on_lost(error)` once the engine is beyond repair and its job's row is settled.
     """
 
     def __init__(
@@ -37,6 +37,7 @@ class Verdicts:
         *,
         attempts: int,
         moved: Callable[[str], None],
+        ended: Callable[[Job], None],
         after: Callable[[Job], None],
         on_lost: Callable[[I2VError], None],
     ) -> None:
@@ -45,6 +46,7 @@ class Verdicts:
         self._pace = pace
         self._attempts = attempts
         self._moved = moved
+        self._ended = ended
         self._after = after
         self._on_lost = on_lost
         self._stopping = threading.Event()
@@ -114,6 +116,8 @@ class Verdicts:
             log.warning("settled before: %s", error, extra={"job": live.job.id})
             ours = False
         self._board.remove(live)
+        if job is not None:
+            self._ended(job)
         self._moved(live.job.id)
         if job is not None:
             self._after(job)

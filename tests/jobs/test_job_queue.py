@@ -7,7 +7,6 @@ import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import pytest
 from job_doubles import DEADLINE_S, SMALL, Gate, MakeQueue, final, until
@@ -521,18 +520,18 @@ def test_1000_submits_and_cancels_leave_nothing_behind(make_queue: MakeQueue, ga
 
 
 @pytest.mark.parametrize("ends", ["completed", "cancelled"])
-def test_a_job_that_is_deleted_as_it_ends_is_still_told_to_the_listeners(
+def test_a_job_is_told_to_the_listeners_before_whoever_waits_for_it_and_may_delete_it(
     held: Held, dot: Image.Image, ends: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whoever waits is woken first; a delete then took the row away from under those who were told afterwards."""
+    """Whoever waited was woken first; a delete took the row away from under those who were told afterwards."""
     heard: list[tuple[str, str]] = []
     held.queue.on_final.append(lambda job: heard.append((job.id, job.status)))
     verdicts, gone = held.queue._verdicts, threading.Event()
     after = verdicts._after
 
-    def held_back(*arguments: Any) -> None:
+    def held_back(job: Job) -> None:
         assert gone.wait(DEADLINE_S)
-        after(*arguments)
+        after(job)
 
     monkeypatch.setattr(verdicts, "_after", held_back)
     with ThreadPoolExecutor(1) as pool:
@@ -545,8 +544,28 @@ def test_a_job_that_is_deleted_as_it_ends_is_still_told_to_the_listeners(
             held.gate.open()
             final(held.queue, held.running)
             held.queue.delete(held.running.id)
+    until(lambda: heard == [(held.running.id, ends)])  # the row may be read in the moment before they are told
     gone.set()
-    until(lambda: heard == [(held.running.id, ends)])
+    held.queue.stop(DEADLINE_S)
+    assert heard == [(held.running.id, ends)]
+
+
+def test_what_follows_a_job_that_is_gone_by_then_does_no_harm(
+    make_queue: MakeQueue, dot: Image.Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queue = make_queue()
+    verdicts = queue._verdicts
+    after = verdicts._after
+
+    def once_gone(job: Job) -> None:
+        queue.delete(job.id)
+        after(job)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(verdicts, "_after", once_gone)
+        queue.submit(SMALL, dot, door="cli")
+        until(lambda: queue.list() == [])
+    assert final(queue, queue.submit(SMALL, dot, door="cli")).status == "completed"
 
 
 def test_a_refused_photo_is_not_kept(held: Held, dot: Image.Image) -> None:
