@@ -6,7 +6,7 @@ answers running out of memory. Knows nothing of HTTP, jobs or files. Callers hol
 
 import resource
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -81,6 +81,7 @@ class Engine:
         home = torch.device("cpu") if memory == "low-vram" else chosen  # there, weights visit the device in turn
         parts = weights.load_parts(folder, home, weights.choose_dtype(dtype, chosen), on_load)
         parts = replace(parts, info=replace(parts.info, device=device_name(chosen)))
+        check_presets(presets, parts)
         engine = replace(
             cls.of(parts, chosen, wanted, memory, max_vram_gb),
             steps=Accelerator.of(accelerate, chosen),
@@ -185,7 +186,7 @@ class Engine:
         job = Job(self, conventions, request, image, seed, guidance_scale, noise, on_step)
         reset_peak(self.device)
         first = self.choose_plan(request)
-        self.steps.start(self.keeps_steps_plain(request, first))
+        self.steps.start(self.keeps_steps_plain(request, first), self.kind_of_job(request, first))
         (conditioned, latents), plan, trouble = self.recovering(job.denoise, first, next_for_denoising, request)
         notes += conditioned.notes + job.sampling_notes() + sizes.notes(request, self.info) + trouble
         accelerated, plainly = self.steps.report()
@@ -214,13 +215,24 @@ class Engine:
             return "weights are offloaded, and a recorded step wants them in one place"
         shape, wanted = gpu_memory.shape_of(self.parts), self.as_run(request)
         usable = gpu_memory.read(self.device, self.max_vram_gb).usable
-        own = gpu_memory.denoise_activations(shape, wanted, plan)  # a recording keeps a second set of activations
-        spare = usable - gpu_memory.predict(shape, wanted, plan).peak
+        need, activations = gpu_memory.predict(shape, wanted, plan), gpu_memory.denoise_activations(shape, wanted, plan)
+        own, spare = self.steps.form.needs(activations), usable - need.peak
+        if self.steps.serves(self.kind_of_job(request, plan)):
+            # Its steps' activations are in the recordings, which `usable` counts as free
+            rest = max(need.encode, need.decode, need.denoise - min(activations, self.steps.held))
+            if rest + self.steps.held <= usable:
+                return None
         if spare < self.steps.held:
             self.steps.drop()
-        if spare < own + self.steps.held:
+        if own > 0 and spare < own + self.steps.held:
             return f"a recorded step keeps {own / gpu_memory.GIB:.1f} GiB of its own, which do not fit beside the job"
         return None
+
+    def kind_of_job(self, request: GenerateRequest, plan: Plan) -> Hashable:
+        """What the shapes of a job's steps follow from, its preset's kinds of step included."""
+        guided = self.as_run(request).guidance_scale > 1.0
+        size = (request.width, request.height, request.num_frames)
+        return *size, request.preset, guided, plan.ff_chunks, plan.guidance_passes
 
     def recovering(
         self,
@@ -231,8 +243,11 @@ class Engine:
     ) -> tuple[T, Plan, tuple[str, ...]]:
         """Run under `plan`; out of memory, under ever lighter ones until one holds it or none is left.
 
-        Returns the result, the plan it ran under and a note when that was a lighter one. Raises OutOfMemory with what
-        would fit when all ran out, FatalEngineError when the CUDA context is lost, anything else as it is.
+
+        Where forms of the step held memory of their own, the same plan comes once more without them first; whatever is
+        done again takes its steps plainly. Returns the result, the plan it ran under and a note when memory ran out.
+        Raises OutOfMemory with what would fit when all ran out, FatalEngineError when the CUDA context is lost,
+        anything else as it is.
         """
         attempt: Plan | None = plan
         tried = 0
@@ -247,9 +262,11 @@ class Engine:
                 if not gpu_memory.is_out_of_memory(error):
                     raise
             # Only here, with the exception gone, does nothing hold the failed frames and their tensors any more
+            held = self.steps.held
             self.steps.drop()
+            self.steps.forbid("the job ran out of memory")
             gpu_memory.recover(self.device)
-            attempt, tried = lighter(attempt), tried + 1
+            attempt, tried = attempt if held else lighter(attempt), tried + 1
         raise OutOfMemory(f"the job ran out of memory; {self.would_fit(request)}", retry_after=5)
 
     def judge(self, frames: Frames, request: GenerateRequest, image: Image.Image) -> tuple[str, ...]:
@@ -354,12 +371,14 @@ class Job:
     def timed(self, stage: str) -> Iterator[None]:
         """Adds wall time to the stage, the device's queued work included; what steps took to warm up counts apart."""
         start, warm = time.perf_counter(), self.engine.steps.warm_up
-        yield
-        wait(self.engine.device)
-        warmed = self.engine.steps.warm_up - warm
-        self.seconds[stage] += time.perf_counter() - start - warmed
-        if warmed > 0:
-            self.seconds["warm_up"] = self.seconds.get("warm_up", 0.0) + warmed
+        try:
+            yield
+            wait(self.engine.device)
+        finally:  # what a failed try took is part of the job
+            warmed = self.engine.steps.warm_up - warm
+            self.seconds[stage] += time.perf_counter() - start - warmed
+            if warmed > 0:
+                self.seconds["warm_up"] = self.seconds.get("warm_up", 0.0) + warmed
 
 
 def next_for_denoising(plan: Plan) -> Plan | None:
@@ -383,6 +402,15 @@ def keep_guidance(asked: float, useful: tuple[float, float] | None) -> tuple[flo
     return kept, (
         f"Guidance scale {asked:g} was set to {kept:g}; this model works from {useful[0]:g} to {useful[1]:g}.",
     )
+
+
+def check_presets(presets: Mapping[Preset, Sampling], parts: weights.ModelParts) -> None:
+    """Raise ValueError for a preset that asks the UNet for more layers than a level has."""
+    most = int(parts.unet.config.layers_per_block)
+    for name, sampling in presets.items():
+        branch = sampling.deep_cache[1]
+        if branch > most:
+            raise ValueError(f"preset {name}: deep_cache.branch is {branch}; this model takes 0 to {most}")
 
 
 def vae_factor(vae: Any) -> int:

@@ -379,7 +379,26 @@ _FATAL = (
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """True when memory ran short on the GPU or the CPU; the process is sound and a smaller plan may do."""
+    """True when memory ran short on the GPU or the CPU; the process is sound and a smaller plan may do.
+
+    A CUDA graph's capture that ends early raises an error of its own over the real one, so a RuntimeError is asked for
+    what it was raised over as well.
+    """
+    if _ran_short(error):
+        return True
+    if not isinstance(error, RuntimeError) or is_fatal(error):
+        return False
+    seen = {id(error)}
+    below = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    while below is not None and id(below) not in seen:
+        if _ran_short(below):
+            return True
+        seen.add(id(below))
+        below = below.__cause__ or (None if below.__suppress_context__ else below.__context__)
+    return False
+
+
+def _ran_short(error: BaseException) -> bool:
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and any(text in str(error).lower() for text in _OUT_OF_MEMORY)
@@ -387,7 +406,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 def is_fatal(error: BaseException) -> bool:
     """True when the CUDA context is lost and only a new process can go on. Only PyTorch's own errors are read."""
-    if not isinstance(error, RuntimeError) or is_out_of_memory(error):
+    if not isinstance(error, RuntimeError) or _ran_short(error):
         return False
     text = str(error).lower()
     speaks_of_gpu = isinstance(error, torch.AcceleratorError) or any(w in text for w in ("cuda", "cublas", "cudnn"))

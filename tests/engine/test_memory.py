@@ -332,6 +332,22 @@ def test_running_out_of_memory_is_recognised_and_not_fatal(error: BaseException)
     assert not memory.is_fatal(error)
 
 
+def test_running_out_inside_a_failed_capture_is_recognised_and_a_lost_context_is_not() -> None:
+    def over(last: str) -> BaseException:
+        try:
+            try:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            finally:
+                raise RuntimeError(last)  # as the capture's end does
+        except RuntimeError as error:
+            return error
+
+    assert memory.is_out_of_memory(over("CUDA error: operation failed due to a previous error during capture"))
+    lost = over("CUDA error: an illegal memory access was encountered")
+    assert not memory.is_out_of_memory(lost)
+    assert memory.is_fatal(lost)
+
+
 @pytest.mark.parametrize(
     "error",
     [
