@@ -26,7 +26,7 @@ from i2v.engine.presets import PRESETS, Sampling
 from i2v.engine.protocol import DeviceMemory, Frames, GenerationResult, MemoryNeed, ModelInfo, OnLoad, OnStep, Progress
 from i2v.engine.residency import resident, settle
 from i2v.engine.source import device_name
-from i2v.errors import FatalEngineError, InvalidRequest, OutOfMemory
+from i2v.errors import FatalEngineError, InvalidRequest, ModelUnavailable, OutOfMemory
 from i2v.images import fit_image
 from i2v.request import GenerateRequest, Preset, draw_seed
 
@@ -123,6 +123,12 @@ class Engine:
         self.choose_plan(request)
 
     @property
+    def shape(self) -> gpu_memory.Shape:
+        """What memory depends on, of the model and of its presets."""
+        caching = frozenset(name for name, sampling in self.presets.items() if sampling.deep_cache[0] > 1)
+        return replace(gpu_memory.shape_of(self.parts), caching=caching)
+
+    @property
     def offloads(self) -> bool:
         """Whether weights have somewhere else to wait: a CPU has one memory."""
         return self.device.type == "cuda"
@@ -135,14 +141,14 @@ class Engine:
     def choose_plan(self, request: GenerateRequest) -> Plan:
         """The fastest plan that fits what is free now. Raises DoesNotFit naming the largest job that does."""
         free = gpu_memory.read(self.device, self.max_vram_gb)
-        shape = gpu_memory.shape_of(self.parts)
+        shape = self.shape
         return gpu_memory.choose_plan(shape, self.as_run(request), free, self.memory_mode, offloads=self.offloads)
 
     def memory_need(self, request: GenerateRequest) -> MemoryNeed:
         """What the job would hold under the plan that it would get now. Raises as `check`."""
         self.check(request)
         plan, free = self.choose_plan(request), gpu_memory.read(self.device, self.max_vram_gb)
-        need = gpu_memory.predict(gpu_memory.shape_of(self.parts), self.as_run(request), plan)
+        need = gpu_memory.predict(self.shape, self.as_run(request), plan)
         return MemoryNeed(needed=need.peak, available=free.usable, plan=str(plan))
 
     def device_memory(self) -> DeviceMemory | None:
@@ -155,7 +161,7 @@ class Engine:
             change = {"num_frames": max(8, request.num_frames // 2)}
         else:
             change = {side: max(64, int(getattr(request, side) * 0.7) // 8 * 8) for side in ("width", "height")}
-        free, shape = gpu_memory.read(self.device, self.max_vram_gb), gpu_memory.shape_of(self.parts)
+        free, shape = gpu_memory.read(self.device, self.max_vram_gb), self.shape
         largest = gpu_memory.largest_that_fits(
             shape, self.as_run(request).model_copy(update=change), free, self.memory_mode, offloads=self.offloads
         )
@@ -213,7 +219,7 @@ class Engine:
         if plan.offload != "none":
             self.steps.drop()  # what a graph has recorded are the addresses of weights that now move
             return "weights are offloaded, and a recorded step wants them in one place"
-        shape, wanted = gpu_memory.shape_of(self.parts), self.as_run(request)
+        shape, wanted = self.shape, self.as_run(request)
         usable = gpu_memory.read(self.device, self.max_vram_gb).usable
         need, activations = gpu_memory.predict(shape, wanted, plan), gpu_memory.denoise_activations(shape, wanted, plan)
         own, spare = self.steps.form.needs(activations), usable - need.peak
@@ -405,12 +411,12 @@ def keep_guidance(asked: float, useful: tuple[float, float] | None) -> tuple[flo
 
 
 def check_presets(presets: Mapping[Preset, Sampling], parts: weights.ModelParts) -> None:
-    """Raise ValueError for a preset that asks the UNet for more layers than a level has."""
+    """Raise ModelUnavailable for a preset that asks the UNet for more layers than a level has."""
     most = int(parts.unet.config.layers_per_block)
     for name, sampling in presets.items():
         branch = sampling.deep_cache[1]
         if branch > most:
-            raise ValueError(f"preset {name}: deep_cache.branch is {branch}; this model takes 0 to {most}")
+            raise ModelUnavailable(f"preset {name}: deep_cache.branch is {branch}; this model takes 0 to {most}")
 
 
 def vae_factor(vae: Any) -> int:

@@ -91,13 +91,14 @@ SHARED = 3.0
 WIDE = 8.0
 STATE = 1.0  # the image's share of conv_in, kept over a request
 PASS = 1.0  # what is kept of each further guidance pass
+CACHED = 1.0  # deep features that a preset with DeepCache keeps, for each row
 ENTRY, ENTRY_INNER, ENTRY_ATTENTION = 1.0, 3.0, 8.0  # transformer_in: of the first width, of its own width
 COPIES = 1 / 48  # of the largest block's weights, copied into another layout, at any size
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """The numbers of a loaded model that memory depends on. `weights` in bytes by part."""
+    """The numbers of a loaded model and its presets that memory depends on. `weights` in bytes by part."""
 
     weights: Mapping[str, int]
     largest_group: int  # bytes of the UNet's largest block
@@ -108,6 +109,7 @@ class Shape:
     factor: int = 8  # pixels per latent
     unet_bytes: int = 2  # per number
     vae_bytes: int = 2
+    caching: frozenset[str] = frozenset()  # presets that keep deep features from step to step
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +156,8 @@ def denoise_activations(shape: Shape, request: GenerateRequest, plan: Plan) -> i
     passes = plan.guidance_passes if guided else 1
     block = shape.width * (rows * max(BLOCK + WIDE / plan.ff_chunks, BLOCK_ATTENTION) + SHARED)
     entry = shape.width * ENTRY + shape.inner * max(ENTRY_INNER + WIDE / plan.ff_chunks, ENTRY_ATTENTION)
-    kept = shape.width * (STATE + PASS * (passes - 1))
+    cached = CACHED * (2 if guided else 1) if request.preset in shape.caching else 0.0
+    kept = shape.width * (STATE + PASS * (passes - 1) + cached)
     return ceil(tokens * shape.unet_bytes * (max(block, entry) + kept) + COPIES * shape.largest_group)
 
 

@@ -512,6 +512,56 @@ def test_running_out_of_memory_and_closing_drop_every_form(folder: Path) -> None
     assert not engine.texts.kept
 
 
+def test_a_capture_is_made_on_its_device_and_stream_and_leaves_the_callers_stream_when_it_fails(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """`torch.cuda` is replaced: what it is asked for, in which order."""
+    cuda, asked = mock.MagicMock(), []
+    cuda.memory_reserved.side_effect = [100, 160]
+    cuda.empty_cache.side_effect = lambda: asked.append("emptied")
+    cuda.graph.return_value.__enter__.side_effect = lambda: asked.append("captured")
+    cuda.graph.return_value.__exit__.return_value = False
+    monkeypatch.setattr(torch, "cuda", cuda)
+    capture = accelerate.CudaCapture(CUDA)
+    assert capture(lambda: ()).held == 60
+    cuda.device.assert_called_once_with(CUDA)
+    assert asked == ["emptied", "captured"]
+    side, pool = cuda.Stream.return_value, cuda.graph_pool_handle.return_value
+    wanted = {"pool": pool, "stream": side, "capture_error_mode": "thread_local"}
+    assert cuda.graph.call_args.kwargs == wanted
+    cuda.memory_reserved.side_effect = [0, 0]
+    cuda.graph.return_value.__exit__.side_effect = RuntimeError("operation failed during capture")
+    cuda.set_stream.reset_mock()
+    with pytest.raises(RuntimeError, match="during capture"):
+        capture(lambda: ())
+    cuda.set_stream.assert_called_once_with(cuda.current_stream.return_value)
+    assert cuda.Stream.call_count == 1
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_cuda_graphs_give_the_plain_steps_latents_for_two_requests_and_every_kind_of_step(
+    folder: Path, dtype: str
+) -> None:
+    unet = Engine.load(folder, device="cuda", dtype=dtype, conventions="upstream").parts.unet
+    device = torch.device("cuda", torch.cuda.current_device())
+    steps = Accelerator(Graph(accelerate.CudaCapture(device)), "in a test", Clock())
+
+    def on_gpu(seed: int, accelerator: Accelerator | None) -> Tensor:
+        one = given(seed)
+        text, embedding, images = (x.to(device) for x in (one.text, one.image_embedding, one.image_latents))
+        conditioning = replace(one, text=text, image_embedding=embedding, image_latents=images)
+        table = schedule(SCHEDULER, ALL_KINDS, 12)
+        return denoise(unet, *table, noise().to(device), conditioning, ALL_KINDS, accelerator=accelerator)
+
+    bound = 1e-4 if dtype == "float32" else 2e-2
+    for seed in (1, 2, 1):
+        assert accelerate.largest_difference([on_gpu(seed, steps)], [on_gpu(seed, None)]) <= bound
+    assert len(steps.kept) == 4, steps.report()
+    assert steps.held > 0
+
+
 @pytest.mark.parametrize(
     ("wanted", "device", "form"),
     [
