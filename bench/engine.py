@@ -140,11 +140,15 @@ def contest(engine: Engine, upstream: Any, size: str, options: argparse.Namespac
     given = random_conditioning(engine, width, height, options.frames)
     bounds = ceiling(engine, upstream, given, rates)
     print(f"{size}, {options.frames} frames, {options.steps} steps: {bounds}", flush=True)
-    runs = contestants(engine, upstream, given, options)
-    warm, failed = {}, {}
+    forms: dict[str, Accelerator] = {}
+    runs = contestants(engine, upstream, given, options, forms)
+    warm, failed, told = {}, {}, {}
     for name, run in list(runs.items()):
         try:
             warm[name] = timed(run, options.device)
+            if name in forms:
+                used, plainly = forms[name].report()
+                told[name] = {"used": used, "plainly": plainly, "warm_up_s": round(forms[name].warm_up, 3)}
         except RuntimeError as error:  # one contestant less, not one contest less
             failed[name] = str(error).splitlines()[0][:300]
             print(f"  {name} left out: {failed[name]}", flush=True)
@@ -161,21 +165,23 @@ def contest(engine: Engine, upstream: Any, size: str, options: argparse.Namespac
         peak = "" if peaks[name] is None else f", peak beside the weights {peaks[name]:.2f} GiB"
         print(f"  {name:26} {median:8.3f} s  {speed:5.2f}x  (first run {warm[name]:.2f} s{peak})", flush=True)
     return {"size": size, "frames": options.frames, "steps": options.steps, "bounds": bounds, "medians": medians,
-            "seconds": seconds, "warm_up": warm, "peak_gib": peaks, "left_out": failed}  # fmt: skip
+            "seconds": seconds, "warm_up": warm, "forms": told, "peak_gib": peaks,
+            "left_out": failed}  # fmt: skip
 
 
 def contestants(
-    engine: Engine, upstream: Any, given: Conditioning, options: argparse.Namespace
+    engine: Engine, upstream: Any, given: Conditioning, options: argparse.Namespace, forms: dict[str, Accelerator]
 ) -> dict[str, Callable[[], object]]:
+    """What takes part, by name; `forms` receives our contestants' accelerators, the ones the product would have."""
     noise = torch.randn(given.image_latents.shape, generator=torch.Generator().manual_seed(1)).to(options.device)
     config = engine.parts.scheduler.config
     share = options.steps / 50
 
-    def ours(preset: str, accelerate: str = "off") -> Callable[[], object]:
+    def ours(preset: str, accelerate: str = "off", name: str = "") -> Callable[[], object]:
         sampling = sampler.PRESETS[preset]  # type: ignore[index]
         if sampling.max_steps is not None:
             sampling = replace(sampling, max_steps=max(2, round(sampling.max_steps * share)))
-        accelerator = Accelerator.of(accelerate, engine.device)
+        accelerator = forms[name or f"ours {preset}"] = Accelerator.of(accelerate, engine.device)
 
         def run() -> object:
             accelerator.start()
@@ -183,7 +189,7 @@ def contestants(
             walk = sampler.schedule(config, sampling, options.steps)
             latents = sampler.denoise(engine.parts.unet, *walk, noise, given, sampling, accelerator=accelerator)
             said = accelerator.report()[1]
-            if said and accelerate != "off":  # else the plain step would be timed under another name
+            if said and accelerate in ("compile", "graph"):  # else the plain step would be timed under another name
                 raise RuntimeError(said[0])
             return latents
 
@@ -205,9 +211,11 @@ def contestants(
     if options.plain_kernels:
         runs["ours exact, plain kernels"] = plain_kernels
     if options.graph:
-        runs |= {f"ours {preset}, graph": ours(preset, "graph") for preset in presets}
+        runs |= {f"ours {preset}, graph": ours(preset, "graph", f"ours {preset}, graph") for preset in presets}
     if options.compile:
-        runs["ours exact, compiled"] = ours("exact", "compile")
+        runs["ours exact, compiled"] = ours("exact", "compile", "ours exact, compiled")
+    if not options.graph:  # which is what is served on a GPU
+        runs["ours exact, as served"] = ours("exact", "auto", "ours exact, as served")
     return runs
 
 

@@ -1,13 +1,17 @@
 """A job that does not fit, then one that does: shows that running out of memory costs one job and no memory.
 
 On a GPU the process's share of memory is capped (set_per_process_memory_fraction), so the failure is the allocator's
-own. A CPU has no such cap: there the UNet's first step raises the same error, which only rehearses this script. Also
-compares the memory model's prediction with each job's measured peak. The last line is one JSON object.
+own: with `memory_mode="resident"`, where the job cannot go on with offloaded weights. A second case leaves the mode to
+the product and must succeed. A CPU has no such cap: there the UNet raises the same error, in the first case always and
+in the second once, which only rehearses this script. Also compares the memory model's prediction with each job's
+measured peak. The last line is one JSON object.
 """
 
 import argparse
 import json
 import sys
+from dataclasses import replace
+from itertools import count
 from typing import Any
 from unittest import mock
 
@@ -16,6 +20,7 @@ from PIL import Image
 from random_models import engine as random_engine
 
 from i2v.engine import memory
+from i2v.engine.accelerate import Accelerator
 from i2v.errors import DoesNotFit, OutOfMemory
 from i2v.request import GenerateRequest
 
@@ -29,30 +34,43 @@ def main() -> int:
     parser.add_argument("--small", default="256x256x8", help="WIDTHxHEIGHTxFRAMES of the job that fits")
     parser.add_argument("--large", default="1280x704x32", help="of the job that does not")
     parser.add_argument(
-        "--peaks", nargs="*", default=["512x512x16", "768x768x16"], help="more jobs to compare peaks of"
+        "--peaks", nargs="*", default=["512x512x16", "768x768x16", "1280x704x16"], help="more jobs to compare peaks of"
     )
+    parser.add_argument("--recovers", default="1024x1024x16", help="of the job that the product finds a plan for")
     options = parser.parse_args()
     cuda = options.device.startswith("cuda")
     engine, _ = random_engine(options.model, options.device, torch.float16 if cuda else torch.float32)
+    engine = replace(engine, steps=Accelerator.of("auto", engine.device))
     photo = Image.effect_noise((256, 256), 60).convert("RGB")
-    small, large = job(options.small), job(options.large)
+    small, large, middle = job(options.small), job(options.large), job(options.recovers)
     report: dict[str, Any] = {"device": options.device, "model": options.model}
 
-    engine.generate(small, photo)  # warm: workspaces are there
+    first = engine.generate(small, photo)  # warm: workspaces are there
+    report["plan"], report["stage_seconds"] = first.plan, first.stage_seconds
+    report["steps"] = engine.steps.report()
+    engine.steps.drop()
     memory.recover(engine.device)
     before = allocated(options.device)
     report["refused_beforehand"] = not fits(engine, large)
-    report["large"] = run_out(engine, large, photo, cuda)
+    report["large"] = run_out(replace(engine, memory_mode="resident"), large, photo, cuda)
+    engine.steps.drop()
     memory.recover(engine.device)
     report["bytes_left_behind"] = allocated(options.device) - before
     frames = engine.generate(small, photo).frames
     report["next_job_frames"] = len(frames)
+    report["recovers"] = run_out(engine, middle, photo, cuda, times=1)
+    memory.recover(engine.device)
     report["peaks"] = (
         [compare(engine, request, photo, options.device) for request in (small, *map(job, options.peaks))]
         if cuda
         else []
     )
-    good = report["large"] == "OutOfMemory" and report["bytes_left_behind"] <= 2**20 and len(frames) == small.num_frames
+    good = (
+        report["large"] == "OutOfMemory"
+        and report["recovers"].startswith("it fitted")
+        and report["bytes_left_behind"] <= 2**20
+        and len(frames) == small.num_frames
+    )
     print(json.dumps(report | {"recovered": good}))
     return 0 if good else 1
 
@@ -70,10 +88,13 @@ def fits(engine: Any, request: GenerateRequest) -> bool:
     return True
 
 
-def run_out(engine: Any, request: GenerateRequest, photo: Image.Image, cuda: bool) -> str:
-    """The name of what the large job raised. The check at the door is passed by: the failure itself is wanted."""
+def run_out(engine: Any, request: GenerateRequest, photo: Image.Image, cuda: bool, times: int | None = None) -> str:
+    """What became of the job: OutOfMemory or the plan. The check at the door is passed by: the failure is wanted.
+
+    `times` counts a rehearsal's failures, None is always.
+    """
     with mock.patch.object(type(engine), "choose_plan", return_value=memory.Plan()):
-        return _capped(engine, request, photo) if cuda else _rehearsed(engine, request, photo)
+        return _capped(engine, request, photo) if cuda else _rehearsed(engine, request, photo, times)
 
 
 def _capped(engine: Any, request: GenerateRequest, photo: Image.Image) -> str:
@@ -85,28 +106,35 @@ def _capped(engine: Any, request: GenerateRequest, photo: Image.Image) -> str:
         torch.cuda.set_per_process_memory_fraction(1.0, engine.device)
 
 
-def _rehearsed(engine: Any, request: GenerateRequest, photo: Image.Image) -> str:
-    failure = torch.OutOfMemoryError("rehearsal: CUDA out of memory")
-    with mock.patch.object(type(engine.parts.unet), "step", side_effect=failure):
+def _rehearsed(engine: Any, request: GenerateRequest, photo: Image.Image, times: int | None) -> str:
+    step, calls = type(engine.parts.unet).step, count(1)
+
+    def fails(*given: Any, **named: Any) -> torch.Tensor:
+        if times is None or next(calls) <= times:
+            raise torch.OutOfMemoryError("rehearsal: CUDA out of memory")
+        return step(*given, **named)
+
+    with mock.patch.object(type(engine.parts.unet), "step", fails):
         return attempt(engine, request, photo)
 
 
 def attempt(engine: Any, request: GenerateRequest, photo: Image.Image) -> str:
     try:
-        engine.generate(request, photo)
+        result = engine.generate(request, photo)
     except OutOfMemory:
         return "OutOfMemory"
-    return "it fitted"
+    return f"it fitted: {result.plan}"
 
 
 def compare(engine: Any, request: GenerateRequest, photo: Image.Image, device: str) -> dict[str, Any]:
     """The memory model's peak against the measured one, in MiB."""
-    predicted = memory.predict(memory.shape_of(engine.parts), request, engine.choose_plan(request)).peak / 2**20
+    predicted = memory.predict(engine.shape, request, engine.choose_plan(request)).peak / 2**20
     measured = engine.generate(request, photo).peak_memory_mb
     return {
         "job": f"{request.width}x{request.height}x{request.num_frames}",
         "predicted": predicted,
         "measured": measured,
+        "recordings": engine.steps.held / 2**20,
     }
 
 

@@ -42,6 +42,7 @@ def checks(settings: Settings) -> Iterator[Check]:
         ("torch", check_torch),
         ("device", lambda: check_device(settings)),
         ("steps", lambda: check_steps(settings)),
+        ("kernels", lambda: check_kernels(settings)),
         ("ffmpeg", check_ffmpeg),
         ("outputs", lambda: check_writable("outputs", settings.outputs)),
         ("disk", lambda: check_disk(settings.outputs, settings.min_free_mb)),
@@ -96,16 +97,37 @@ def check_steps(settings: Settings) -> Check:
 
     try:
         read_presets(settings.presets)
-        form, reason = accelerate.choose_form(settings.accelerate, source.choose_device(settings.device))
+        device = source.choose_device(settings.device)
+        form, reason = accelerate.choose_form(settings.accelerate, device)
     except SettingsError as error:
         return Check("steps", False, str(error))
     except ModelUnavailable:
         return Check("steps", True, "not looked at: there is no such device")
     if form is None:
         return Check("steps", True, f"plain ({reason})")
+    if settings.memory == "low-vram" and device.type == "cuda":
+        return Check(
+            "steps", True, "plain (memory is low-vram: weights move, and a faster form wants them in one place)"
+        )
     if form.name == "compiled" and shutil.which("c++") is None and shutil.which("g++") is None:
         return Check("steps", False, "accelerate is compile, and there is no C++ compiler; install one, or choose auto")
     return Check("steps", True, f"as {form.name}, once one has been tried at a size and found equal and faster")
+
+
+def check_kernels(settings: Settings) -> Check:
+    """Which fused kernels will serve, each examined on the device; one that is left out costs time, no result."""
+    from i2v.engine import fused, source, weights
+    from i2v.errors import ModelUnavailable
+
+    try:
+        device = source.choose_device(settings.device)
+    except ModelUnavailable:
+        return Check("kernels", True, "not looked at: there is no such device")
+    if device.type != "cuda":
+        return Check("kernels", True, f"native ({device.type}: the fused ones are for CUDA)")
+    return Check(
+        "kernels", True, "; ".join(map(str, fused.report(device, weights.choose_dtype(settings.dtype, device))))
+    )
 
 
 def check_ffmpeg(find: Callable[[], str] | None = None) -> Check:

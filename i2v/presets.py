@@ -83,7 +83,11 @@ def read_presets(path: Path | None) -> Mapping[Preset, Sampling]:
 
 def _read(path: Path, name: str, own: Sampling, given: dict[str, Any]) -> Sampling:
     try:
-        return PresetValues.model_validate(PresetValues.of(own).model_dump() | given).sampling()
+        values = PresetValues.of(own).model_dump()
+        cache = given.get("deep_cache")
+        if isinstance(cache, dict):  # a value left out of it keeps the preset's own, like one left out around it
+            given = given | {"deep_cache": values["deep_cache"] | cache}
+        return PresetValues.model_validate(values | given).sampling()
     except ValidationError as error:
         said = [
             f"{'.'.join([name, *map(str, problem['loc'])])}: {problem['msg']}; received {problem['input']!r}"

@@ -25,6 +25,7 @@ def test_a_sound_machine_passes_every_check_and_nothing_is_made(tmp_path: Path) 
         "torch",
         "device",
         "steps",
+        "kernels",
         "ffmpeg",
         "outputs",
         "disk",
@@ -154,3 +155,25 @@ def test_importing_the_checks_imports_no_torch() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
 
     assert done.stdout.strip() == "False"
+
+
+def test_offloaded_weights_are_said_to_take_plain_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    from i2v.engine import source
+
+    monkeypatch.setattr(source, "choose_device", lambda wanted: torch.device("cuda:0"))
+    assert doctor.check_steps(Settings(memory="low-vram")).text.startswith("plain (memory is low-vram")
+    assert "as a CUDA graph" in doctor.check_steps(Settings()).text
+
+
+def test_the_kernels_are_reported_where_they_can_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    from i2v.engine import fused, source
+
+    assert "native (cpu" in doctor.check_kernels(Settings(device="cpu")).text
+    monkeypatch.setattr(source, "choose_device", lambda wanted: torch.device("cuda:0"))
+    verdict = fused.Verdict("gates", False, "it failed here")
+    monkeypatch.setattr(fused, "report", lambda device, dtype: [verdict] * (dtype == torch.float16))
+    assert doctor.check_kernels(Settings()).text == str(verdict)

@@ -1,5 +1,6 @@
 """Presets in a file: the package's own are the ones in configs/, and whatever is wrong in another file is named."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from PIL import Image
 from i2v.doctor import check_steps
 from i2v.engine import Engine
 from i2v.engine.presets import PRESETS, Sampling
+from i2v.errors import ModelUnavailable
 from i2v.loading import load_engine
 from i2v.presets import PresetValues, read_presets
 from i2v.request import GenerateRequest
@@ -46,6 +48,14 @@ def test_what_a_file_leaves_out_stays_as_it_is(tmp_path: Path) -> None:
     assert read["fast"] == Sampling("dpm++2m", max_steps=20)
     assert (read["exact"], read["turbo"]) == (PRESETS["exact"], PRESETS["turbo"])
     assert read_presets(written(tmp_path, "# nothing\n")) == PRESETS
+    sparser = read_presets(written(tmp_path, "turbo:\n  deep_cache: {interval: 3}\n"))["turbo"]
+    assert sparser == replace(PRESETS["turbo"], deep_cache=(3, PRESETS["turbo"].deep_cache[1]))
+
+
+def test_a_branch_that_the_model_has_no_layers_for_is_refused_as_it_is_loaded(tmp_path: Path) -> None:
+    presets = read_presets(written(tmp_path, "turbo:\n  deep_cache: {branch: 8}\n"))
+    with pytest.raises(ModelUnavailable, match=r"preset turbo: deep_cache.branch is 8; this model takes 0 to \d"):
+        Engine.load("demo", device="cpu", presets=presets)
 
 
 @pytest.mark.parametrize(

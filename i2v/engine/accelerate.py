@@ -7,6 +7,7 @@ it. It is kept where it agrees and is faster; otherwise the plain step goes on a
 
 import logging
 import time
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -25,7 +26,8 @@ log = logging.getLogger(__name__)
 
 KEPT = 8  # forms at once: turbo needs four for one shape. Also the number of versions torch.compile keeps of a function
 REASONS = 256  # shapes that were tried in vain and are remembered
-TRIALS = 2  # timed runs of each side; the better one counts
+TRIALS = 3  # timed runs of each side; the best one counts
+WORTH = 1.03  # times as fast as the plain step, at least: less is the clock's noise
 NO_MEMORY = "there was no memory for it"  # another job may find some, so this reason is forgotten
 WARM_UP = 3  # runs before a capture, so that libraries have made their workspaces
 
@@ -41,6 +43,9 @@ class Form(Protocol):
 
     def make(self, call: Call, inputs: Tensors) -> tuple[Call, int]:
         """A faster `call` for tensors shaped like `inputs`, and the bytes it holds. Raises what goes wrong."""
+
+    def needs(self, activations: int) -> int:
+        """Bytes that one form keeps of a step whose activations are so many."""
 
     def forget(self, kept: "OrderedDict[Hashable, Kept]", most: int) -> None:
         """Drop the least recently used of `kept` until `most` are left, or all of them."""
@@ -66,6 +71,9 @@ class Compiled:
 
         compiled = torch.compile(tensors, dynamic=False, fullgraph=True)
         return (lambda given: compiled(*given)), 0
+
+    def needs(self, activations: int) -> int:
+        return 0  # it records nothing
 
     def forget(self, kept: "OrderedDict[Hashable, Kept]", most: int) -> None:
         if len(kept) > most:  # versions of one function share one cache, which is emptied as a whole
@@ -94,7 +102,8 @@ class Capture(Protocol):
 class Graph:
     """CUDA graphs. Inputs are copied into buffers of its own, results out of them, so callers see ordinary tensors.
 
-    An input that is the same tensor as last time is not copied again: callers write into none of theirs.
+    An input that is the same tensor as last time, unwritten since, is not copied again. It is known by a weak
+    reference: between jobs no request's tensors are kept.
     """
 
     capture: Capture
@@ -103,17 +112,21 @@ class Graph:
     def make(self, call: Call, inputs: Tensors) -> tuple[Call, int]:
         own = tuple(tensor.clone() for tensor in inputs)
         captured = self.capture(lambda: call(own))
-        last: list[Tensor] = list(inputs)
+        last: list[tuple[weakref.ref[Tensor], int] | None] = [None] * len(own)
 
         def run(given: Sequence[Tensor]) -> Tensors:
             for place, (buffer, tensor) in enumerate(zip(own, given, strict=True)):
-                if tensor is not last[place]:
+                known = last[place]
+                if known is None or known[0]() is not tensor or known[1] != tensor._version:
                     buffer.copy_(tensor)
-                    last[place] = tensor
+                    last[place] = weakref.ref(tensor), tensor._version
             captured.replay()
             return tuple(output.clone() for output in captured.outputs)
 
         return run, captured.held + sum(buffer.untyped_storage().nbytes() for buffer in own)
+
+    def needs(self, activations: int) -> int:
+        return activations  # a second set, for the recording alone
 
     def forget(self, kept: "OrderedDict[Hashable, Kept]", most: int) -> None:
         while len(kept) > most:
@@ -131,20 +144,33 @@ class CudaCapture:
 
     device: torch.device
     pool: Any = None
+    side: Any = None  # the stream of all warm-ups and captures
 
     def __call__(self, run: Callable[[], Tensors]) -> Captured:
-        side = torch.cuda.Stream(self.device)
-        side.wait_stream(torch.cuda.current_stream(self.device))
-        with torch.cuda.stream(side):
-            for _ in range(WARM_UP):
-                run()
-        torch.cuda.current_stream(self.device).wait_stream(side)
+        with torch.cuda.device(self.device):
+            return self._record(run)
+
+    def _record(self, run: Callable[[], Tensors]) -> Captured:
+        caller = torch.cuda.current_stream(self.device)
+        if self.side is None:
+            self.side = torch.cuda.Stream(self.device)
         if self.pool is None:
             self.pool = torch.cuda.graph_pool_handle()
+        self.side.wait_stream(caller)
+        with torch.cuda.stream(self.side):
+            for _ in range(WARM_UP):
+                run()
+        caller.wait_stream(self.side)
+        # A capture empties the cache as it begins; what it takes shows only against what is left after that
+        torch.cuda.synchronize(self.device)
+        torch.cuda.empty_cache()
         before = torch.cuda.memory_reserved(self.device)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self.pool):
-            outputs = run()
+        try:
+            with torch.cuda.graph(graph, pool=self.pool, stream=self.side, capture_error_mode="thread_local"):
+                outputs = run()
+        finally:
+            torch.cuda.set_stream(caller)  # a capture that fails as it ends leaves its own stream current
         return CudaCaptured(graph, outputs, max(0, torch.cuda.memory_reserved(self.device) - before))
 
     def reset(self) -> None:
@@ -191,6 +217,8 @@ class Accelerator:
     _weights: tuple[int, ...] = ()
     _forbidden: str | None = None
     _used: set[str] = field(default_factory=set)
+    _job: Hashable = None
+    _met: dict[Hashable, set[Hashable]] = field(default_factory=dict)  # per job the keys of its steps
     _told: dict[str, None] = field(default_factory=dict)
 
     @classmethod
@@ -203,13 +231,23 @@ class Accelerator:
         """Bytes of the device's memory that the kept forms hold between jobs."""
         return sum(kept.held for kept in self.kept.values())
 
-    def start(self, forbidden: str | None = None) -> None:
-        """A new job; `forbidden` says why its steps have to be plain, None where they need not."""
-        self.warm_up, self._forbidden = 0.0, forbidden
+    def start(self, forbidden: str | None = None, job: Hashable = None) -> None:
+        """A new job; `forbidden` says why its steps have to be plain. Steps of equal `job` come in the same shapes."""
+        self.warm_up, self._job = 0.0, job
         self.refused = {key: reason for key, reason in self.refused.items() if NO_MEMORY not in reason}
-        self._used, self._told = set(), {}
-        if forbidden is not None and self.form is not None:
-            self._told[forbidden] = None
+        if len(self._met) >= REASONS:
+            self._met.clear()
+        self.forbid(forbidden)
+
+    def forbid(self, reason: str | None) -> None:
+        """From here on the job's steps are plain, and what its plan and notes say of them begins anew."""
+        self._forbidden, self._used, self._told = reason, set(), {}
+        if reason is not None and self.form is not None:
+            self._told[reason] = None
+
+    def serves(self, job: Hashable) -> bool:
+        """Whether every step that such a job was seen to take is kept in a faster form: it will make no more."""
+        return job in self._met and all(key in self.kept for key in self._met[job])
 
     def report(self) -> tuple[str, tuple[str, ...]]:
         """How the job's steps ran, for its plan ("" where plainly), and why some did not run as wanted."""
@@ -239,12 +277,15 @@ class Accelerator:
         state, *rest = inputs
         given = (*state.tensors(), *(tensor for tensor in rest if tensor is not None))
         constants, missing = len(state.tensors()), [None] * sum(tensor is None for tensor in rest)
+        empty = state.with_tensors([torch.empty(0)] * constants)  # forms outlive the request, its tensors do not
 
         def call(flat: Sequence[Tensor]) -> Tensors:
-            results = step(unet, kind, state.with_tensors(flat[:constants]), *flat[constants:], *missing)
+            results = step(unet, kind, empty.with_tensors(flat[:constants]), *flat[constants:], *missing)
             return tuple(result for result in results if result is not None)
 
         key = (kind, state.ff_chunks, state.guidance_passes, *(described(tensor) for tensor in given))
+        if self._job is not None:
+            self._met.setdefault(self._job, set()).add(key)
         found = self.kept.get(key)
         if found is not None:
             self.kept.move_to_end(key)
@@ -262,19 +303,8 @@ class Accelerator:
         """Make a form for `key` and keep it if it gives what `wanted` holds, and faster."""
         start, device = self.clock(), given[0].device
         form.forget(self.kept, KEPT - 1)
-        reason = None
         try:
-            fast, held = form.make(call, given)
-            difference = largest_difference(fast(given), wanted)
-            if not difference <= BOUNDS[dtype]:
-                reason = f"{form.name} differed by {difference:.1e} from the plain step"
-            else:
-                gain = self._best(call, given, device) / self._best(fast, given, device)
-                if gain > 1.0:
-                    self.kept[key] = Kept(fast, held, gain)
-                    log.info("steps run as %s: %.2f times as fast, within %.1e", form.name, gain, difference)
-                else:
-                    reason = f"{form.name} was not faster ({gain:.2f} times)"
+            reason = self._examine(form, key, call, given, wanted, BOUNDS[dtype])
         except Exception as error:
             if memory.is_fatal(error):
                 raise
@@ -286,15 +316,34 @@ class Accelerator:
             self._refuse(key, reason, device)
         self.warm_up += self.clock() - start
 
+    def _examine(
+        self, form: Form, key: Hashable, call: Call, given: Tensors, wanted: Tensors, bound: float
+    ) -> str | None:
+        """Keep what `form` makes, or say why not. Other numbers go first: a form that does nothing would show."""
+        fast, held = form.make(call, given)
+        others = tuple(tensor * 0.5 + 0.01 if tensor.is_floating_point() else tensor for tensor in given)
+        difference = largest_difference(fast(others), call(others))
+        if difference <= bound:
+            difference = max(difference, largest_difference(fast(given), wanted))
+        if not difference <= bound:
+            return f"{form.name} differed by {difference:.1e} from the plain step"
+        device = given[0].device
+        gain = self._best(call, given, device) / self._best(fast, given, device)
+        if not gain >= WORTH:
+            return f"{form.name} was not faster ({gain:.2f} times)"
+        self.kept[key] = Kept(fast, held, gain)
+        log.info("steps run as %s: %.2f times as fast, within %.1e", form.name, gain, difference)
+        return None
+
     def _refuse(self, key: Hashable, reason: str, device: torch.device) -> None:
-        """Here the failed attempt's exception is gone, so what it held can be given back."""
+        """Here the attempt and its exception are gone, so what they held can be given back."""
         log.warning("steps run plainly: %s", reason)
         if len(self.refused) >= REASONS:
             self.refused.clear()
         self.refused[key] = reason
         self._told[reason] = None
-        if NO_MEMORY in reason:
-            self.drop()
+        if self.form is not None:  # with nothing kept, the recordings' common memory goes too
+            self.form.forget(self.kept, 0 if NO_MEMORY in reason else KEPT)
         memory.recover(device)
 
     def _best(self, call: Call, given: Tensors, device: torch.device) -> float:

@@ -6,7 +6,7 @@ answers running out of memory. Knows nothing of HTTP, jobs or files. Callers hol
 
 import resource
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -26,7 +26,7 @@ from i2v.engine.presets import PRESETS, Sampling
 from i2v.engine.protocol import DeviceMemory, Frames, GenerationResult, MemoryNeed, ModelInfo, OnLoad, OnStep, Progress
 from i2v.engine.residency import resident, settle
 from i2v.engine.source import device_name
-from i2v.errors import FatalEngineError, InvalidRequest, OutOfMemory
+from i2v.errors import FatalEngineError, InvalidRequest, ModelUnavailable, OutOfMemory
 from i2v.images import fit_image
 from i2v.request import GenerateRequest, Preset, draw_seed
 
@@ -81,6 +81,7 @@ class Engine:
         home = torch.device("cpu") if memory == "low-vram" else chosen  # there, weights visit the device in turn
         parts = weights.load_parts(folder, home, weights.choose_dtype(dtype, chosen), on_load)
         parts = replace(parts, info=replace(parts.info, device=device_name(chosen)))
+        check_presets(presets, parts)
         engine = replace(
             cls.of(parts, chosen, wanted, memory, max_vram_gb),
             steps=Accelerator.of(accelerate, chosen),
@@ -122,6 +123,12 @@ class Engine:
         self.choose_plan(request)
 
     @property
+    def shape(self) -> gpu_memory.Shape:
+        """What memory depends on, of the model and of its presets."""
+        caching = frozenset(name for name, sampling in self.presets.items() if sampling.deep_cache[0] > 1)
+        return replace(gpu_memory.shape_of(self.parts), caching=caching)
+
+    @property
     def offloads(self) -> bool:
         """Whether weights have somewhere else to wait: a CPU has one memory."""
         return self.device.type == "cuda"
@@ -134,14 +141,14 @@ class Engine:
     def choose_plan(self, request: GenerateRequest) -> Plan:
         """The fastest plan that fits what is free now. Raises DoesNotFit naming the largest job that does."""
         free = gpu_memory.read(self.device, self.max_vram_gb)
-        shape = gpu_memory.shape_of(self.parts)
+        shape = self.shape
         return gpu_memory.choose_plan(shape, self.as_run(request), free, self.memory_mode, offloads=self.offloads)
 
     def memory_need(self, request: GenerateRequest) -> MemoryNeed:
         """What the job would hold under the plan that it would get now. Raises as `check`."""
         self.check(request)
         plan, free = self.choose_plan(request), gpu_memory.read(self.device, self.max_vram_gb)
-        need = gpu_memory.predict(gpu_memory.shape_of(self.parts), self.as_run(request), plan)
+        need = gpu_memory.predict(self.shape, self.as_run(request), plan)
         return MemoryNeed(needed=need.peak, available=free.usable, plan=str(plan))
 
     def device_memory(self) -> DeviceMemory | None:
@@ -154,7 +161,7 @@ class Engine:
             change = {"num_frames": max(8, request.num_frames // 2)}
         else:
             change = {side: max(64, int(getattr(request, side) * 0.7) // 8 * 8) for side in ("width", "height")}
-        free, shape = gpu_memory.read(self.device, self.max_vram_gb), gpu_memory.shape_of(self.parts)
+        free, shape = gpu_memory.read(self.device, self.max_vram_gb), self.shape
         largest = gpu_memory.largest_that_fits(
             shape, self.as_run(request).model_copy(update=change), free, self.memory_mode, offloads=self.offloads
         )
@@ -185,7 +192,7 @@ class Engine:
         job = Job(self, conventions, request, image, seed, guidance_scale, noise, on_step)
         reset_peak(self.device)
         first = self.choose_plan(request)
-        self.steps.start(self.keeps_steps_plain(request, first))
+        self.steps.start(self.keeps_steps_plain(request, first), self.kind_of_job(request, first))
         (conditioned, latents), plan, trouble = self.recovering(job.denoise, first, next_for_denoising, request)
         notes += conditioned.notes + job.sampling_notes() + sizes.notes(request, self.info) + trouble
         accelerated, plainly = self.steps.report()
@@ -212,15 +219,26 @@ class Engine:
         if plan.offload != "none":
             self.steps.drop()  # what a graph has recorded are the addresses of weights that now move
             return "weights are offloaded, and a recorded step wants them in one place"
-        shape, wanted = gpu_memory.shape_of(self.parts), self.as_run(request)
+        shape, wanted = self.shape, self.as_run(request)
         usable = gpu_memory.read(self.device, self.max_vram_gb).usable
-        own = gpu_memory.denoise_activations(shape, wanted, plan)  # a recording keeps a second set of activations
-        spare = usable - gpu_memory.predict(shape, wanted, plan).peak
+        need, activations = gpu_memory.predict(shape, wanted, plan), gpu_memory.denoise_activations(shape, wanted, plan)
+        own, spare = self.steps.form.needs(activations), usable - need.peak
+        if self.steps.serves(self.kind_of_job(request, plan)):
+            # Its steps' activations are in the recordings, which `usable` counts as free
+            rest = max(need.encode, need.decode, need.denoise - min(activations, self.steps.held))
+            if rest + self.steps.held <= usable:
+                return None
         if spare < self.steps.held:
             self.steps.drop()
-        if spare < own + self.steps.held:
+        if own > 0 and spare < own + self.steps.held:
             return f"a recorded step keeps {own / gpu_memory.GIB:.1f} GiB of its own, which do not fit beside the job"
         return None
+
+    def kind_of_job(self, request: GenerateRequest, plan: Plan) -> Hashable:
+        """What the shapes of a job's steps follow from, its preset's kinds of step included."""
+        guided = self.as_run(request).guidance_scale > 1.0
+        size = (request.width, request.height, request.num_frames)
+        return *size, request.preset, guided, plan.ff_chunks, plan.guidance_passes
 
     def recovering(
         self,
@@ -231,8 +249,11 @@ class Engine:
     ) -> tuple[T, Plan, tuple[str, ...]]:
         """Run under `plan`; out of memory, under ever lighter ones until one holds it or none is left.
 
-        Returns the result, the plan it ran under and a note when that was a lighter one. Raises OutOfMemory with what
-        would fit when all ran out, FatalEngineError when the CUDA context is lost, anything else as it is.
+
+        Where forms of the step held memory of their own, the same plan comes once more without them first; whatever is
+        done again takes its steps plainly. Returns the result, the plan it ran under and a note when memory ran out.
+        Raises OutOfMemory with what would fit when all ran out, FatalEngineError when the CUDA context is lost,
+        anything else as it is.
         """
         attempt: Plan | None = plan
         tried = 0
@@ -247,9 +268,11 @@ class Engine:
                 if not gpu_memory.is_out_of_memory(error):
                     raise
             # Only here, with the exception gone, does nothing hold the failed frames and their tensors any more
+            held = self.steps.held
             self.steps.drop()
+            self.steps.forbid("the job ran out of memory")
             gpu_memory.recover(self.device)
-            attempt, tried = lighter(attempt), tried + 1
+            attempt, tried = attempt if held else lighter(attempt), tried + 1
         raise OutOfMemory(f"the job ran out of memory; {self.would_fit(request)}", retry_after=5)
 
     def judge(self, frames: Frames, request: GenerateRequest, image: Image.Image) -> tuple[str, ...]:
@@ -354,12 +377,14 @@ class Job:
     def timed(self, stage: str) -> Iterator[None]:
         """Adds wall time to the stage, the device's queued work included; what steps took to warm up counts apart."""
         start, warm = time.perf_counter(), self.engine.steps.warm_up
-        yield
-        wait(self.engine.device)
-        warmed = self.engine.steps.warm_up - warm
-        self.seconds[stage] += time.perf_counter() - start - warmed
-        if warmed > 0:
-            self.seconds["warm_up"] = self.seconds.get("warm_up", 0.0) + warmed
+        try:
+            yield
+            wait(self.engine.device)
+        finally:  # what a failed try took is part of the job
+            warmed = self.engine.steps.warm_up - warm
+            self.seconds[stage] += time.perf_counter() - start - warmed
+            if warmed > 0:
+                self.seconds["warm_up"] = self.seconds.get("warm_up", 0.0) + warmed
 
 
 def next_for_denoising(plan: Plan) -> Plan | None:
@@ -383,6 +408,15 @@ def keep_guidance(asked: float, useful: tuple[float, float] | None) -> tuple[flo
     return kept, (
         f"Guidance scale {asked:g} was set to {kept:g}; this model works from {useful[0]:g} to {useful[1]:g}.",
     )
+
+
+def check_presets(presets: Mapping[Preset, Sampling], parts: weights.ModelParts) -> None:
+    """Raise ModelUnavailable for a preset that asks the UNet for more layers than a level has."""
+    most = int(parts.unet.config.layers_per_block)
+    for name, sampling in presets.items():
+        branch = sampling.deep_cache[1]
+        if branch > most:
+            raise ModelUnavailable(f"preset {name}: deep_cache.branch is {branch}; this model takes 0 to {most}")
 
 
 def vae_factor(vae: Any) -> int:

@@ -1,7 +1,7 @@
 """Which fused kernels run, and why: Triton's where the tensors are on a GPU and it has proved itself there, else none.
 
 Each kernel is compared with the plain formula on the device at its first use, once for each dtype; one that does not
-compile there or disagrees is left out with its reason. `kernels.py` and `attention.py` ask `current().serves(...)`;
+compile there or disagrees is left out with its reason. `kernels.py` and `attention.py` ask `serves(...)`;
 `report` is for people.
 """
 

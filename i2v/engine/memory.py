@@ -91,13 +91,14 @@ SHARED = 3.0
 WIDE = 8.0
 STATE = 1.0  # the image's share of conv_in, kept over a request
 PASS = 1.0  # what is kept of each further guidance pass
+CACHED = 1.0  # deep features that a preset with DeepCache keeps, for each row
 ENTRY, ENTRY_INNER, ENTRY_ATTENTION = 1.0, 3.0, 8.0  # transformer_in: of the first width, of its own width
 COPIES = 1 / 48  # of the largest block's weights, copied into another layout, at any size
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """The numbers of a loaded model that memory depends on. `weights` in bytes by part."""
+    """The numbers of a loaded model and its presets that memory depends on. `weights` in bytes by part."""
 
     weights: Mapping[str, int]
     largest_group: int  # bytes of the UNet's largest block
@@ -108,6 +109,7 @@ class Shape:
     factor: int = 8  # pixels per latent
     unet_bytes: int = 2  # per number
     vae_bytes: int = 2
+    caching: frozenset[str] = frozenset()  # presets that keep deep features from step to step
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +156,8 @@ def denoise_activations(shape: Shape, request: GenerateRequest, plan: Plan) -> i
     passes = plan.guidance_passes if guided else 1
     block = shape.width * (rows * max(BLOCK + WIDE / plan.ff_chunks, BLOCK_ATTENTION) + SHARED)
     entry = shape.width * ENTRY + shape.inner * max(ENTRY_INNER + WIDE / plan.ff_chunks, ENTRY_ATTENTION)
-    kept = shape.width * (STATE + PASS * (passes - 1))
+    cached = CACHED * (2 if guided else 1) if request.preset in shape.caching else 0.0
+    kept = shape.width * (STATE + PASS * (passes - 1) + cached)
     return ceil(tokens * shape.unet_bytes * (max(block, entry) + kept) + COPIES * shape.largest_group)
 
 
@@ -379,7 +382,26 @@ _FATAL = (
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """True when memory ran short on the GPU or the CPU; the process is sound and a smaller plan may do."""
+    """True when memory ran short on the GPU or the CPU; the process is sound and a smaller plan may do.
+
+    A CUDA graph's capture that ends early raises an error of its own over the real one, so a RuntimeError is asked for
+    what it was raised over as well.
+    """
+    if _ran_short(error):
+        return True
+    if not isinstance(error, RuntimeError) or is_fatal(error):
+        return False
+    seen = {id(error)}
+    below = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    while below is not None and id(below) not in seen:
+        if _ran_short(below):
+            return True
+        seen.add(id(below))
+        below = below.__cause__ or (None if below.__suppress_context__ else below.__context__)
+    return False
+
+
+def _ran_short(error: BaseException) -> bool:
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and any(text in str(error).lower() for text in _OUT_OF_MEMORY)
@@ -387,7 +409,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 def is_fatal(error: BaseException) -> bool:
     """True when the CUDA context is lost and only a new process can go on. Only PyTorch's own errors are read."""
-    if not isinstance(error, RuntimeError) or is_out_of_memory(error):
+    if not isinstance(error, RuntimeError) or _ran_short(error):
         return False
     text = str(error).lower()
     speaks_of_gpu = isinstance(error, torch.AcceleratorError) or any(w in text for w in ("cuda", "cublas", "cudnn"))

@@ -32,7 +32,7 @@ class Sampling:
     def guides(self, index: int, steps: int) -> bool:
         """Whether step `index` (from 0) is guided; the interval takes its first end and leaves its last."""
         first, last = self.guidance_interval
-        return first <= index / steps < last or (first, last) == (0.0, 1.0)
+        return first <= index / steps < last
 
     def approximates(self, asked: int, *, guided: bool = True) -> str:
         """What stands in for the reference (DDIM, every step guided and whole), as a sentence's end; empty if nothing.

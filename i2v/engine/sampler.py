@@ -84,8 +84,10 @@ def denoise(
     deep: Tensor | None = None
     for index in range(len(timesteps)):
         kind = kind_of(sampling, index, len(timesteps), conditioning.guided, deep)
+        if kind.refresh:
+            deep = None  # else the old features would wait beside the new ones
         # one row of every table: a step's tensors have the same shapes whatever the number of steps
-        inputs = (state.at(index), latents, history, table[index], scale, deep if not kind.refresh else None)
+        inputs = (state.at(index), latents, history, table[index], scale, deep)
         latents, estimate, history, kept = (
             denoise_step(unet, kind, *inputs)
             if accelerator is None

@@ -4,12 +4,15 @@ No GPU is needed: `Recorder` stands in for CUDA graphs. It has their ways: what 
 memory at every replay, and its results are overwritten by the next one.
 """
 
+import gc
 import subprocess
 import sys
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -17,7 +20,7 @@ from tiny_folder import SCHEDULER, draw_photo, write_tiny_folder
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from i2v.engine import Engine, accelerate
+from i2v.engine import Engine, accelerate, memory, sampler
 from i2v.engine.accelerate import KEPT, Accelerator, Compiled, Graph, Tensors, choose_form
 from i2v.engine.conditioning import Conditioning
 from i2v.engine.memory import Plan
@@ -38,19 +41,26 @@ class Recording:
     run: Callable[[], Tensors]
     outputs: Tensors
     recorder: "Recorder"
-    held: int = 1000
+    held: int
 
     def replay(self) -> None:
         self.recorder.replays += 1
+        if self.recorder.idle:
+            return
         for own, new in zip(self.outputs, self.run(), strict=True):
             own.copy_(new + self.recorder.error)
 
 
 @dataclass
 class Recorder:
-    """Captures that replay on fixed memory; `error` is added to what they give, `fails` is raised instead."""
+    """Captures that replay on fixed memory; `error` is added to what they give, `fails` is raised instead.
+
+    An `idle` one replays nothing; each says that it holds `held` bytes.
+    """
 
     error: float = 0.0
+    idle: bool = False
+    held: int = 1000
     fails: BaseException | None = None
     captures: int = 0
     replays: int = 0
@@ -60,7 +70,7 @@ class Recorder:
         self.captures += 1
         if self.fails is not None:
             raise self.fails
-        return Recording(run, tuple(output.clone() for output in run()), self)
+        return Recording(run, tuple(output.clone() for output in run()), self, self.held)
 
     def reset(self) -> None:
         self.resets += 1
@@ -201,7 +211,7 @@ def test_a_form_that_disagrees_is_not_used_and_the_reason_is_told(engine: Engine
     steps = accelerator(recorder)
     wanted = sample(engine.parts.unet, 12, given(1))
     assert torch.equal(sample(engine.parts.unet, 12, given(1), steps), wanted)
-    assert recorder.replays == recorder.captures == 4  # one look each
+    assert recorder.replays == recorder.captures == 4  # one look each, at the other numbers
     used, reasons = steps.report()
     assert used == ""
     assert len(reasons) == 4
@@ -210,6 +220,58 @@ def test_a_form_that_disagrees_is_not_used_and_the_reason_is_told(engine: Engine
     sample(engine.parts.unet, 12, given(1), steps)
     assert recorder.captures == 4  # not tried again
     assert len(steps.report()[1]) == 4  # and told again
+
+
+def test_a_recording_that_does_nothing_is_found_out(engine: Engine) -> None:
+    """What it was recorded from leaves the right results behind, so the same numbers alone would not show it."""
+    steps = accelerator(Recorder(idle=True))
+    wanted = sample(engine.parts.unet, 4, given(1), None, PRESETS["exact"])
+    assert torch.equal(sample(engine.parts.unet, 4, given(1), steps, PRESETS["exact"]), wanted)
+    assert not steps.kept
+    assert "a CUDA graph differed by" in steps.report()[1][0]
+
+
+def test_a_refused_form_is_gone_before_its_memory_is_asked_back(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alive: list[bool] = []
+    recordings: list[weakref.ref[Any]] = []
+
+    class Watched(Recorder):
+        def __call__(self, run: Callable[[], Tensors]) -> Recording:
+            recording = super().__call__(run)
+            recordings.append(weakref.ref(recording))
+            return recording
+
+    recorder = Watched(error=0.01)
+    monkeypatch.setattr(
+        accelerate.memory, "recover", lambda device: alive.append(any(one() is not None for one in recordings))
+    )
+    sample(engine.parts.unet, 3, given(1), accelerator(recorder), PRESETS["exact"])
+    assert len(recordings) == 1
+    assert alive == [False]
+    assert recorder.resets > 0  # nothing is kept: the recordings' common memory may go
+
+
+def test_a_gain_within_the_clocks_noise_is_none() -> None:
+    @dataclass
+    class Steady:
+        """Plain runs take `plain` seconds, the form's 1; two looks a run, and the first is the trial's."""
+
+        plain: float
+        looks: int = 0
+        now: float = 0.0
+
+        def __call__(self) -> float:
+            self.looks += 1
+            ends_a_run = self.looks % 2 == 1 and self.looks > 1
+            self.now += (self.plain if self.looks <= 1 + 2 * accelerate.TRIALS else 1.0) * ends_a_run
+            return self.now
+
+    for plain, kept in ((1.02, 0), (1.04, 1)):
+        steps = Accelerator(Graph(Recorder()), "in a test", Steady(plain))
+        one_step(steps, 3)
+        assert len(steps.kept) == kept, steps.report()
 
 
 def test_a_form_that_is_not_faster_is_not_used(engine: Engine) -> None:
@@ -270,6 +332,34 @@ def test_a_recording_that_fails_is_only_a_reason_and_a_lost_gpu_is_not(engine: E
     lost = Recorder(fails=torch.AcceleratorError("CUDA error: an illegal memory access was encountered"))
     with pytest.raises(torch.AcceleratorError):
         sample(engine.parts.unet, 3, given(1), accelerator(lost), PRESETS["exact"])
+
+
+def test_an_input_that_was_written_to_since_is_copied_again() -> None:
+    steps = accelerator(Recorder())
+    state, latents = RequestState(torch.full((3,), 3.0), torch.zeros(1, 1), ()), torch.ones(3)
+    inputs = (state, latents, torch.zeros(1), None)
+    for factor in (1.0, 2.0, 2.0):
+        assert steps.run(Times.step, Times(), "kind", inputs)[0].tolist() == [3.0 * factor] * 3
+        latents.fill_(2.0)
+    assert steps.kept
+
+
+def test_no_tensor_of_a_request_outlives_it(engine: Engine) -> None:
+    unet, steps = engine.parts.unet, accelerator(Recorder())
+    seen: list[weakref.ref[Tensor]] = []
+
+    class Watched(Accelerator):
+        def run(self, step: Any, unet: Any, kind: Any, inputs: tuple[Any, ...]) -> Any:
+            state, *rest = inputs
+            seen.extend(weakref.ref(x) for x in (*state.tensors(), *rest) if x is not None)
+            return super().run(step, unet, kind, inputs)
+
+    steps = Watched(Graph(Recorder()), "in a test", Clock())
+    sample(unet, 12, given(1), steps)
+    assert len(steps.kept) == 4
+    assert len(seen) > 100
+    gc.collect()
+    assert [one for one in seen if one() is not None] == []
 
 
 def test_weights_at_other_addresses_drop_what_was_recorded(folder: Path) -> None:
@@ -347,6 +437,59 @@ def test_no_form_is_used_while_weights_are_offloaded_or_memory_is_short(engine: 
     assert fast.steps.report() == ("", ("Steps ran plainly: a reason.",))
 
 
+def on_a_card_with(engine: Engine, spare: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So many bytes can be had beside what JOB is predicted to need."""
+    need = memory.predict(memory.shape_of(engine.parts), JOB, Plan()).peak
+    available = int((need + spare + memory.MARGIN_BYTES) / (1 - memory.MARGIN)) + 1000
+    monkeypatch.setattr(memory, "read", lambda device, max_vram_gb: memory.Memory(available, available))
+
+
+def test_on_a_tight_card_the_second_job_replays_what_the_first_recorded(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = memory.denoise_activations(memory.shape_of(engine.parts), JOB, Plan())
+    recorder = Recorder(held=own)
+    fast = replace(engine, steps=accelerator(recorder))
+    on_a_card_with(engine, own * 5 // 2, monkeypatch)  # one recording and its inputs, here as large; not two
+    wanted = f"{Plan()}, steps as a CUDA graph"
+    assert [fast.generate(JOB, draw_photo()).plan for _ in range(3)] == [wanted] * 3
+    assert recorder.captures == 1
+
+
+def test_a_compiled_step_is_not_refused_for_memory_that_only_a_recording_keeps(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on_a_card_with(engine, 0, monkeypatch)
+    compiled = replace(engine, steps=Accelerator(Compiled(), "in a test"))
+    assert compiled.keeps_steps_plain(JOB, Plan()) is None
+    assert replace(engine, steps=accelerator(Recorder())).keeps_steps_plain(JOB, Plan()) is not None
+
+
+def test_a_job_that_runs_out_beside_recordings_is_tried_again_without_them(engine: Engine) -> None:
+    fast = replace(engine, steps=accelerator(Recorder()))
+    wanted = fast.generate(JOB, draw_photo())
+    tried: list[tuple[int, int]] = []
+    captures = fast.steps.form.capture.captures  # type: ignore[union-attr]
+
+    original = sampler.denoise
+
+    def denoise(*args: Any, **kwargs: Any) -> Tensor:
+        tried.append(args[6:8])
+        if len(tried) == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return original(*args, **kwargs)
+
+    with mock.patch.object(sampler, "denoise", denoise):
+        result = fast.generate(JOB, draw_photo())
+    assert tried == [(1, 1), (1, 1)]  # the same plan
+    assert fast.steps.form.capture.captures == captures  # type: ignore[union-attr]
+    assert result.plan == str(Plan())
+    assert "Steps ran plainly: the job ran out of memory." in result.notes
+    assert any(note.startswith("Ran out of memory once") for note in result.notes)
+    assert torch.equal(result.latents, wanted.latents)
+    assert fast.generate(JOB, draw_photo()).plan == wanted.plan  # another job may record again
+
+
 def test_running_out_of_memory_and_closing_drop_every_form(folder: Path) -> None:
     engine = replace(Engine.load(folder, device="cpu"), steps=accelerator(Recorder()))
     engine.generate(JOB, draw_photo())
@@ -367,6 +510,56 @@ def test_running_out_of_memory_and_closing_drop_every_form(folder: Path) -> None
     engine.close()
     assert not engine.steps.kept
     assert not engine.texts.kept
+
+
+def test_a_capture_is_made_on_its_device_and_stream_and_leaves_the_callers_stream_when_it_fails(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """`torch.cuda` is replaced: what it is asked for, in which order."""
+    cuda, asked = mock.MagicMock(), []
+    cuda.memory_reserved.side_effect = [100, 160]
+    cuda.empty_cache.side_effect = lambda: asked.append("emptied")
+    cuda.graph.return_value.__enter__.side_effect = lambda: asked.append("captured")
+    cuda.graph.return_value.__exit__.return_value = False
+    monkeypatch.setattr(torch, "cuda", cuda)
+    capture = accelerate.CudaCapture(CUDA)
+    assert capture(lambda: ()).held == 60
+    cuda.device.assert_called_once_with(CUDA)
+    assert asked == ["emptied", "captured"]
+    side, pool = cuda.Stream.return_value, cuda.graph_pool_handle.return_value
+    wanted = {"pool": pool, "stream": side, "capture_error_mode": "thread_local"}
+    assert cuda.graph.call_args.kwargs == wanted
+    cuda.memory_reserved.side_effect = [0, 0]
+    cuda.graph.return_value.__exit__.side_effect = RuntimeError("operation failed during capture")
+    cuda.set_stream.reset_mock()
+    with pytest.raises(RuntimeError, match="during capture"):
+        capture(lambda: ())
+    cuda.set_stream.assert_called_once_with(cuda.current_stream.return_value)
+    assert cuda.Stream.call_count == 1
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_cuda_graphs_give_the_plain_steps_latents_for_two_requests_and_every_kind_of_step(
+    folder: Path, dtype: str
+) -> None:
+    unet = Engine.load(folder, device="cuda", dtype=dtype, conventions="upstream").parts.unet
+    device = torch.device("cuda", torch.cuda.current_device())
+    steps = Accelerator(Graph(accelerate.CudaCapture(device)), "in a test", Clock())
+
+    def on_gpu(seed: int, accelerator: Accelerator | None) -> Tensor:
+        one = given(seed)
+        text, embedding, images = (x.to(device) for x in (one.text, one.image_embedding, one.image_latents))
+        conditioning = replace(one, text=text, image_embedding=embedding, image_latents=images)
+        table = schedule(SCHEDULER, ALL_KINDS, 12)
+        return denoise(unet, *table, noise().to(device), conditioning, ALL_KINDS, accelerator=accelerator)
+
+    bound = 1e-4 if dtype == "float32" else 2e-2
+    for seed in (1, 2, 1):
+        assert accelerate.largest_difference([on_gpu(seed, steps)], [on_gpu(seed, None)]) <= bound
+    assert len(steps.kept) == 4, steps.report()
+    assert steps.held > 0
 
 
 @pytest.mark.parametrize(

@@ -25,15 +25,20 @@ def test_the_gpu_suite_runs_at_toy_size_and_every_part_reports(tmp_path: Path) -
     )
     assert run.returncode == 0, run.stdout + run.stderr
     parts = {line["part"]: line for line in map(json.loads, out.read_text().splitlines())}
-    assert list(parts) == ["parity", "engine", "recovery"]
+    assert list(parts) == ["parity", "kernels", "engine", "recovery"]
     assert all(part["status"] == 0 for part in parts.values())
     assert parts["parity"]["result"]["float32"] <= 1e-5
     assert parts["recovery"]["result"]["large"] == "OutOfMemory"
     assert parts["recovery"]["result"]["next_job_frames"] == 2
+    assert parts["recovery"]["result"]["recovers"].startswith(
+        "it fitted: all resident, one guidance pass, feed-forward in 4"
+    )
+    assert all(len(verdicts) == 4 for verdicts in parts["kernels"]["result"].values())
     contest = parts["engine"]["result"]["jobs"][0]
-    ours = {f"ours {kind}" for kind in ("exact", "fast", "turbo", "exact, plain kernels")}
+    ours = {f"ours {kind}" for kind in ("exact", "fast", "turbo", "exact, plain kernels", "exact, as served")}
     assert set(contest["medians"]) == {"upstream eager"} | ours
     assert contest["left_out"] == {}
+    assert contest["forms"]["ours exact"]["used"] == contest["forms"]["ours exact, as served"]["used"] == ""
     assert all("plain PyTorch (cpu: " in line for line in parts["engine"]["result"]["kernels"])
     assert run.stdout.endswith(out.read_text())
     assert all(seconds > 0 for seconds in contest["medians"].values())

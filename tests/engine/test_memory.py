@@ -18,7 +18,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, CLIPVi
 
 from i2v.engine import memory, source, weights
 from i2v.engine.memory import GIB, Memory, Plan, Shape
-from i2v.engine.unet import I2VGenXLUNet
+from i2v.engine.unet import DeepCache, I2VGenXLUNet
 from i2v.errors import DoesNotFit
 from i2v.request import GenerateRequest
 
@@ -110,6 +110,23 @@ def test_the_demo_models_activations_are_not_underestimated() -> None:
     for plan in (Plan(), memory.LOW_VRAM):
         counted = counted_step(unet, job(256, 256), plan)
         assert 1.0 <= memory.denoise_activations(shape, job(256, 256), plan) / counted <= 2.0
+
+
+@pytest.mark.parametrize("branch", [0, 1, 2])
+def test_deep_features_that_a_preset_keeps_are_counted(full_unet: I2VGenXLUNet, branch: int) -> None:
+    request, cache = job(256, 256).model_copy(update={"preset": "turbo"}), DeepCache(branch)
+    like = {"device": "meta", "dtype": full_unet.dtype}
+    images = torch.empty(1, 4, request.num_frames, 32, 32, **like)
+    with FusedAttention():
+        state = full_unet.begin(
+            torch.empty(2, 77, 1024, **like), torch.empty(2, 1, 1024, **like), images, 16, torch.arange(2)
+        )
+        full_unet.step(state, images, 0, cache=cache)
+    assert cache.deep is not None
+    plain, caching = FULL, replace(FULL, caching=frozenset({"turbo"}))
+    counted = memory.denoise_activations(caching, request, Plan()) - memory.denoise_activations(plain, request, Plan())
+    assert 0 < cache.deep.nbytes <= counted + 1
+    assert memory.predict(caching, job(), Plan()) == memory.predict(plain, job(), Plan())
 
 
 @pytest.mark.parametrize(("width", "height", "gibibytes"), [(512, 512, 0.38), (768, 768, 0.84), (1280, 704, 1.29)])
@@ -333,6 +350,22 @@ def test_recovering_frees_what_the_failed_frames_held() -> None:
 def test_running_out_of_memory_is_recognised_and_not_fatal(error: BaseException) -> None:
     assert memory.is_out_of_memory(error)
     assert not memory.is_fatal(error)
+
+
+def test_running_out_inside_a_failed_capture_is_recognised_and_a_lost_context_is_not() -> None:
+    def over(last: str) -> BaseException:
+        try:
+            try:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            finally:
+                raise RuntimeError(last)  # as the capture's end does
+        except RuntimeError as error:
+            return error
+
+    assert memory.is_out_of_memory(over("CUDA error: operation failed due to a previous error during capture"))
+    lost = over("CUDA error: an illegal memory access was encountered")
+    assert not memory.is_out_of_memory(lost)
+    assert memory.is_fatal(lost)
 
 
 @pytest.mark.parametrize(
