@@ -31,6 +31,7 @@ from i2v.jobs.lock import FolderLock
 from i2v.jobs.mark import Mark, mark_of
 from i2v.jobs.owed import Owed
 from i2v.jobs.pace import Pace
+from i2v.jobs.phase import Phase, State
 from i2v.jobs.photo import decode_png, normalise
 from i2v.jobs.publish import Failpoint, Publisher, WriteVideo
 from i2v.jobs.recovery import Starts, count_start, note_good_end, recover
@@ -44,8 +45,6 @@ from i2v.request import GenerateRequest
 from i2v.settings import Settings
 
 log = logging.getLogger(__name__)
-
-State = Literal["loading", "ready", "failed", "stopping", "dead"]
 
 DATABASE_NAME = "jobs.sqlite3"
 
@@ -83,10 +82,8 @@ class JobQueue:
         self._board = Board()
         self._pace = Pace()
         self._folder_lock = FolderLock(self._folder)
-        self._state_lock = threading.Lock()
-        self._state: State = "loading"
-        self._loading: tuple[str, float | None] = ("starting", None)
-        self._failure = ""
+        self._stop_lock = threading.Lock()
+        self._phase = Phase()
         self._engine: EngineProtocol | None = None
         self._starts = Starts()
         self._store: JobStore | None = None
@@ -130,39 +127,33 @@ class JobQueue:
             self._first_engine = engine  # `start` comes back here
             return
         self._engine = engine
-        with self._state_lock:
-            if self._state in ("loading", "failed"):
-                self._state = "ready"
+        self._phase.ready()
         self._worker.attach(engine)
 
     def report_loading(self, what: str, fraction: float | None) -> None:
         """What is being done before `attach`, and how far it is (0..1, None when unknown)."""
-        self._loading = (what, fraction)
+        self._phase.loading = (what, fraction)
 
     def fail_loading(self, message: str) -> None:
         """There will be no engine; `message` tells callers why, without paths."""
-        self._failure = message
-        with self._state_lock:
-            if self._state == "loading":
-                self._state = "failed"
+        self._phase.fail(message)
 
     def stop(self, timeout: float = 10.0) -> None:
         """Take no more jobs, let the running one finish within `timeout` seconds or go back to the queue.
 
         Waits. Whoever waits for a job that is left in the queue gets `NotReady`. May be called twice.
         """
-        with self._state_lock:
-            if self._store is None:
-                return
-            self._state = "dead" if self._state == "dead" else "stopping"
+        if self._store is None:
+            return
+        self._phase.stop()
         self._hub.everyone()
         ended = self._worker.stop(timeout) and self._publisher.stop(max(timeout, 60.0))
         self._hub.everyone()
         if ended:  # else a thread may still write: the locks go with the process
-            with self._state_lock:
+            with self._stop_lock:
                 store, self._store = self._store, None
             if store is not None:
-                if self._state != "dead":
+                if self.state != "dead":
                     with suppress(I2VError):
                         note_good_end(store)
                 store.close()
@@ -170,16 +161,16 @@ class JobQueue:
 
     @property
     def state(self) -> State:
-        return self._state
+        return self._phase.state
 
     @property
     def loading(self) -> tuple[str, float | None]:
-        return self._loading
+        return self._phase.loading
 
     @property
     def failure(self) -> str:
         """Why the state is `failed` or `dead`; empty otherwise."""
-        return self._failure
+        return self._phase.failure
 
     @property
     def model(self) -> ModelInfo | None:
@@ -236,8 +227,8 @@ class JobQueue:
         Raises NotReady, DoesNotFit, QueueFull, TooManyJobs, StorageFull, Conflict; NotFound for an unknown `extends`.
         """
         store, engine = self._opened(), self._engine
-        if self._state != "ready" or engine is None:
-            raise self._not_ready()
+        if self.state != "ready" or engine is None:
+            raise self._phase.refusal()
         engine.check(request)
         if extends is not None:
             self.video_path(self.get(extends))
@@ -427,16 +418,6 @@ class JobQueue:
             raise NotReady("the server is not running")
         return store
 
-    def _not_ready(self) -> NotReady:
-        """Why no job is taken now, in words."""
-        if self._state == "failed":
-            return NotReady(self._failure, retry_after=60)
-        if self._state in ("stopping", "dead"):
-            return NotReady("the server is shutting down", retry_after=10)
-        what, fraction = self._loading
-        done = "" if fraction is None else f" ({fraction:.0%})"
-        return NotReady(f"the model is not loaded yet: {what}{done}", retry_after=10)
-
     def _moved(self, id: str) -> None:
         """A job is in another state, so the places of those behind it have changed, too."""
         self._line.moved()
@@ -465,11 +446,8 @@ class JobQueue:
             log.warning("old jobs could not be removed: %s", error.message)
 
     def _lost(self, error: I2VError) -> None:
-        with self._state_lock:
-            if self._state == "dead":
-                return
-            self._state = "dead"
-        self._failure = error.message
+        if not self._phase.die(error.message):
+            return
         self._hub.everyone()
         self._publisher.stop(60.0)
         self._hub.everyone()
@@ -491,7 +469,7 @@ class JobQueue:
         job = self.get(id)
         if job.is_final:
             return job
-        if self._state == "dead" or (self._state == "stopping" and job.status == "queued"):
+        if self.state == "dead" or (self.state == "stopping" and job.status == "queued"):
             raise NotReady(f"the server restarts; job {id} keeps its place and runs afterwards", retry_after=10)
         return job
 

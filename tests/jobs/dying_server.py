@@ -31,7 +31,7 @@ def main(outputs: str, point: str, which: str, jobs: int) -> None:
     queue = JobQueue(Settings(outputs=Path(outputs)), failpoint=failpoint)
     queue.start()
     queue._engine = engine = FakeEngine(step_s=0.002)  # accepts jobs, runs none before `attach`
-    queue._state = "ready"
+    queue._phase.ready()
     for number in range(jobs):
         request = GenerateRequest(prompt=f"job {number}", width=64, height=64, num_frames=4, steps=4, seed=number)
         queue.submit(request, Image.new("RGB", (64, 64), (40 * number, 90, 120)), door="cli")
