@@ -17,6 +17,7 @@ from i2v.jobs.queue import JobQueue
 from i2v.settings import Settings
 from i2v.ui.assets import add_assets
 from i2v.ui.page import build
+from i2v.ui.shortcuts import sentences
 from i2v.ui.texts import translations
 
 STYLE = Path(__file__).with_name("style.css")
@@ -43,7 +44,7 @@ def mount_ui(app: FastAPI, settings: Settings, queue: JobQueue) -> FastAPI:
         enable_monitoring=False,
         pwa=False,
         mcp_server=False,
-        i18n=translations(),
+        i18n=translations(sentences(settings)),
         theme=theme(),
         css_paths=[STYLE],
         head=HEAD,

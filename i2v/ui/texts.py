@@ -4,7 +4,7 @@ Labels go to Gradio's I18n, which translates in the browser; sentences with numb
 by `say`, in the language that the browser asks for.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Literal
 
 import gradio as gr
@@ -96,12 +96,14 @@ TABLE: dict[str, tuple[str, str]] = {
         "exact：无近似，DDIM 走完全部步数，每步都做引导",
     ),
     "preset_fast": (
-        "fast — DPM-Solver++ in at most 25 steps stands in for DDIM in all of them",
-        "fast：用至多 25 步的 DPM-Solver++ 代替全部 DDIM 步数",
+        "fast — UniPC in at most 25 steps stands in for DDIM",
+        "fast：以至多 25 步的 UniPC 代替 DDIM",
     ),
     "preset_turbo": (
-        "turbo — at most 16 such steps, guidance in the second half only, every second step reuses deep features",
-        "turbo：至多 16 步，仅后半段做引导，每隔一步复用深层特征",
+        "turbo — DPM-Solver++(2M) in at most 16 steps stands in for DDIM; guidance in 50 to 100 % of them only; "
+        "one step in 2 is whole, the others reuse deep features",
+        "turbo：以至多 16 步的 DPM-Solver++(2M) 代替 DDIM；仅在 50% 至 100% 的步数做引导；"
+        "每 2 步完整计算一步，其余复用深层特征",
     ),
     "generate": ("Generate video", "生成视频"),
     "cancel": ("Cancel", "取消"),
@@ -281,10 +283,11 @@ def english(key: str) -> str:
     return TABLE[key][0]
 
 
-def translations() -> gr.I18n:
-    """Gradio's table; both Chinese codes, because browsers send either."""
-    en = {key: pair[0] for key, pair in TABLE.items()}
-    zh = {key: pair[1] for key, pair in TABLE.items()}
+def translations(written: Mapping[str, tuple[str, str]]) -> gr.I18n:
+    """Gradio's table, with what is `written` for this server; both Chinese codes, because browsers send either."""
+    table = {**TABLE, **written}
+    en = {key: pair[0] for key, pair in table.items()}
+    zh = {key: pair[1] for key, pair in table.items()}
     return gr.I18n(**{"en": en, "zh": zh, "zh-CN": zh, "zh-TW": zh})
 
 

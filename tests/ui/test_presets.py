@@ -1,12 +1,15 @@
 """Presets on the page: what each approximates in one line, and that the choice reaches the job and comes back."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 from PIL import Image
 from playwright.sync_api import Page, expect
 
 from i2v.request import GenerateRequest
-from i2v.ui.texts import TABLE
+from i2v.settings import Settings
+from i2v.ui.shortcuts import sentence, sentences
+from i2v.ui.texts import TABLE, translations
 from tests.conftest import ASSETS
 from tests.ui.conftest import Site, fill
 
@@ -15,17 +18,39 @@ PHOTO = ASSETS / "coffee.jpg"
 
 
 def test_each_preset_says_in_one_line_what_the_engine_does_for_it() -> None:
-    from i2v.engine.sampler import PRESETS
+    """`fast` named the solver that it had before."""
+    from i2v.engine.presets import PRESETS
 
     for name, sampling in PRESETS.items():
+        if name != "exact":
+            assert TABLE[f"preset_{name}"] == sentence(name, sampling)
         for text in TABLE[f"preset_{name}"]:
             assert text.startswith(name)
-            assert len(text) < 130
-            assert ("DPM-Solver++" in text or "16" in text) == (sampling.solver == "dpm++2m")
-            if sampling.max_steps is not None:
-                assert str(sampling.max_steps) in text
-    assert PRESETS["turbo"].guidance_interval == (0.5, 1.0)  # "the second half only"
-    assert PRESETS["turbo"].deep_cache[0] == 2  # "every second step"
+            assert len(text) < 170
+
+
+def test_the_operators_presets_are_said_in_the_words_of_their_values(tmp_path: Path) -> None:
+    """The page's words were those of the package's presets, whatever the server used."""
+    file = tmp_path / "presets.yaml"
+    file.write_text("fast: {solver: dpm++2m, max_steps: 12}\nturbo: {guidance_interval: [0.2, 0.8]}\n")
+    written = sentences(Settings(presets=file))
+    for text in written["preset_fast"]:
+        assert "DPM-Solver++(2M)" in text
+        assert "12" in text
+        assert "UniPC" not in text
+    for text in written["preset_turbo"]:
+        assert "20" in text
+        assert "80" in text
+        assert "16" in text  # kept from the package's own
+    table = translations(written).translations_dict
+    assert table["en"]["preset_fast"] == written["preset_fast"][0]
+    assert table["zh"]["preset_fast"] == written["preset_fast"][1]
+
+
+def test_presets_that_cannot_be_read_leave_the_page_its_words(tmp_path: Path) -> None:
+    file = tmp_path / "presets.yaml"
+    file.write_text("fast: {solver: euler}\n")
+    assert sentences(Settings(presets=file)) == {}
 
 
 def test_the_chosen_preset_is_the_one_of_the_job(site: Site, open_page: OpenPage) -> None:
