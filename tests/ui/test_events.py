@@ -5,10 +5,12 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from PIL import Image
+from starlette.requests import Request
 
 from i2v.engine.fake import FakeEngine
 from i2v.errors import Unavailable
@@ -224,3 +226,24 @@ def test_the_banner_explains_loading_and_its_failure_in_chinese(tmp_path: Path) 
     assert "loading unet 50 %" in banner(SAY, queue)
     queue.fail_loading("no such model")
     assert "原因：no such model" in banner(SAY_CHINESE, queue)
+
+
+def test_the_examples_name_the_address_that_clients_see(make_queue: MakeQueue, tmp_path: Path) -> None:
+    """Behind a proxy they named the server's own address, which no client reaches."""
+    scope = {"type": "http", "path": "/", "headers": [], "scheme": "http", "server": ("127.0.0.1", 7860)}
+    asked = SimpleNamespace(headers={}, client=None, request=Request(scope))
+    values = create.defaults(None) | {
+        "prompt": "night falls",
+        "negative_prompt": "",
+        "fit": "crop",
+        "motion_fps": 16,
+        "preset": "exact",
+        "seed": "",
+    }
+    given = [values[name] for name in create.Form.names()[1:]]
+    queue = make_queue()
+    own = Shelf(settings_in(tmp_path), queue).system(*given, asked)
+    assert all("http://127.0.0.1:7860/" in code for code in own[1:])
+    public = settings_in(tmp_path).model_copy(update={"public_url": "https://videos.example/"})
+    proxied = Shelf(public, queue).system(*given, asked)
+    assert all("https://videos.example/" in code and "7860" not in code for code in proxied[1:])
