@@ -16,7 +16,7 @@ def load_engine(settings: Settings, on_load: OnLoad) -> EngineProtocol:
     if settings.model == "fake":
         return FakeEngine(step_s=settings.fake.step_s, fault=failing(settings.fake.fail, settings.fake.fail_step))
     on_load("importing the engine", None)
-    _let_threads_sleep()
+    let_threads_sleep()
     from i2v.engine.engine import Engine
     from i2v.presets import read_presets
 
@@ -52,7 +52,7 @@ def mutex_for(settings: Settings) -> GpuMutex:
     return GpuMutex(lock_file_for(device, settings.outputs))
 
 
-def _let_threads_sleep() -> None:
+def let_threads_sleep() -> None:
     """OpenMP threads that wait give up their core instead of spinning; the library reads this when torch is imported.
 
     On two cores that other programs use as well, five steps of the demo model took 62 s with spinning threads and

@@ -4,9 +4,7 @@ A mounted Gradio does not check the paths of uploaded files unless `has_launched
 without it any caller could read any file of this machine through any event.
 """
 
-import atexit
 import os
-import shutil
 import tempfile
 from pathlib import Path
 
@@ -19,10 +17,13 @@ from i2v.ui.assets import add_assets, keep_pages
 from i2v.ui.page import build
 from i2v.ui.shortcuts import sentences
 from i2v.ui.texts import translations
+from i2v.ui.uploads import own_folder
 
 STYLE = Path(__file__).with_name("style.css")
 ICON = Path(__file__).with_name("icon.svg")
-HEAD = "<script>document.documentElement.lang = navigator.language</script>"  # for screen readers: the texts follow it
+HEAD = (  # for screen readers: the texts are English for every other language
+    "<script>document.documentElement.lang = /^zh/i.test(navigator.language) ? navigator.language : 'en'</script>"
+)
 
 
 def mount_ui(app: FastAPI, settings: Settings, queue: JobQueue) -> FastAPI:
@@ -65,9 +66,7 @@ def _own_upload_folder() -> None:
     stops removes the same photo under the feet of another. It takes the folder from the environment only.
     """
     if "GRADIO_TEMP_DIR" not in os.environ:
-        folder = tempfile.mkdtemp(prefix="i2v-uploads-")
-        os.environ["GRADIO_TEMP_DIR"] = folder
-        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        os.environ["GRADIO_TEMP_DIR"] = str(own_folder(Path(tempfile.gettempdir())))
 
 
 def check_closed(blocks: gr.Blocks) -> None:

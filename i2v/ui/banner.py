@@ -5,15 +5,18 @@ from html import escape
 from i2v.jobs.queue import JobQueue
 from i2v.ui.texts import Say
 
+LOADING = ("importing", "asking", "downloading", "loading")  # first words of what an engine reports
 SCHEMES = ("dark", "light")
 
 
-def banner(say: Say, queue: JobQueue) -> str:
-    """HTML: the name of the page, and the queue's present state."""
+def banner(say: Say, queue: JobQueue, trouble: str = "") -> str:
+    """HTML: the name of the page, and the queue's present state or the `trouble` in which it cannot be told."""
     schemes = "".join(
         f"<a class='scheme to-{name}' href='?__theme={name}'>{escape(say(f'scheme_{name}'))}</a>" for name in SCHEMES
     )
     head = f"<header class='top'><h1>i2v</h1><p>{escape(say('tagline'))}</p>{schemes}</header>"
+    if trouble and queue.state not in ("stopping", "dead"):
+        return head + _line("bad", trouble, "")
     return head + _state(say, queue)
 
 
@@ -23,7 +26,7 @@ def _state(say: Say, queue: JobQueue) -> str:
         what, fraction = queue.loading
         return _loading(say, what, fraction)
     if state == "failed":
-        return _line("bad", say("model_failed"), queue.failure)
+        return _line("bad", say("model_failed"), say("reason", message=queue.failure))
     if state == "stopping":
         return _line("bad", say("server_stopping"), "")
     if state == "dead":
@@ -38,7 +41,13 @@ def _state(say: Say, queue: JobQueue) -> str:
 def _loading(say: Say, what: str, fraction: float | None) -> str:
     percent = "" if fraction is None else f" {100 * fraction:.0f} %"
     bar = f"<div class='bar'><i style='width:{100 * (fraction or 0):.0f}%'></i></div>"
-    return _line("loading", f"{say('loading_model')}: {what}{percent}", say("loading_hint"), bar)
+    return _line("loading", f"{say('loading_model')}: {_what(say, what)}{percent}", say("loading_hint"), bar)
+
+
+def _what(say: Say, what: str) -> str:
+    """The engine's own word for what it does now; in Chinese what kind of thing that is before it."""
+    kind = what.partition(" ")[0]
+    return say(f"loading_{kind}", what=what) if kind in LOADING else what
 
 
 def _line(kind: str, title: str, note: str, more: str = "") -> str:

@@ -28,6 +28,7 @@ element.addEventListener('click', (event) => {
   }
   const gone = event.target.closest('[data-delete]');
   if (gone && !gone.dataset.asked) {
+    gone.setAttribute('aria-label', gone.dataset.sure + ' ' + (gone.getAttribute('aria-label') || ''));
     gone.dataset.asked = 'yes'; gone.textContent = gone.dataset.sure; return;
   }
   if (gone) { gone.disabled = true; trigger('click', {remove: gone.dataset.delete}); return; }

@@ -23,7 +23,12 @@ RAW: dict[str, Any] = {**EVENT, "preprocess": False}
 SYSTEM_S = 2.0  # seconds between two looks at the system's figures
 SYSTEM_TAB = 2  # its place among the tabs
 
-JOB_OF_LINK = "(kept, linked) => [kept, new URLSearchParams(window.location.search).get('job')]"
+# The link is read once: at a reload it would win over what this browser has looked at since.
+JOB_OF_LINK = """(kept, linked) => {
+  const address = new URL(window.location), job = address.searchParams.get('job');
+  if (job) { address.searchParams.delete('job'); window.history.replaceState(window.history.state, '', address); }
+  return [kept, job];
+}"""
 
 # On a phone the stage is below the form: go there once the job is on its way, which the page learns a moment later.
 SHOW_STAGE = """async () => {

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from i2v.jobs.job import Job
 from i2v.ui.shown import Shown
 from i2v.ui.stage import jpeg_url, now
-from i2v.ui.texts import Say
+from i2v.ui.texts import Say, explained
 
 Preview = NDArray[np.uint8] | None
 
@@ -22,9 +22,9 @@ def sheet(say: Say, shown: Shown, jobs: list[Job], preview: Preview, waiting_for
     tiles = "".join(_tile(say, shown, job, preview, settled, waiting_for_model) for job in jobs)
     words = say("sheet_choose") if settled else say("sheet_wait", done=sum(j.is_final for j in jobs), all=len(jobs))
     prompt = f"<p class='said'>{escape(jobs[0].request.prompt)}</p>" if jobs else ""
-    kind = "done" if settled else "running"
+    kind, live = ("done", "polite") if settled else ("running", "off")  # off: as a running job alone
     return (
-        f"<section class='stage stage-sheet stage-{kind}' aria-live='polite'><p class='now'>{escape(words)}</p>"
+        f"<section class='stage stage-sheet stage-{kind}' aria-live='{live}'><p class='now'>{escape(words)}</p>"
         f"<div class='tiles'>{tiles}</div>{prompt}</section>"
     )
 
@@ -48,22 +48,28 @@ def _tile(say: Say, shown: Shown, job: Job, preview: Preview, settled: bool, wai
         foot += f"<small>{escape(_state(say, job, waiting_for_model))}</small>"
     return (
         f"<div class='tile' data-status='{job.status}'><a href='?job={target}' data-job='{target}' aria-label='{name}' "
-        f"style='{shape}'>{_picture(job, preview, settled)}</a><div class='foot'>{foot}</div></div>"
+        f"style='{shape}'>{_picture(say, job, preview, settled)}</a><div class='foot'>{foot}</div></div>"
     )
 
 
-def _picture(job: Job, preview: Preview, settled: bool) -> str:
+def _picture(say: Say, job: Job, preview: Preview, settled: bool) -> str:
     if job.status == "completed" and job.result is not None:
         if settled:
             return f"<video src='/outputs/{escape(job.result.file)}' loop autoplay muted playsinline></video>"
         return f"<img src='/v1/videos/{escape(job.id)}/content?variant=thumbnail' alt=''>"
     if job.status == "in_progress":
         picture = f"<img src='{jpeg_url(preview)}' alt=''>" if preview is not None else "<i class='pulse'></i>"
-        return f"{picture}<span class='bar'><i style='width:{job.progress}%'></i></span>"
+        words = escape(now(say, job, waiting_for_model=False))
+        return (
+            f"{picture}<span class='bar' role='progressbar' aria-valuemin='0' aria-valuemax='100' "
+            f"aria-valuenow='{job.progress}' aria-label='{words}'><i style='width:{job.progress}%'></i></span>"
+        )
     return "<i class='pulse'></i>" if job.status == "queued" else "<i class='cross'>×</i>"
 
 
 def _state(say: Say, job: Job, waiting_for_model: bool) -> str:
     if job.status == "cancelled":
         return say("cancelled_title")
-    return job.error_message or say("failed_title") if job.is_final else now(say, job, waiting_for_model)
+    if not job.is_final:
+        return now(say, job, waiting_for_model)
+    return explained(say, job.error_code or "", job.error_message or "") or say("failed_title")

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from i2v.loading import let_threads_sleep
 from i2v.settings import Settings, SettingsError
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ def sentences(settings: Settings) -> Mapping[str, Sentence]:
     """
     if settings.presets is None:
         return {}
+    let_threads_sleep()
     from i2v.presets import read_presets  # brings torch, which `import i2v.ui` does without
 
     try:

@@ -47,11 +47,11 @@ class Sweep:
         data = event._data if isinstance(event._data, dict) else {}
         if isinstance(data.get("job"), str):
             return data["job"], gr.skip()
-        draft = find(self.desk.queue, data.get("full"))
-        if draft is None:
-            return gr.skip(), gr.skip()
         say = speaker(language(request))
         try:
+            draft = find(self.desk.queue, data.get("full"))
+            if draft is None:
+                return gr.skip(), gr.skip()
             full = draft.request.model_copy(update={"steps": self._steps(steps, draft.request)})
             photo = self.desk.queue.input_image(draft.id)
             job = self.desk.queue.submit(full, photo, door="ui", caller=caller_of(request))

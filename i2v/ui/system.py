@@ -6,11 +6,12 @@ from html import escape
 
 import psutil
 
+from i2v.errors import I2VError
 from i2v.jobs.queue import JobQueue
 from i2v.request import GenerateRequest
 from i2v.settings import Settings
 from i2v.ui.hint import gigabytes
-from i2v.ui.texts import Say, duration
+from i2v.ui.texts import Say, duration, explained
 
 
 def facts(say: Say, settings: Settings, queue: JobQueue) -> str:
@@ -23,9 +24,8 @@ def facts(say: Say, settings: Settings, queue: JobQueue) -> str:
     if queue.average_duration:
         rows.append(("sys_average", duration(say, queue.average_duration)))
     rows.append(("sys_memory", f"{psutil.Process().memory_info().rss / 1e6:.0f} MB"))
-    need = queue.memory_need(GenerateRequest(prompt="-", width=256, height=256, num_frames=8, seed=0))
-    if need is not None:
-        rows.append(("sys_free", gigabytes(need.available)))
+    if free := _free(say, queue):
+        rows.append(("sys_free", free))
     rows.append(("sys_storage", say("storage_good" if queue.storage_ok() else "storage_bad")))
     if model is not None and model.vocabulary:
         rows.append(("sys_words", " · ".join(model.vocabulary)))
@@ -35,12 +35,22 @@ def facts(say: Say, settings: Settings, queue: JobQueue) -> str:
     return f"<section class='system'><dl class='facts'>{cells}</dl>{note}</section>"
 
 
+def _free(say: Say, queue: JobQueue) -> str:
+    """What a job may have, or why not even a small one fits; empty where memory is not counted."""
+    try:
+        need = queue.memory_need(GenerateRequest(prompt="-", width=256, height=256, num_frames=8, seed=0))
+    except I2VError as error:
+        return explained(say, error.code, error.message)
+    return "" if need is None else gigabytes(need.available)
+
+
 def curl(base: str, request: GenerateRequest, guarded: bool) -> str:
     """POST /v1/videos with the form's settings, as a shell command; `guarded`: the server wants its token."""
     fields = {"prompt": request.prompt, "size": f"{request.width}x{request.height}", **_extras(request)}
     lines = [f"curl {base}/v1/videos", *(['  -H "Authorization: Bearer $I2V_API_TOKEN"'] if guarded else [])]
     lines += ["  -F input_reference=@photo.jpg"]
-    lines += [f"  -F {shlex.quote(f'{name}={value}')}" for name, value in fields.items()]
+    # `-F` would end a text at its first `;`, and read a file for one that begins with `@` or `<`
+    lines += [f"  --form-string {shlex.quote(f'{name}={value}')}" for name, value in fields.items()]
     return " \\\n".join(lines)
 
 

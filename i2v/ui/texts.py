@@ -28,6 +28,11 @@ TABLE: dict[str, tuple[str, str]] = {
         "You can already choose a photo and write the prompt.",
         "现在就可以选择照片并填写提示词。",
     ),
+    "loading_importing": ("{what}", "正在导入引擎（{what}）"),
+    "loading_asking": ("{what}", "正在查询模型仓库（{what}）"),
+    "loading_downloading": ("{what}", "正在下载文件（{what}）"),
+    "loading_loading": ("{what}", "正在读取权重（{what}）"),
+    "reason": ("{message}", "原因：{message}"),
     "model_failed": ("The model could not be loaded.", "模型加载失败。"),
     "server_stopping": ("The server is shutting down.", "服务器正在关闭。"),
     "server_dead": (
@@ -102,7 +107,8 @@ TABLE: dict[str, tuple[str, str]] = {
     "preset_turbo": (
         "turbo — DPM-Solver++(2M) in at most 16 steps stands in for DDIM; guidance in 50 to 100 % of them only; "
         "one step in 2 is whole, the others reuse deep features",
-        "turbo：以至多 16 步的 DPM-Solver++(2M) 代替 DDIM；仅在 50% 至 100% 的步数做引导；每 2 步完整计算一步，其余复用深层特征",
+        "turbo：以至多 16 步的 DPM-Solver++(2M) 代替 DDIM；仅在 50% 至 100% 的步数做引导；"
+        "每 2 步完整计算一步，其余复用深层特征",
     ),
     "generate": ("Generate video", "生成视频"),
     "cancel": ("Cancel", "取消"),
@@ -271,6 +277,10 @@ TABLE: dict[str, tuple[str, str]] = {
     "error_generation_failed": ("{message}", "生成失败。（{message}）"),
     "error_interrupted": ("{message}", "任务被中断。（{message}）"),
     "error_engine_lost": ("{message}", "模型已停止工作，服务器正在重启。（{message}）"),
+    "error_not_found": ("{message}", "找不到该任务或视频。（{message}）"),
+    "error_conflict": ("{message}", "当前状态下无法执行此操作。（{message}）"),
+    "error_unavailable": ("{message}", "服务器暂时无法处理，请稍后再试。（{message}）"),
+    "error_video_lost": ("{message}", "视频文件已不在服务器上。（{message}）"),
     # Durations
     "seconds": ("{n} s", "{n} 秒"),
     "minutes": ("{m} min {s} s", "{m} 分 {s} 秒"),

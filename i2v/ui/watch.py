@@ -4,12 +4,13 @@ Every event is short: nothing here waits for a job. The page asks again by its t
 restarted server all come back to the same picture.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
 import gradio as gr
 import numpy as np
+from anyio import CapacityLimiter, to_thread
 from PIL import Image
 
 from i2v.errors import Conflict, DoesNotFit, I2VError, InvalidRequest, NotFound
@@ -30,7 +31,13 @@ IDLE_S = 3.0
 Seen = dict[str, Any]  # what this tab shows already, so that unchanged parts are left alone
 WATCHED = ("banner", "stage", "cancel", "after", "line", "pace")
 GREETED = 6  # fields that a model's arrival changes
+WAITERS = 16  # events at once that wait for a job to stop
 PHOTO_SIDE = 256  # pixels of the small photo beside a video
+
+
+def waiters() -> CapacityLimiter:
+    """Threads for events that wait for a job's end: they take none from the routes and from the page's own events."""
+    return CapacityLimiter(WAITERS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +46,7 @@ class Desk:
 
     settings: Settings
     queue: JobQueue
+    waiting: CapacityLimiter = field(default_factory=waiters)
 
     def submit(self, upload: Any, *rest: Any) -> tuple[Any, Any]:
         """Queue the form's job. -> job id, notice"""
@@ -59,11 +67,11 @@ class Desk:
             raise InvalidRequest(say("needs_photo"), field="image")
         return create.read_request(say, named, photo.size, self.settings.limits, self.queue.model), photo
 
-    def cancel(self, shown: str | None, request: gr.Request) -> str:
+    async def cancel(self, shown: str | None, request: gr.Request) -> str:
         """Stop what is shown, the last in the queue first; returns when it has stopped. -> notice"""
         for job_id in reversed(Shown.read(shown).ids()):
             try:
-                self.queue.cancel(job_id)
+                await to_thread.run_sync(self.queue.cancel, job_id, limiter=self.waiting)
             except Conflict:  # it ended by itself meanwhile
                 continue
             except I2VError as error:
@@ -73,7 +81,12 @@ class Desk:
     def look(self, shown: str | None, seen: Seen, request: gr.Request) -> tuple[Any, ...]:
         """What has changed since `seen`. -> seen, pace of this machine, `WATCHED`, then the fields of `greeting`"""
         say = speaker(language(request))
-        what = Shown.read(shown)
+        try:
+            return self._look(say, Shown.read(shown), seen)
+        except I2VError as error:  # the job table does not answer now, or the server is stopping
+            return self._trouble(say, seen, told(say, error))
+
+    def _look(self, say: Say, what: Shown, seen: Seen) -> tuple[Any, ...]:
         jobs = [job for job_id in what.ids() if (job := find(self.queue, job_id)) is not None]
         running = any(not job.is_final for job in jobs)
         now: Seen = {
@@ -98,9 +111,18 @@ class Desk:
         greeting = self._greeting(say) if met else [gr.skip()] * GREETED
         return now if now != seen else gr.skip(), average, *changed, *greeting
 
+    def _trouble(self, say: Say, seen: Seen, words: str) -> tuple[Any, ...]:
+        """As `look`: what was there stays, and the banner says why it is not the present state."""
+        now = {"stage": stage.empty(say), **seen, "banner": banner(say, self.queue, words)}
+        changed = [now[key] if key in now and now[key] != seen.get(key) else gr.skip() for key in WATCHED]
+        return now if now != seen else gr.skip(), gr.skip(), *changed, *[gr.skip()] * GREETED
+
     def open(self, kept: str | None, linked: str | None, request: gr.Request) -> tuple[Any, ...]:
         """A page load: the linked job, or the one this browser looked at last. -> job id, then as `look`"""
-        known = any(find(self.queue, job_id) for job_id in Shown.read(kept).ids())
+        try:
+            known = any(find(self.queue, job_id) for job_id in Shown.read(kept).ids())
+        except I2VError:  # nobody knows now; `look` says why
+            known = True
         shown = linked or (kept if known else None)
         return (shown, *self.look(shown, {}, request))
 
@@ -123,10 +145,11 @@ class Desk:
         try:
             photo = tuple(photo_size) if photo_size else (640, 480)
             width, height = create.size_of(named, photo, self.settings.limits, self.queue.model)
+            job_request = create.request_of({**named, "prompt": named["prompt"] or "-"}, width, height)
+            self.settings.limits.check(job_request)
             if photo_size and upload:
                 crop = hint.crop(say, place(photo, (width, height), named["fit"]))
-            job_request = create.request_of({**named, "prompt": named["prompt"] or "-"}, width, height)
-            lines = hint.estimate(say, self.queue, self.settings.limits.check(job_request))
+            lines = hint.estimate(say, self.queue, job_request)
         except I2VError as error:
             refusal = hint.notice(told(say, error))
         words = " ".join(line for line in lines if line)
@@ -146,19 +169,26 @@ class Desk:
 
     def same_seed(self, job_id: str | None) -> Any:
         """-> the seed of the shown job"""
-        job = find(self.queue, job_id)
+        job = self._found(job_id)
         return gr.skip() if job is None else str(job.request.seed)
 
     def lock(self, locked: bool, job_id: str | None) -> Any:
         """Keep one seed, that of the shown job or a new one; or let every video draw its own. -> seed"""
         if not locked:
             return ""
-        job = find(self.queue, job_id)
+        job = self._found(job_id)
         return str(draw_seed() if job is None else job.request.seed)
 
     def locked(self, seed: Any) -> bool:
         """A seed in its field is a seed that stays. -> lock"""
         return bool(seed)
+
+    def _found(self, job_id: str | None) -> Job | None:
+        """As `find`, and None while the job table does not answer."""
+        try:
+            return find(self.queue, job_id)
+        except I2VError:
+            return None
 
     def _stage(self, say: Say, shown: Shown, jobs: list[Job]) -> str:
         if not jobs:
@@ -176,10 +206,17 @@ class Desk:
             job,
             path=str(self.settings.outputs.resolve() / file),
             url=f"/outputs/{file}",
-            photo=photo_url(self.queue, job.id) if job.is_final else "",
+            photo=self._photo(job.id) if job.is_final else "",
             preview=preview,
             waiting_for_model=self.queue.state == "loading",
         )
+
+    def _photo(self, job_id: str) -> str:
+        """A job's photo, small, as a data URL; empty where it is gone or cannot be read now."""
+        try:
+            return photo_url(self.queue, job_id)
+        except I2VError:
+            return ""
 
     def _greeting(self, say: Say) -> list[Any]:
         """A model is there. -> examples, size, frames, fps, steps, guidance scale"""
@@ -198,17 +235,17 @@ class Desk:
 
 @lru_cache(maxsize=64)
 def photo_url(queue: JobQueue, job_id: str) -> str:
-    """A job's photo, small, as a data URL; empty where it is gone."""
-    try:
-        photo = queue.input_image(job_id)
-    except I2VError:
-        return ""
+    """A job's photo, small, as a data URL. Raises as `JobQueue.input_image`: a failure is not remembered."""
+    photo = queue.input_image(job_id)
     photo.thumbnail((PHOTO_SIDE, PHOTO_SIDE))
     return stage.jpeg_url(np.asarray(photo))
 
 
 def find(queue: JobQueue, shown: str | None) -> Job | None:
-    """The one job that is shown; None for nothing, for a contact sheet, and when it is gone."""
+    """The one job that is shown; None for nothing, for a contact sheet, and when it is gone.
+
+    Raises `Unavailable` and `NotReady`: the job table does not answer.
+    """
     job_id = Shown.read(shown).job
     try:
         return queue.get(job_id) if job_id else None

@@ -71,6 +71,21 @@ def test_a_link_to_a_video_opens_it_in_another_browser(site: Site, open_page: Op
     expect(gone.locator("#stage")).to_contain_text("no longer here")
 
 
+def test_a_reload_shows_what_was_made_after_a_link_was_opened(site: Site, open_page: OpenPage) -> None:
+    """The link stayed in the address and won over the newer video at each reload."""
+    linked = make_video(site, "night falls")
+    page = open_page(f"{site.url}/?job={linked.id}")
+    expect(page.locator("#stage .said")).to_have_text("night falls")
+    page.reload()
+    expect(page.locator("#stage .said")).to_have_text("night falls")
+    fill(page, PHOTO, "the sun rises")
+    page.click("#generate")
+    expect(page.locator("#stage .said")).to_have_text("the sun rises")
+    expect(page.locator("#stage video")).to_be_visible()
+    page.reload()
+    expect(page.locator("#stage .said")).to_have_text("the sun rises")
+
+
 def test_every_download_link_gives_its_kind_of_file(site: Site, open_page: OpenPage) -> None:
     job = make_video(site, "night falls")
     page = open_page(f"{site.url}/?job={job.id}")
@@ -128,6 +143,7 @@ def test_a_card_is_deleted_by_a_second_click_on_the_same_button(site: Site, open
     button = page.get_by_role("button", name="Delete the video “the scene at sunset”")
     button.click()
     expect(button).to_have_text("Delete for good?")
+    expect(button).to_have_accessible_name("Delete for good? Delete the video “the scene at sunset”")
     assert len(site.queue.list()) == 2
     button.click()
     expect(page.locator("#history-notice .good")).to_contain_text("deleted")

@@ -30,6 +30,13 @@ def test_every_text_has_both_languages_with_the_same_values() -> None:
         assert not CHINESE.search(english), key
 
 
+def test_a_page_in_english_says_that_it_is_english(site: Site, open_page: OpenPage) -> None:
+    """A French or German browser had its own language put on English words: they were read out in its accent."""
+    page = open_page(site.url, locale="fr-FR")
+    assert page.locator("html").get_attribute("lang") == "en"
+    expect(page.locator("#generate")).to_have_text("Generate video")
+
+
 def test_a_chinese_browser_sees_a_chinese_page(site: Site, open_page: OpenPage) -> None:
     page = open_page(site.url, locale="zh-CN")
     assert page.locator("html").get_attribute("lang") == "zh-CN"
@@ -52,7 +59,7 @@ def test_a_chinese_page_holds_no_english_but_names(site: Site, open_page: OpenPa
     for tab in ("创作", "历史", "系统"):
         page.get_by_role("tab", name=tab).click()
         found.append(page.locator("[role=tabpanel]:visible").first.inner_text())
-    names = "i2v|fps|MP4|DDIM|DPM-Solver|exact|fast|turbo|curl|requests|openai|cpu|uint8|the scene at sunset"
+    names = "i2v|fps|MP4|DDIM|DPM-Solver|UniPC|exact|fast|turbo|curl|requests|openai|cpu|uint8|the scene at sunset"
     told_in_both = re.escape(site.engine.info.note) + "|" + re.escape(site.engine.info.title)
     code = page.locator("#api .cm-content:visible").inner_text()
     left = re.sub(f"{told_in_both}|{names}", "", "\n".join(found).replace(code, ""))

@@ -13,7 +13,7 @@ from tests.conftest import ASSETS
 from tests.ui.conftest import Site
 
 TOKEN = "a-token-of-some-length"
-PROMPT = 'it\'s "night" & $HOME falls'
+PROMPT = '@it\'s "night"; type=text & $HOME falls'
 
 
 def example(page: Page, tab: str) -> str:

@@ -28,3 +28,16 @@ def test_four_seeds_stand_side_by_side_and_the_chosen_one_is_run_in_full(
     assert full.id not in {job.id for job in drafts}
     assert full.request.seed == drafts[2].request.seed
     assert full.request.steps > drafts[2].request.steps
+
+
+def test_a_draft_is_deleted_and_the_three_others_stay(site: Site, open_page: Callable[..., Page]) -> None:
+    """Delete failed for each draft of a sweep: the page asked for a job by the text of what it showed."""
+    page = open_page(site.url)
+    fill(page, PHOTO, "night falls")
+    page.click("#sweep")
+    expect(page.locator("#stage .tile[data-status=completed]")).to_have_count(4)
+    page.locator("#stage .tile a").first.click()
+    page.click("#delete")
+    page.click("#delete-yes")
+    expect(page.locator("#stage .tile[data-status=completed]")).to_have_count(3)
+    assert len(site.queue.list()) == 3

@@ -1,0 +1,249 @@
+"""The events' functions without a browser: what they answer when a job, the job table or the memory is not there."""
+
+import asyncio
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from PIL import Image
+from starlette.requests import Request
+
+from i2v.engine.fake import FakeEngine
+from i2v.errors import Unavailable
+from i2v.jobs.job import Job
+from i2v.jobs.queue import JobQueue
+from i2v.request import GenerateRequest
+from i2v.settings import Settings
+from i2v.ui import create, sheet
+from i2v.ui.banner import banner
+from i2v.ui.shelf import Shelf
+from i2v.ui.shown import Shown
+from i2v.ui.system import facts
+from i2v.ui.texts import explained, speaker
+from i2v.ui.watch import WATCHED, Desk, photo_url
+
+NOBODY: Any = None  # the request of an event: without one the page speaks English
+BANNER, STAGE = (2 + WATCHED.index(name) for name in ("banner", "stage"))
+SAY, SAY_CHINESE = speaker("en"), speaker("zh")
+DOT = Image.new("RGB", (64, 64), (200, 100, 50))
+MakeQueue = Callable[..., JobQueue]
+
+
+@pytest.fixture
+def make_queue(tmp_path: Path) -> Iterator[MakeQueue]:
+    made: list[JobQueue] = []
+
+    def make(engine: FakeEngine | None = None) -> JobQueue:
+        queue = JobQueue(settings_in(tmp_path), engine=engine or FakeEngine())
+        queue.start()
+        made.append(queue)
+        return queue
+
+    yield make
+    for queue in made:
+        queue.stop(5.0)
+
+
+def settings_in(folder: Path) -> Settings:
+    return Settings(outputs=folder / "outputs", model="fake", min_free_mb=0)
+
+
+def finished(queue: JobQueue, seed: int = 1) -> Job:
+    request = GenerateRequest(prompt="night falls", width=64, height=64, num_frames=2, steps=1, seed=seed)
+    return queue.wait_sync(queue.submit(request, DOT, door="ui").id, 60)
+
+
+def is_skip(value: Any) -> bool:
+    return isinstance(value, dict) and set(value) == {"__type__"}
+
+
+def test_delete_of_a_draft_goes_back_to_the_other_drafts(make_queue: MakeQueue, tmp_path: Path) -> None:
+    """The text of what is shown was taken for a job id: Delete failed for each draft of a sweep."""
+    queue = make_queue()
+    ids = tuple(finished(queue, seed).id for seed in range(4))
+    shelf = Shelf(settings_in(tmp_path), queue)
+    shown, notice = asyncio.run(shelf.delete(Shown(job=ids[1], sheet=ids).one(ids[1]), NOBODY))
+    assert Shown.read(shown) == Shown(sheet=(ids[0], ids[2], ids[3]))
+    assert "good" in notice
+    assert {job.id for job in queue.list()} == {ids[0], ids[2], ids[3]}
+    shown, _ = asyncio.run(shelf.delete(ids[0], NOBODY))
+    assert shown is None
+
+
+def test_a_memory_too_small_for_any_job_is_said_on_the_system_tab(make_queue: MakeQueue, tmp_path: Path) -> None:
+    queue = make_queue(FakeEngine(max_pixels=100))
+    for say in (SAY, SAY_CHINESE):
+        assert "does not fit into memory" in facts(say, settings_in(tmp_path), queue)
+
+
+def test_a_job_table_that_does_not_answer_is_said_in_the_banner_and_the_stage_stays(
+    make_queue: MakeQueue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queue = make_queue()
+    job = finished(queue)
+    desk = Desk(settings_in(tmp_path), queue)
+    seen = desk.look(job.id, {}, NOBODY)[0]
+    with monkeypatch.context() as failing:
+
+        def fail(*_: Any, **__: Any) -> Any:
+            raise Unavailable("the job table does not answer")
+
+        failing.setattr(JobQueue, "get", fail)
+        failing.setattr(JobQueue, "list", fail)
+        answer = desk.look(job.id, seen, NOBODY)
+        assert "the job table does not answer" in answer[BANNER]
+        assert is_skip(answer[STAGE])
+        again = desk.look(job.id, answer[0], NOBODY)
+        assert all(is_skip(part) for part in again)
+        opened = desk.open(job.id, None, NOBODY)
+        assert opened[0] == job.id
+        assert "stage" in opened[1 + STAGE]
+    back = desk.look(job.id, answer[0], NOBODY)
+    assert "does not answer" not in back[BANNER]
+    assert is_skip(back[STAGE])
+
+
+def test_every_event_answers_when_the_queue_has_stopped(make_queue: MakeQueue, tmp_path: Path) -> None:
+    """Each tick of the page's clock raised an exception while the server was stopping."""
+    queue = make_queue()
+    job = finished(queue)
+    settings = settings_in(tmp_path)
+    desk, shelf = Desk(settings, queue), Shelf(settings, queue)
+    queue.stop(5.0)
+    assert "shutting down" in desk.look(job.id, {}, NOBODY)[BANNER]
+    assert "shutting down" in desk.open(job.id, None, NOBODY)[1 + BANNER]
+    assert "bad" in shelf.cards("", 24, NOBODY)[0]
+    assert "bad" in shelf.reuse(job.id, NOBODY)[0]
+    assert "bad" in shelf.extend(job.id, NOBODY)[1]
+    assert "bad" in asyncio.run(shelf.delete(job.id, NOBODY))[1]
+    assert "bad" in asyncio.run(desk.cancel(job.id, NOBODY))
+    assert "state" in shelf.facts(NOBODY).lower()
+    assert is_skip(desk.same_seed(job.id))
+    assert desk.lock(True, job.id).isdecimal()
+
+
+@pytest.mark.parametrize("size", ["0x0", "0x256", "-1x-1", "256x0"])
+def test_a_size_of_nothing_is_refused_in_words(make_queue: MakeQueue, tmp_path: Path, size: str) -> None:
+    """The crop was drawn first, and divided by the size."""
+    settings = settings_in(tmp_path)
+    values = create.defaults(None) | {
+        "photo": None,
+        "prompt": "night falls",
+        "negative_prompt": "",
+        "size": size,
+        "fit": "crop",
+        "motion_fps": 16,
+        "preset": "exact",
+        "seed": "",
+    }
+    given = [values[name] for name in create.Form.names()[1:]]
+    crop, _, refusal = Desk(settings, make_queue()).foresee([640, 480], {"path": "photo"}, *given, NOBODY)
+    assert crop == ""
+    assert "bad" in refusal
+
+
+def test_waiting_for_a_step_to_end_leaves_the_shared_threads_free(make_queue: MakeQueue, tmp_path: Path) -> None:
+    """Cancel and Delete took the threads of the routes, forty in all, for up to a step each."""
+    inside, go_on = threading.Event(), threading.Event()
+
+    def hold(stage: str, step: int) -> None:
+        inside.set()
+        assert go_on.wait(60)
+
+    queue = make_queue(FakeEngine(fault=hold))
+    settings = settings_in(tmp_path)
+    desk, shelf = Desk(settings, queue), Shelf(settings, queue)
+    request = GenerateRequest(prompt="night falls", width=64, height=64, num_frames=2, steps=2, seed=1)
+    job = queue.submit(request, DOT, door="ui")
+    assert inside.wait(60)
+
+    async def meanwhile() -> None:
+        from anyio import to_thread
+
+        shared = to_thread.current_default_thread_limiter()
+        stops = [asyncio.create_task(desk.cancel(job.id, NOBODY)) for _ in range(50)]
+        deletes = [asyncio.create_task(shelf.delete(job.id, NOBODY))]
+        while desk.waiting.borrowed_tokens < desk.waiting.total_tokens or not shelf.waiting.borrowed_tokens:
+            await asyncio.sleep(0)
+        assert shared.borrowed_tokens == 0
+        go_on.set()
+        await asyncio.gather(*stops, *deletes)
+
+    asyncio.run(meanwhile())
+    assert queue.list() == []
+
+
+def test_a_photo_that_could_not_be_read_for_a_moment_is_shown_afterwards(
+    make_queue: MakeQueue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An empty picture was remembered for as long as the server ran."""
+    queue = make_queue()
+    job = finished(queue)
+    desk = Desk(settings_in(tmp_path), queue)
+    with monkeypatch.context() as failing:
+
+        def fail(*_: Any) -> Any:
+            raise Unavailable("the job table does not answer")
+
+        failing.setattr(JobQueue, "input_image", fail)
+        assert "data:image/jpeg" not in desk.look(job.id, {}, NOBODY)[STAGE]
+    assert photo_url(queue, job.id) in desk.look(job.id, {}, NOBODY)[STAGE]
+
+
+def test_a_running_sheet_is_not_read_out_and_its_bars_have_names(make_queue: MakeQueue) -> None:
+    queue = make_queue()
+    done = finished(queue)
+    longer = done.request.model_copy(update={"steps": 10})
+    running = replace(done, request=longer, status="in_progress", stage="denoise", step=4)
+    html = sheet.sheet(SAY, Shown(sheet=(done.id, running.id)), [done, running], None, False)
+    assert "aria-live='off'" in html
+    assert "role='progressbar'" in html
+    assert f"aria-valuenow='{running.progress}'" in html
+    assert "aria-label='Step 4 of 10'" in html
+    assert "aria-live='polite'" in sheet.sheet(SAY, Shown(sheet=(done.id,)), [done], None, False)
+
+
+def test_a_failed_draft_is_explained_in_chinese(make_queue: MakeQueue) -> None:
+    job = finished(make_queue())
+    failed = replace(job, status="failed", error_code="generation_failed", error_message="it broke")
+    assert "生成失败。（it broke）" in sheet.sheet(SAY_CHINESE, Shown(sheet=(job.id,)), [failed], None, False)
+
+
+@pytest.mark.parametrize("code", ["not_found", "conflict", "unavailable", "video_lost"])
+def test_every_refusal_that_the_page_meets_is_explained_in_chinese(code: str) -> None:
+    assert explained(SAY_CHINESE, code, "why") != "why"
+    assert "why" in explained(SAY_CHINESE, code, "why")
+
+
+def test_the_banner_explains_loading_and_its_failure_in_chinese(tmp_path: Path) -> None:
+    queue = JobQueue(settings_in(tmp_path))
+    queue.report_loading("loading unet", 0.5)
+    assert "正在读取权重（loading unet）" in banner(SAY_CHINESE, queue)
+    assert "loading unet 50 %" in banner(SAY, queue)
+    queue.fail_loading("no such model")
+    assert "原因：no such model" in banner(SAY_CHINESE, queue)
+
+
+def test_the_examples_name_the_address_that_clients_see(make_queue: MakeQueue, tmp_path: Path) -> None:
+    """Behind a proxy they named the server's own address, which no client reaches."""
+    scope = {"type": "http", "path": "/", "headers": [], "scheme": "http", "server": ("127.0.0.1", 7860)}
+    asked = SimpleNamespace(headers={}, client=None, request=Request(scope))
+    values = create.defaults(None) | {
+        "prompt": "night falls",
+        "negative_prompt": "",
+        "fit": "crop",
+        "motion_fps": 16,
+        "preset": "exact",
+        "seed": "",
+    }
+    given = [values[name] for name in create.Form.names()[1:]]
+    queue = make_queue()
+    own = Shelf(settings_in(tmp_path), queue).system(*given, asked)
+    assert all("http://127.0.0.1:7860/" in code for code in own[1:])
+    public = settings_in(tmp_path).model_copy(update={"public_url": "https://videos.example/"})
+    proxied = Shelf(public, queue).system(*given, asked)
+    assert all("https://videos.example/" in code and "7860" not in code for code in proxied[1:])
