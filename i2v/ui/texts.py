@@ -260,7 +260,7 @@ TABLE: dict[str, tuple[str, str]] = {
     # Words of the engine and of errors. English shows them as they are; Chinese explains them first.
     "note_demo": (
         "{note}",
-        "这是随 i2v 附带的小型演示模型，只能平移画面或改变光线，画面偏柔和。"
+        "这是随 i2v 附带的小型演示模型，只能推拉、平移画面或改变光线，画面偏柔和。"
         "完整的 I2VGen-XL 模型有真实的动作与细节，需要 CUDA 显卡。{note}",
     ),
     "note_fake": ("{note}", "这是测试用的假引擎，并非模型：只在照片上叠加移动的图案。{note}"),

@@ -205,7 +205,7 @@ def test_uploads_lie_where_only_this_server_reads_them(site: Site) -> None:
 
 def test_a_mount_with_an_open_door_is_not_served(site: Site) -> None:
     app = mount_ui(create_app(site.settings, site.queue), site.settings, site.queue)
-    blocks = app.routes[-1].app.get_blocks()  # type: ignore[attr-defined]
+    blocks = app.routes[-1].app.page.get_blocks()  # type: ignore[attr-defined]
     check_closed(blocks)
     blocks.has_launched = False
     with pytest.raises(RuntimeError, match="not mounted"):
