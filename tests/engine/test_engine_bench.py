@@ -1,4 +1,4 @@
-"""The GPU suite runs: rehearsed at toy size on the CPU, so that a lent GPU's minutes are not spent on its mistakes."""
+"""The GPU suite runs: rehearsed at toy size on the CPU, so that a GPU's minutes are not spent on its mistakes."""
 
 import json
 import os
