@@ -3,6 +3,7 @@
 Imports numpy and PIL only, so the worker, the routes and the UI can name these types without loading torch.
 """
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
@@ -15,6 +16,7 @@ from i2v.request import GenerateRequest
 
 Frames = NDArray[np.uint8]  # (F, H, W, 3), RGB
 Stage = Literal["encode", "denoise", "decode"]
+WORD = re.compile(r"[\w']+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +52,12 @@ class ModelInfo:
     note: str = ""  # a sentence on what it is not; empty for the real model
     vocabulary: tuple[str, ...] = ()  # prompts the model is known to follow; examples in the UI
     guidance_range: tuple[float, float] | None = None  # useful range; the engine keeps guidance within it
+    phrases: tuple[str, ...] = ()  # all that it was made to follow, in lower case; none: it takes free prompts
+
+    def knows(self, prompt: str) -> bool:
+        """Whether the prompt holds a phrase that the model follows; true of any prompt where it takes free ones."""
+        words = f" {' '.join(WORD.findall(prompt.lower()))} "
+        return not self.phrases or any(f" {phrase} " in words for phrase in self.phrases)
 
 
 @dataclass(frozen=True, slots=True)

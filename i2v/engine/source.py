@@ -28,6 +28,7 @@ class ModelCard:
     title: str | None = None
     note: str = ""
     vocabulary: tuple[str, ...] = ()
+    phrases: tuple[str, ...] = ()
     guidance_range: tuple[float, float] | None = None
     limits: dict[str, str] = field(default_factory=dict)
     conventions: dict[str, Any] = field(default_factory=dict)  # how it was trained; see `conventions.for_model`
@@ -180,7 +181,8 @@ def read_card(file: Path) -> ModelCard:
             found["guidance_range"] = (low, high)
     except (TypeError, ValueError):
         raise ModelUnavailable(f"{file}: guidance_range is {pair!r}; two rising numbers from 1.0 are wanted") from None
-    found["vocabulary"] = tuple(str(prompt) for prompt in found.get("vocabulary", ()))
+    for name in ("vocabulary", "phrases"):
+        found[name] = tuple(str(prompt) for prompt in found.get(name, ()))
     return ModelCard(**found)
 
 

@@ -68,6 +68,9 @@ def labels(verdict: Verdict, request: GenerateRequest, info: ModelInfo) -> tuple
                 "Hardly anything moves in this video. "
                 f"Try another seed, a lower motion_fps, a higher guidance scale{nearer}."
             )
+    if not info.knows(request.prompt):
+        words = ", ".join(f'"{word}"' for word in info.vocabulary)
+        said.append(f"The prompt has no phrase that this model follows: {words}, or other words for these.")
     return tuple(said)
 
 

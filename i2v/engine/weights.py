@@ -84,6 +84,7 @@ def load_parts(
         note=card.note,
         vocabulary=card.vocabulary,
         guidance_range=card.guidance_range,
+        phrases=card.phrases,
     )
     return ModelParts(
         unet=modules["unet"],

@@ -2,6 +2,7 @@
 
 from html import escape
 
+from i2v.engine.protocol import ModelInfo
 from i2v.images import Placement
 from i2v.jobs.queue import JobQueue
 from i2v.request import GenerateRequest
@@ -59,7 +60,7 @@ def gigabytes(count: int) -> str:
     return f"{count / 1e9:.1f} GB" if count >= 50_000_000 else f"{count / 1e9:.2f} GB"
 
 
-def about_prompt(say: Say, prompt: str, photo_is_there: bool) -> str:
+def about_prompt(say: Say, prompt: str, photo_is_there: bool, model: ModelInfo | None = None) -> str:
     """What is likely to go wrong with this prompt, or nothing. An empty one is said once there is a photo."""
     if not prompt.strip():
         return say("needs_prompt") if photo_is_there else ""
@@ -67,5 +68,7 @@ def about_prompt(say: Say, prompt: str, photo_is_there: bool) -> str:
     foreign = sum(1 for character in letters if not character.isascii())
     if letters and foreign / len(letters) > 0.3:
         return say("not_english")
+    if model is not None and not model.knows(prompt):
+        return say("not_known", words=" · ".join(model.vocabulary))
     tokens = max(len(prompt.split()), round(len(prompt) / CHARACTERS_A_TOKEN))
     return say("too_long", n=tokens) if tokens > TOKENS_READ else ""

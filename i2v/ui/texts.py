@@ -126,6 +126,10 @@ TABLE: dict[str, tuple[str, str]] = {
     "needs_photo": ("Choose a photo first.", "请先选择照片。"),
     "needs_prompt": ("Write what should happen in the video.", "请填写画面中会发生什么。"),
     "photo_gone": ("The photo is no longer on the server; choose it again.", "照片已不在服务器上，请重新选择。"),
+    "not_known": (
+        "The demo model knows no word of this prompt and will only zoom in gently. It follows: {words}",
+        "演示模型不认识这个提示词，只会缓慢推近。它能理解：{words}",
+    ),
     "not_english": (
         "The model was trained on English; other languages are followed poorly.",
         "模型以英文训练，其他语言效果较差，建议使用英文。",
@@ -259,9 +263,10 @@ TABLE: dict[str, tuple[str, str]] = {
     ),
     # Words of the engine and of errors. English shows them as they are; Chinese explains them first.
     "note_demo": (
-        "{note}",
+        "This is the small demo model that ships with i2v. It zooms and pans over the photo or changes its light. "
+        "The full I2VGen-XL model adds real motion, detail and free prompts; it needs a CUDA GPU.",
         "这是随 i2v 附带的小型演示模型，只能推拉、平移画面或改变光线，画面偏柔和。"
-        "完整的 I2VGen-XL 模型有真实的动作与细节，需要 CUDA 显卡。{note}",
+        "完整的 I2VGen-XL 模型有真实的动作与细节，需要 CUDA 显卡。",
     ),
     "note_fake": ("{note}", "这是测试用的假引擎，并非模型：只在照片上叠加移动的图案。{note}"),
     "note_real": ("{note}", "模型说明：{note}"),

@@ -139,7 +139,8 @@ class Desk:
         *values, request = rest
         say = speaker(language(request))
         named = dict(zip(create.Form.names()[1:], values, strict=True))
-        about = hint.notice(hint.about_prompt(say, str(named["prompt"] or ""), photo_size is not None), "mild")
+        prompt = str(named["prompt"] or "")
+        about = hint.notice(hint.about_prompt(say, prompt, photo_size is not None, self.queue.model), "mild")
         lines: list[str] = []
         crop = refusal = ""
         try:

@@ -234,3 +234,16 @@ def test_size_and_labels_reach_the_result(engine: Engine) -> None:
     real = replace(engine, parts=replace(engine.parts, info=replace(engine.info, kind="real", vocabulary=())))
     result = real.generate(CLIP.model_copy(update={"num_frames": 2, "prompt": "a cat"}), draw_photo())
     assert any("far from the size" in text for text in result.warnings)
+
+
+def test_a_model_of_few_phrases_says_when_a_prompt_holds_none() -> None:
+    """A free prompt was taken without a word, and the result looked broken."""
+    info = replace(DEMO, vocabulary=("camera zooms in",), phrases=("zooms in", "night"))
+    free = replace(info, phrases=())
+    for prompt, known in (("A dog runs", False), ("the camera ZOOMS in, slowly", True), ("nightmare", False)):
+        request = GenerateRequest(prompt=prompt, width=64, height=64, num_frames=8, steps=10)
+        said = verdict.labels(verdict.Verdict(), request, info)
+        assert info.knows(prompt) is known
+        assert [text for text in said if "camera zooms in" in text] == ([] if known else list(said))
+        assert bool(said) is not known
+        assert verdict.labels(verdict.Verdict(), request, free) == ()

@@ -10,10 +10,13 @@ from PIL import Image
 from playwright.sync_api import Page, expect
 
 from i2v.engine.fake import FakeEngine
+from i2v.engine.protocol import ModelInfo
+from i2v.engine.source import DEMO_FOLDER, read_card
 from i2v.errors import OutOfMemory
 from i2v.request import PublicLimits
+from i2v.ui.hint import about_prompt
 from i2v.ui.sizes import as_photo, offered
-from i2v.ui.texts import TABLE
+from i2v.ui.texts import TABLE, speaker
 from tests.conftest import ASSETS
 from tests.ui.conftest import Site, fill
 
@@ -28,6 +31,23 @@ def test_every_text_has_both_languages_with_the_same_values() -> None:
         assert names[0] == names[1], key
         assert CHINESE.search(chinese) or not re.search(r"[a-z]{3}", re.sub(r"\{.*?\}", "", chinese)), key
         assert not CHINESE.search(english), key
+
+
+def test_the_page_speaks_of_the_demo_model_as_its_card_does() -> None:
+    card = read_card(DEMO_FOLDER / "i2v.json")
+    assert TABLE["note_demo"][0] == card.note
+
+
+def test_a_prompt_that_the_demo_model_does_not_follow_is_said_before_it_runs() -> None:
+    """A dog that should run never came, and nothing had said so."""
+    card = read_card(DEMO_FOLDER / "i2v.json")
+    demo = ModelInfo("demo", "demo", "Demo", "cpu", "float32", vocabulary=card.vocabulary, phrases=card.phrases)
+    for language in ("en", "zh"):
+        say = speaker(language)
+        assert "camera zooms in" in about_prompt(say, "a dog runs across the beach", True, demo)
+        for phrase in (*card.vocabulary, "golden hour over a boat", "A cat, the camera pans to the left."):
+            assert about_prompt(say, phrase, True, demo) == ""
+        assert about_prompt(say, "a dog runs across the beach", True, None) == ""
 
 
 def test_a_page_in_english_says_that_it_is_english(site: Site, open_page: OpenPage) -> None:

@@ -15,6 +15,7 @@ from transformers import (
     CLIPVisionModelWithProjection,
 )
 
+from i2v.demo.train.captions import PHRASES
 from i2v.demo.train.scenes import PAN, ZOOM_IN, ZOOM_OUT
 from i2v.demo.train.text import WIDTH
 
@@ -24,7 +25,7 @@ CARD: dict[str, Any] = {
     "kind": "demo",
     "name": "demo",
     "title": "Demo model (small, zooms into a photo, pans over it and changes its light; not I2VGen-XL)",
-    "note": "This is the small demo model that ships with i2v. It moves the view over the photo or changes its light. "
+    "note": "This is the small demo model that ships with i2v. It zooms and pans over the photo or changes its light. "
     "The full I2VGen-XL model adds real motion, detail and free prompts; it needs a CUDA GPU.",
     "vocabulary": [
         "camera zooms in",
@@ -39,6 +40,7 @@ CARD: dict[str, Any] = {
         "fade to black",
         "static camera",
     ],
+    "phrases": sorted({phrase for name in PHRASES for phrase in PHRASES[name]}),
     "guidance_range": [1.0, 9.0],
     "limits": {
         "sizes": "any; motion is exact for multiples of 64 pixels up to 768; sharpness stays low",
