@@ -4,6 +4,7 @@ The functions it calls are in `conditioning`, `sampler` and `decode`; this file 
 answers running out of memory. Knows nothing of HTTP, jobs or files. Callers hold the GPU mutex.
 """
 
+import math
 import resource
 import time
 from collections.abc import Callable, Hashable, Iterator, Mapping
@@ -342,6 +343,7 @@ class Job:
 
     def decode(self, latents: Tensor, plan: Plan) -> Frames:
         vae, device = self.engine.parts.vae, self.engine.device
+        self.decoded(0, math.ceil(latents.shape[2] / plan.decode_chunk))
         scale = conditioning.latent_scale(vae, self.conventions)
         settle(self.modules(), device, plan.offload)
         with self.timed("decode"), resident(vae, device, plan.offload):

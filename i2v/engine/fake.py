@@ -84,6 +84,8 @@ class FakeEngine:
             if on_step is not None:
                 on_step(Progress("denoise", step, request.steps, lambda: photo[::8, ::8].copy()))
         denoised = time.perf_counter()
+        if on_step is not None:
+            on_step(Progress("decode", 0, 1))
         self._point("decode", 1)
         frames = np.stack([_with_bar(photo, frame, request.num_frames, seed) for frame in range(request.num_frames)])
         return GenerationResult(

@@ -21,7 +21,9 @@ WORD = re.compile(r"[\w']+")
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """One report from inside `Engine.generate`; `step` of `steps` counts within `stage`, starting at 1.
+    """One report from inside `Engine.generate`; `step` of `steps` counts what is done of `stage`.
+
+    The first report of `decode` has step 0, as denoising is done by then; the other stages start at 1.
 
     `preview` gives a small uint8 RGB picture (h, w, 3) of the middle frame for nearly nothing, or is None.
     """

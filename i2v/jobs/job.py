@@ -2,12 +2,13 @@
 
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Literal
+from typing import Final, Literal
 
 from i2v.request import GenerateRequest
 
 Status = Literal["queued", "in_progress", "completed", "failed", "cancelled", "interrupted"]
 FINAL: frozenset[Status] = frozenset({"completed", "failed", "cancelled", "interrupted"})
+DECODE_STEPS: Final = 10.0  # decoding takes as long as so many steps, before any job was measured: a guess
 Door = Literal["predict", "videos", "ui", "cli"]
 
 
@@ -46,6 +47,7 @@ class Job:
     step: int = 0  # of request.steps, within denoise
     position: int | None = None  # while queued
     eta_s: float | None = None  # while queued or in progress, once a pace is known
+    done: float | None = None  # 0..1 of the job's time, decoding included; only while it runs in this process
     error_code: str | None = None
     error_message: str | None = None
     result: JobResult | None = None
@@ -54,10 +56,11 @@ class Job:
 
     @property
     def progress(self) -> int:
-        """0..100; 100 only when completed."""
+        """0..100; 100 only when completed. A job that ended early has what its steps were of the whole."""
         if self.status == "completed":
             return 100
-        return min(99, int(100 * self.step / self.request.steps))
+        done = self.step / (self.request.steps + DECODE_STEPS) if self.done is None else self.done
+        return min(99, int(100 * done))
 
     @property
     def is_final(self) -> bool:

@@ -41,7 +41,7 @@ class Line:
         """
         seconds = self._pace.seconds(job.request)
         if job.status == "in_progress" and (live := self._board.get(job.id) or live) is not None:
-            return live.snapshot(seconds)
+            return live.snapshot(seconds, self._pace.decode_steps(job.request))
         if job.status == "queued" and (place := self._read().get(job.id)) is not None:
             position, ahead = place
             eta = None if seconds is None else round(self.seconds_busy() + ahead + seconds, 1)
@@ -50,7 +50,11 @@ class Line:
 
     def seconds_busy(self) -> float:
         """Until the engine is through with its running job; 0 when idle or unknown."""
-        running = (live.snapshot(self._pace.seconds(live.job.request)) for live in self._board.all())
+        pace = self._pace
+        running = (
+            live.snapshot(pace.seconds(live.job.request), pace.decode_steps(live.job.request))
+            for live in self._board.all()
+        )
         return sum(job.eta_s or 0.0 for job in running if job.stage != "write")
 
     def retry_after(self) -> int:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from i2v.engine.protocol import Progress
-from i2v.jobs.job import Job
+from i2v.jobs.job import DECODE_STEPS, Job
 from i2v.jobs.store import Claim
 
 log = logging.getLogger(__name__)
@@ -19,7 +19,8 @@ log = logging.getLogger(__name__)
 PREVIEW_EVERY_S = 0.5
 FIRST_OWN_STEP: Final = 2  # the first step alone carries the warming up and says little
 OWN_FROM: Final = 0.25  # of the steps; from here on only the job's own pace counts
-DENOISE_SHARE: Final = 0.85  # of a job's seconds; the rest is encoding and decoding
+LEAST_S: Final = 1.0  # left while there is something to do, however late it is
+UNREPORTED: Final = 0.9  # of the chunk being decoded: time alone takes the bar no farther
 
 
 class Live:
@@ -43,6 +44,9 @@ class Live:
         self._stage = "encode"
         self._step = 0
         self._stepped = (0, self.started)  # the newest step and when it was done
+        self._decode = (0, 1)  # chunks done, of all
+        self._decode_began = self._decoded = self.started  # when decoding began, and its newest chunk was done
+        self._done = 0.0
 
     @property
     def must_end(self) -> bool:
@@ -56,6 +60,10 @@ class Live:
         now = self._clock()
         if self._step > self._stepped[0]:
             self._stepped = (self._step, now)
+        if progress.stage == "decode":
+            if progress.step == 0:
+                self._decode_began = now
+            self._decode, self._decoded = (progress.step, max(1, progress.steps)), now
         if progress.preview is not None and self.preview_wanted and now - self._previewed >= PREVIEW_EVERY_S:
             self._previewed, self.preview_wanted = now, False
             try:
@@ -74,26 +82,52 @@ class Live:
     def step(self) -> int:
         return self._step
 
-    def snapshot(self, seconds: float | None) -> Job:
-        """The job as it stands; `seconds` is what such a job takes on average."""
-        whole = self._whole(seconds)
-        eta = None if whole is None else round(max(0.0, whole - (self._clock() - self.started)), 1)
-        return replace(self.job, stage=self._stage, step=self._step, eta_s=eta)
+    def snapshot(self, seconds: float | None, decode_steps: float = DECODE_STEPS) -> Job:
+        """The job as it stands; such a job takes `seconds` on average, its decoding as long as `decode_steps` steps."""
+        now = self._clock()
+        whole = self._whole(seconds, decode_steps)
+        eta = None if whole is None else round(max(LEAST_S, whole - (now - self.started)), 1)
+        self._done = max(self._done, self._fraction(now, decode_steps))  # a better estimate takes nothing back
+        return replace(self.job, stage=self._stage, step=self._step, eta_s=eta, done=self._done)
 
-    def _whole(self, seconds: float | None) -> float | None:
+    def _whole(self, seconds: float | None, decode_steps: float) -> float | None:
         """Seconds from start to end: the average at first, then more and more what this job's own steps take.
 
         Other jobs may have run when the machine had less to do, or at a size from which the time does not scale.
         """
+        if self._stage == "write":
+            return 0.0
+        if self._stage == "decode":
+            return self._decode_began - self.started + self._decode_seconds(decode_steps)
         step, at = self._stepped
         if step < FIRST_OWN_STEP:
             return seconds
-        done = step / self.job.request.steps
-        own = (at - self.started) / (done * DENOISE_SHARE)
+        steps = self.job.request.steps
+        own = (at - self.started) / step * (steps + decode_steps)
         if seconds is None:
             return own
-        weight = min(1.0, done / OWN_FROM)
+        weight = min(1.0, step / steps / OWN_FROM)
         return weight * own + (1 - weight) * seconds
+
+    def _decode_seconds(self, decode_steps: float) -> float:
+        """All of decoding: by its own chunks once there are some, by the pace of the steps before."""
+        chunk, chunks = self._decode
+        if chunk:
+            return (self._decoded - self._decode_began) / chunk * chunks
+        step, at = self._stepped
+        return (at - self.started) / max(1, step) * decode_steps
+
+    def _fraction(self, now: float, decode_steps: float) -> float:
+        """Done of the whole, 0..1: denoising and decoding have the parts of it that they have of the time."""
+        if self._stage == "write":
+            return 1.0
+        decoded = 0.0
+        if self._stage == "decode":
+            chunk, chunks = self._decode
+            by_time = (now - self._decode_began) / max(self._decode_seconds(decode_steps), 1e-6)
+            decoded = max(chunk / chunks, min((chunk + UNREPORTED) / chunks, by_time))
+        steps = self.job.request.steps
+        return min(1.0, (self._step + decode_steps * decoded) / (steps + decode_steps))
 
 
 class Board:

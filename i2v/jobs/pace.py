@@ -1,14 +1,20 @@
-"""How long jobs take here, learnt from those that finished: seconds per shape for an ETA and for Retry-After."""
+"""How long jobs take here, learnt from those that finished: seconds per shape for an ETA and for Retry-After.
+
+Decoding is counted in denoising steps: how many of them would take as long. That hardly depends on the size.
+"""
 
 import threading
 from collections import OrderedDict, deque
+from collections.abc import Mapping
 from typing import Final
 
+from i2v.jobs.job import DECODE_STEPS
 from i2v.request import GenerateRequest
 
 SHAPES_KEPT: Final = 200
 RECENT: Final = 50  # jobs in the overall average
 WEIGHT: Final = 0.3  # of the newest job in a shape's moving average
+MOST_STEPS: Final = 20  # decoding counts for at most so many times the job's own steps
 
 Shape = tuple[int, int, int, int, str, bool]
 
@@ -25,16 +31,17 @@ class Pace:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._by_shape: OrderedDict[Shape, float] = OrderedDict()
+        self._decode: OrderedDict[Shape, float] = OrderedDict()  # in steps of the shape
         self._recent: deque[float] = deque(maxlen=RECENT)
 
-    def record(self, request: GenerateRequest, seconds: float) -> None:
-        shape = shape_of(request)
+    def record(self, request: GenerateRequest, seconds: float, stages: Mapping[str, float] | None = None) -> None:
+        """A job took `seconds`, of them `stages["denoise"]` and `stages["decode"]` where they were measured."""
+        shape, stages = shape_of(request), stages or {}
         with self._lock:
-            known = self._by_shape.pop(shape, seconds)
-            self._by_shape[shape] = known + WEIGHT * (seconds - known)
-            if len(self._by_shape) > SHAPES_KEPT:
-                self._by_shape.popitem(last=False)
+            _learn(self._by_shape, shape, seconds)
             self._recent.append(seconds)
+            if (denoise := stages.get("denoise", 0.0)) > 0 and "decode" in stages:
+                _learn(self._decode, shape, request.steps * min(MOST_STEPS, stages["decode"] / denoise))
 
     def seconds(self, request: GenerateRequest) -> float | None:
         """The shape's own average; else that of the last shape run, scaled by pixels x frames x steps; else None."""
@@ -47,6 +54,17 @@ class Pace:
             other, seconds = next(reversed(self._by_shape.items()))
         return seconds * _work(shape) / _work(other)
 
+    def decode_steps(self, request: GenerateRequest) -> float:
+        """Decoding in steps of this request: the shape's own; else the last shape's, by guidance; else a guess."""
+        shape = shape_of(request)
+        with self._lock:
+            if shape in self._decode:
+                return self._decode[shape]
+            if not self._decode:
+                return DECODE_STEPS
+            other, steps = next(reversed(self._decode.items()))
+        return steps * _passes(other) / _passes(shape)
+
     @property
     def average(self) -> float:
         """Mean seconds of the last `RECENT` jobs; 0.0 before the first."""
@@ -55,5 +73,17 @@ class Pace:
 
 
 def _work(shape: Shape) -> float:
-    width, height, frames, steps, _preset, guided = shape
-    return width * height * frames * steps * (2 if guided else 1)
+    width, height, frames, steps, _preset, _guided = shape
+    return width * height * frames * steps * _passes(shape)
+
+
+def _passes(shape: Shape) -> int:
+    """Through the network in one step."""
+    return 2 if shape[-1] else 1
+
+
+def _learn(averages: OrderedDict[Shape, float], shape: Shape, value: float) -> None:
+    known = averages.pop(shape, value)
+    averages[shape] = known + WEIGHT * (value - known)
+    if len(averages) > SHAPES_KEPT:
+        averages.popitem(last=False)

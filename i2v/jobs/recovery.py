@@ -48,4 +48,4 @@ def recover(store: JobStore, folder: Path, settings: Settings, pace: Pace, now: 
     store.forget_failures(retention.FAILURES_KEPT)
     for job in store.recent_results(RECENT):
         if job.result is not None:
-            pace.record(job.request, job.result.seconds)
+            pace.record(job.request, job.result.seconds, job.result.stage_seconds)

@@ -59,7 +59,7 @@ class Verdicts:
 
     def completed(self, live: Live, result: JobResult) -> bool:
         """False when the row had been settled by somebody else, so that the file belongs to nobody."""
-        self._pace.record(live.job.request, result.seconds)
+        self._pace.record(live.job.request, result.seconds, result.stage_seconds)
         log.info("completed in %.1f s: %s", result.seconds, result.file, extra={"job": live.job.id})
         return self._settle(live, lambda: self._store.complete(live.claim, result))
 

@@ -5,7 +5,6 @@ Pure functions from a job to text. Whatever a user or a model wrote passes throu
 
 import base64
 import io
-from datetime import UTC, datetime
 from html import escape
 
 import numpy as np
@@ -67,8 +66,7 @@ def _running(say: Say, job: Job, preview: NDArray[np.uint8] | None, waiting_for_
     picture = ""
     if preview is not None:
         picture = f"<img class='preview' src='{jpeg_url(preview)}' alt='{escape(say('preview_alt'))}'>"
-    seconds = time_left(job)
-    left = "" if seconds is None else f" · {say('eta', time=duration(say, seconds))}"
+    left = "" if job.eta_s is None else f" · {say('eta', time=duration(say, job.eta_s))}"
     words = escape(now(say, job, waiting_for_model) + left)
     still = "" if job.status == "in_progress" else " still"
     return (
@@ -77,14 +75,6 @@ def _running(say: Say, job: Job, preview: NDArray[np.uint8] | None, waiting_for_
         f"aria-valuenow='{job.progress}' aria-label='{words}'><i style='width:{job.progress}%'></i></div>"
         f"<p class='now' data-step='{job.step}' data-status='{job.status}'>{words}</p>"
     )
-
-
-def time_left(job: Job) -> float | None:
-    """Seconds: the queue's forecast, or on a machine's first job the pace of its steps so far."""
-    if job.eta_s is not None or job.started_at is None or not job.step > 1:
-        return job.eta_s
-    elapsed = (datetime.now(UTC) - job.started_at).total_seconds()
-    return elapsed / job.step * (job.request.steps - job.step)
 
 
 def _video(say: Say, job: Job, url: str) -> str:

@@ -158,7 +158,7 @@ TABLE: dict[str, tuple[str, str]] = {
     "queued_loading": ("Waiting for the model to load", "正在等待模型加载"),
     "stage_encode": ("Reading the photo and the prompt", "正在读取照片与提示词"),
     "stage_denoise": ("Step {step} of {steps}", "第 {step} / {steps} 步"),
-    "stage_decode": ("Turning the result into pictures", "正在解码画面"),
+    "stage_decode": ("Decoding frames", "正在解码画面"),
     "stage_write": ("Writing the video", "正在写入视频"),
     "stage_start": ("Starting", "正在开始"),
     "eta": ("about {time} left", "约剩 {time}"),

@@ -194,6 +194,7 @@ def test_progress_counts_every_step_once_and_in_order(engine: Engine, photo: Ima
     assert [(p.step, p.steps) for p in seen if p.stage == "denoise"] == [(1, 3), (2, 3), (3, 3)]
     stages = [p.stage for p in seen]
     assert stages == sorted(stages, key=["encode", "denoise", "decode"].index)
+    assert [p.step for p in seen if p.stage == "decode"] == [0, 1]  # named before its first chunk is done
     assert all(p.preview is not None for p in seen if p.stage == "denoise")
 
 
@@ -376,7 +377,8 @@ def test_out_of_memory_in_decode_keeps_the_denoised_latents(engine: Engine, phot
     assert unet.calls == SMALL.steps  # nothing was sampled again
     frames = engine.generate(SMALL, photo).frames
     assert np.abs(result.frames.astype(int) - frames).max() <= 1  # another chunk, another rounding
-    assert [(p.step, p.steps) for p in seen if p.stage == "decode"] == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    decoded = [(p.step, p.steps) for p in seen if p.stage == "decode"]
+    assert decoded == [(0, 1), (0, 4), (1, 4), (2, 4), (3, 4), (4, 4)]
     assert any("Ran out of memory once" in note for note in result.notes)
 
 

@@ -48,8 +48,8 @@ def test_a_summary_of_a_failure_says_what_happened() -> None:
 
 def test_progress_is_whole_only_when_completed() -> None:
     assert JOB.progress == 100
-    assert replace(JOB, status="in_progress", step=4).progress == 99
-    assert replace(JOB, status="in_progress", step=1).progress == 25
+    assert replace(JOB, status="in_progress", step=4).progress == 28  # of 4 steps, and decoding counts as 10
+    assert replace(JOB, status="in_progress", step=1).progress == 7
 
 
 def test_the_pace_of_a_shape_follows_what_was_measured_for_it() -> None:

@@ -18,7 +18,7 @@ from i2v.jobs.job import Job
 from i2v.jobs.queue import JobQueue
 from i2v.request import GenerateRequest
 from i2v.settings import Settings
-from i2v.ui import create, sheet
+from i2v.ui import create, sheet, stage
 from i2v.ui.banner import banner
 from i2v.ui.shelf import Shelf
 from i2v.ui.shown import Shown
@@ -247,3 +247,15 @@ def test_the_examples_name_the_address_that_clients_see(make_queue: MakeQueue, t
     public = settings_in(tmp_path).model_copy(update={"public_url": "https://videos.example/"})
     proxied = Shelf(public, queue).system(*given, asked)
     assert all("https://videos.example/" in code and "7860" not in code for code in proxied[1:])
+
+
+def test_a_page_names_decoding_and_gives_it_its_part_of_the_bar(make_queue: MakeQueue) -> None:
+    done = finished(make_queue())
+    job = replace(
+        done, status="in_progress", stage="decode", step=done.request.steps, done=0.4, eta_s=12.0, result=None
+    )
+    said: dict[str, Any] = {"path": "", "url": "", "photo": "", "preview": None, "waiting_for_model": False}
+    html = stage.job(SAY, job, **said)
+    assert "Decoding frames · about 12 s left" in html
+    assert "width:40%" in html
+    assert "正在解码画面" in stage.job(SAY_CHINESE, job, **said)
