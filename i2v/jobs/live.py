@@ -44,8 +44,12 @@ class Live:
         self._stage = "encode"
         self._step = 0
         self._stepped = (0, self.started)  # the newest step and when it was done
-        self._decode = (0, 1)  # chunks done, of all
-        self._decode_began = self._decoded = self.started  # when decoding began, and its newest chunk was done
+        self._decode = (
+            0,
+            1,
+            self.started,
+            self.started,
+        )  # chunks done, of all; when it began, when the newest was done
         self._done = 0.0
 
     @property
@@ -54,16 +58,15 @@ class Live:
 
     def report(self, progress: Progress) -> None:
         """Take over what the engine says, scaled to the steps that were asked for: a preset may run fewer."""
-        self._stage = progress.stage
         if progress.stage == "denoise":
             self._step = round(progress.step * self.job.request.steps / max(1, progress.steps))
         now = self._clock()
         if self._step > self._stepped[0]:
             self._stepped = (self._step, now)
         if progress.stage == "decode":
-            if progress.step == 0:
-                self._decode_began = now
-            self._decode, self._decoded = (progress.step, max(1, progress.steps)), now
+            began = self._decode[2] if progress.step else now
+            self._decode = (progress.step, max(1, progress.steps), began, now)
+        self._stage = progress.stage  # last: whoever reads it finds the rest
         if progress.preview is not None and self.preview_wanted and now - self._previewed >= PREVIEW_EVERY_S:
             self._previewed, self.preview_wanted = now, False
             try:
@@ -98,7 +101,7 @@ class Live:
         if self._stage == "write":
             return 0.0
         if self._stage == "decode":
-            return self._decode_began - self.started + self._decode_seconds(decode_steps)
+            return self._decode[2] - self.started + self._decode_seconds(decode_steps)
         step, at = self._stepped
         if step < FIRST_OWN_STEP:
             return seconds
@@ -111,9 +114,9 @@ class Live:
 
     def _decode_seconds(self, decode_steps: float) -> float:
         """All of decoding: by its own chunks once there are some, by the pace of the steps before."""
-        chunk, chunks = self._decode
+        chunk, chunks, began, newest = self._decode
         if chunk:
-            return (self._decoded - self._decode_began) / chunk * chunks
+            return (newest - began) / chunk * chunks
         step, at = self._stepped
         return (at - self.started) / max(1, step) * decode_steps
 
@@ -123,8 +126,8 @@ class Live:
             return 1.0
         decoded = 0.0
         if self._stage == "decode":
-            chunk, chunks = self._decode
-            by_time = (now - self._decode_began) / max(self._decode_seconds(decode_steps), 1e-6)
+            chunk, chunks, began, _ = self._decode
+            by_time = (now - began) / max(self._decode_seconds(decode_steps), 1e-6)
             decoded = max(chunk / chunks, min((chunk + UNREPORTED) / chunks, by_time))
         steps = self.job.request.steps
         return min(1.0, (self._step + decode_steps * decoded) / (steps + decode_steps))
