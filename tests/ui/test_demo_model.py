@@ -149,6 +149,7 @@ def test_a_sweep_shows_four_drafts_and_runs_the_chosen_one_in_full(demo: Site, o
     drafts = demo.queue.list(limit=4)
     assert {job.request.steps for job in drafts} == {10}
     page.locator("#stage .tile button").first.click()
+    expect(page.locator("#stage .facts")).to_contain_text("20 steps")  # the drafts play on the sheet already
     page.wait_for_function(PLAYS)
     full = demo.queue.list()[0]
     assert full.request.steps == 20
