@@ -2,18 +2,18 @@
 
 - `first_paint_ms`: a cold browser (empty cache) from the address to the first contentful paint, and to a page that can
   be used (stage and form drawn), on an idle server;
-- `load`: what one page load asks the server for, in requests and bytes, as recorded in Chromium;
+- `load`: what one page load gets by GET from the server, in requests and bytes, as recorded in Chromium;
 - `job_s`: the seconds of one job (256x256, 8 frames, 40 steps of the demo model on one thread; `--fake`: 100 steps of
   50 ms of the fake engine) alone, and while another process makes `LOADS` page loads and `EVENTS` events, spread over
   the job. Alone, with visitors who come back (their browsers keep the scripts), with visitors who have never been here,
   and alone again; `cost_percent` compares with the mean of the two.
 
-A page load is replayed by an HTTP client with the requests that Chromium made, since a hundred browsers would measure
-themselves. Server and client are two processes of this machine.
+A page load is replayed over one kept connection with the requests that Chromium made, since a hundred browsers would
+measure themselves. Server and visitors are two processes of this machine; `visitor_cpu_s` is what they took of it.
 """
 
 import argparse
-import asyncio
+import http.client
 import json
 import os
 import statistics
@@ -24,15 +24,16 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
+from urllib.request import urlopen
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the other core is for the callers
 
-import httpx  # noqa: E402
 import uvicorn  # noqa: E402
 from PIL import Image  # noqa: E402
 from playwright.sync_api import sync_playwright  # noqa: E402
@@ -41,7 +42,9 @@ from i2v.engine.fake import FakeEngine  # noqa: E402 - the checkout this file li
 from i2v.jobs.queue import JobQueue  # noqa: E402
 from i2v.loading import load_engine  # noqa: E402
 from i2v.request import GenerateRequest  # noqa: E402
+from i2v.serve import SWITCH_S  # noqa: E402
 from i2v.server.app import create_app  # noqa: E402
+from i2v.server.protocol import bounded_protocol  # noqa: E402
 from i2v.settings import Settings  # noqa: E402
 from i2v.ui import mount_ui  # noqa: E402
 
@@ -55,7 +58,8 @@ def serving(settings: Settings, engine: Any) -> Iterator[tuple[str, JobQueue]]:
     """A server with the page, in a thread of this process; its address and queue."""
     queue = JobQueue(settings, engine=engine)
     app = mount_ui(create_app(settings, queue), settings, queue)
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error", access_log=False))
+    http = bounded_protocol(settings.receive_timeout_s, settings.max_connections)
+    server = uvicorn.Server(uvicorn.Config(app, port=0, http=http, log_level="error", access_log=False))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     while not server.started:
@@ -103,36 +107,64 @@ def paint(url: str, chromium: str) -> tuple[dict[str, float], list[str], int]:
 STATISTICS = {"median": statistics.median, "max": max}
 
 
-async def _visit(url: str, paths: list[str], seconds: float) -> dict[str, float]:
-    """`LOADS` page loads and `EVENTS` events, evenly over `seconds`; the milliseconds that they took."""
-    async with httpx.AsyncClient(base_url=url, timeout=60, limits=httpx.Limits(max_connections=12)) as client:
-        config = (await client.get("/config")).json()
-        kept = [one for one in config["dependencies"] if one["backend_fn"] and len(one["inputs"]) == 2]
-        look = next(one for one in kept if any(target[1] == "tick" for target in one["targets"]))
-        loads, events = [], []
-        print("ready", flush=True)
+BROWSER = {
+    "Accept": "*/*",
+    "Accept-Encoding": "gzip, deflate",
+    "User-Agent": "Mozilla/5.0",
+    "Sec-Fetch-Site": "same-origin",
+}
 
-        async def load(number: int) -> None:
-            await asyncio.sleep(seconds * number / LOADS)
-            start = time.perf_counter()
-            for path in paths:
-                (await client.get(path)).raise_for_status()
-            loads.append(1000 * (time.perf_counter() - start))
 
-        async def event(number: int) -> None:
-            await asyncio.sleep(seconds * number / EVENTS)
-            start = time.perf_counter()
-            body = {"fn_index": look["id"], "session_hash": f"bench{number}", "data": [None, {}]}
-            (await client.post("/gradio_api/run/predict", json=body)).raise_for_status()
-            events.append(1000 * (time.perf_counter() - start))
+def _visit(url: str, paths: list[str], seconds: float) -> dict[str, float]:
+    """`LOADS` page loads, each with its load event, and `EVENTS` looks of those tabs, evenly over `seconds`.
 
-        await asyncio.gather(*map(load, range(LOADS)), *map(event, range(EVENTS)))
+    Returns the milliseconds that they took.
+    """
+    connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=60)
+
+    def ask(path: str, body: dict[str, Any] | None = None) -> bytes:
+        headers = BROWSER if body is None else {**BROWSER, "Content-Type": "application/json"}
+        connection.request("GET" if body is None else "POST", path, body and json.dumps(body), headers)
+        answer = connection.getresponse()
+        content = answer.read()
+        if answer.status != 200:
+            raise SystemExit(f"{path} was answered {answer.status}")
+        return content
+
+    with urlopen(f"{url}/config") as answer:
+        events = json.load(answer)["dependencies"]
+
+    def event(trigger: str, visitor: int) -> None:
+        body = {"fn_index": number_of(events, trigger), "session_hash": f"visitor{visitor}", "data": [None, None]}
+        ask("/gradio_api/run/predict", body)
+
+    def load(visitor: int) -> None:
+        for path in paths:
+            ask(path)
+        event("load", visitor)
+
+    calls = [(seconds * number / LOADS, "load", partial(load, number)) for number in range(LOADS)]
+    looking = [number * LOADS // EVENTS for number in range(EVENTS)]  # the tab that has just been opened
+    calls += [(seconds * number / LOADS, "event", partial(event, "tick", number)) for number in looking]
+    took: dict[str, list[float]] = {"load": [], "event": []}
+    print("ready", flush=True)
+    begun, used = time.perf_counter(), time.process_time()
+    for due, kind, call in sorted(calls, key=lambda one: one[0]):
+        time.sleep(max(0.0, begun + due - time.perf_counter()))
+        start = time.perf_counter()
+        call()
+        took[kind].append(1000 * (time.perf_counter() - start))
     return {
-        "loads": len(loads),
-        "load_ms_median": round(statistics.median(loads)),
-        "events": len(events),
-        "event_ms_median": round(statistics.median(events)),
+        "seconds": round(time.perf_counter() - begun, 2),
+        "visitor_cpu_s": round(time.process_time() - used, 2),
+        **{f"{kind}s": len(times) for kind, times in took.items()},
+        **{f"{kind}_ms_median": round(statistics.median(times), 1) for kind, times in took.items()},
     }
+
+
+def number_of(events: list[dict[str, Any]], trigger: str) -> int:
+    """The number of the page's first event that `trigger` sets off: "load", or the timer's "tick"."""
+    return next(one["id"] for one in events if any(target[1] == trigger for target in one["targets"]))
 
 
 def job_seconds(queue: JobQueue, steps: int) -> float:
@@ -145,10 +177,7 @@ def job_seconds(queue: JobQueue, steps: int) -> float:
 
 def busy(url: str, queue: JobQueue, steps: int, paths: list[str], alone: float) -> tuple[float, dict[str, float]]:
     """The job's seconds while a process of its own visits the page over 90% of the time that it takes alone."""
-    code = (
-        "import asyncio, json, bench.page as b; "
-        f"print(json.dumps(asyncio.run(b._visit({url!r}, {paths!r}, {0.9 * alone}))))"
-    )
+    code = f"import json, bench.page as page; print(json.dumps(page._visit({url!r}, {paths!r}, {0.9 * alone})))"
     visitors = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     assert visitors.stdout is not None
     visitors.stdout.readline()  # "ready": its imports are not the page's cost
@@ -164,6 +193,7 @@ def main() -> None:
     parser.add_argument("--fake", action="store_true", help="the fake engine instead of the demo model")
     parser.add_argument("--chromium", default="/usr/bin/chromium", help="the browser")
     options = parser.parse_args()
+    sys.setswitchinterval(SWITCH_S)  # as `i2v serve` does
     with tempfile.TemporaryDirectory() as folder:
         settings = Settings(outputs=folder, model="fake" if options.fake else "demo", device="cpu", min_free_mb=0)
         engine = FakeEngine(step_s=0.05) if options.fake else load_engine(settings, lambda _what, _share: None)
@@ -172,7 +202,7 @@ def main() -> None:
             times, paths, size = paint(url, options.chromium)
             job_seconds(queue, 10)  # warms up
             first = job_seconds(queue, steps)
-            returning = [path for path in paths if not path.startswith("/assets/")]  # marked immutable
+            returning = [path for path in paths if not path.startswith("/assets/")]  # those are marked immutable
             known, known_answers = busy(url, queue, steps, returning, first)
             strange, strange_answers = busy(url, queue, steps, paths, first)
             second = job_seconds(queue, steps)

@@ -8,6 +8,7 @@ import logging
 import os
 import resource
 import socket
+import sys
 import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
@@ -33,6 +34,8 @@ EXIT_FAILED = 1
 GRACE_S = 5  # how long open streams and downloads may go on after a signal
 EXIT_BY_FORCE_S = 90.0
 SHORT_TOKEN = 16
+# Python's own 5 ms is how long the engine's thread may wait for the interpreter at each operation beside a busy route.
+SWITCH_S = 0.0005
 SPARE_FILES = 500  # videos, database, libraries
 _LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 
@@ -40,6 +43,7 @@ _LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 def serve(settings: Settings) -> int:
     """Run until a signal comes or the engine is lost. Returns the exit code: 0, 1, or 86 for "start me again"."""
     configure_logging(settings.log_level, as_json=settings.log_json)
+    sys.setswitchinterval(SWITCH_S)
     _raise_file_limit(settings.max_connections)
     mutex = LateMutex()
     queue = JobQueue(settings, mutex=mutex)

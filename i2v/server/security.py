@@ -8,6 +8,7 @@ import base64
 import binascii
 import hmac
 import ipaddress
+from functools import lru_cache
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
@@ -141,6 +142,7 @@ def _name_of(host: str) -> str:
     return host.partition(":")[0].rstrip(".")
 
 
+@lru_cache(maxsize=64)
 def _is_ip(name: str) -> bool:
     try:
         ipaddress.ip_address(name)

@@ -7,9 +7,9 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from i2v.errors import I2VError, NotFound
@@ -21,12 +21,12 @@ log = logging.getLogger("i2v.server")
 OnAnswer = Callable[[str, str, int, float], None]
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_.-]{1,64}")
-_FIXED_HEADERS = {
-    "X-Content-Type-Options": "nosniff",
-    "X-Frame-Options": "SAMEORIGIN",
-    "Referrer-Policy": "same-origin",
-    "Cross-Origin-Resource-Policy": "same-origin",
-}
+_FIXED_HEADERS = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"x-frame-options", b"SAMEORIGIN"),
+    (b"referrer-policy", b"same-origin"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+)
 
 
 class Stamp:
@@ -51,10 +51,7 @@ class Stamp:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                headers = MutableHeaders(scope=message)
-                headers["X-Request-Id"] = request_id
-                for name, value in _FIXED_HEADERS.items():
-                    headers.setdefault(name, value)
+                message["headers"] = _stamped(message.get("headers", ()), request_id)
             await send(message)
 
         try:
@@ -95,6 +92,14 @@ class OwnWords:
                 await send(message)
 
         await self.app(scope, receive, own if scope["type"] == "http" else send)
+
+
+def _stamped(headers: Iterable[tuple[bytes, bytes]], request_id: str) -> list[tuple[bytes, bytes]]:
+    """An answer's own headers (ASGI has their names in lower case), the fixed ones that it does not set, and the id."""
+    own = [item for item in headers if item[0] != b"x-request-id"]
+    names = {name for name, _ in own}
+    fixed = (item for item in _FIXED_HEADERS if item[0] not in names)
+    return [*own, *fixed, (b"x-request-id", request_id.encode("ascii"))]
 
 
 def route_of(scope: Scope) -> str:

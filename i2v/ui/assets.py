@@ -1,108 +1,146 @@
 """The framework's page, scripts and styles, answered from memory; browsers keep the scripts for a year.
 
-The framework opens a file in a thread for each of the ninety that a page takes, and lets browsers ask for all of them
-again: a page load cost 0.24 s of the interpreter that the running job needs too. Their names hold a content hash. It
-also writes the page and its config anew for each visit, 6 to 7 ms each, though nothing in them changes while the server
-runs.
+A first visit asks for some ninety files and the page itself. The framework opens a file in a thread for each, has them
+all asked for again at the next visit, and writes the page anew for everybody, though nothing in it changes while the
+server runs: 0.24 s of the interpreter that a running job needs too. Here an answer is looked up before any route is
+tried, and sent compressed where the browser allows it.
 """
 
+import gzip
 import mimetypes
 from collections import OrderedDict
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Self
 
 import gradio
-from fastapi import FastAPI
-from starlette.requests import Request
-from starlette.responses import Response
-from starlette.routing import Mount
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from i2v.errors import NotFound
+from i2v.server.answers import error_answer
 
 FOLDER = Path(gradio.__file__).parent / "templates" / "frontend" / "assets"
-FOREVER = {"Cache-Control": "public, max-age=31536000, immutable"}
+PREFIX = "/assets/"
+FOREVER = (b"cache-control", b"public, max-age=31536000, immutable")  # their names hold a content hash
 
-PAGES = ("/", "/config")
+PAGES = ("/", "/config", "/theme.css")
 SHAPES_A_PAGE = (b"host", b"x-forwarded-host", b"x-forwarded-proto", b"x-forwarded-prefix")  # headers in its addresses
 KEPT = 32  # answers; a few addresses and languages of one server
 
+SMALL = 1000  # bytes that are not worth compressing
+COMPRESSED_ALREADY = (".woff", ".woff2", ".png", ".jpg")
 
-def add_assets(app: FastAPI) -> None:
-    """Serve `/assets/...`; before the page is mounted, since a mount at `/` takes every path that is left."""
-    app.add_route("/assets/{name:path}", asset, include_in_schema=False)
-
-
-async def asset(request: Request) -> Response:
-    """Only files that lie in the folder at start have a name here, so no path can lead out of it."""
-    path = _files().get(request.path_params["name"])
-    if path is None:
-        raise NotFound("there is no such file")
-    kind = mimetypes.guess_type(path.name)[0] or "application/octet-stream"
-    return Response(_content(path), media_type=kind, headers=FOREVER)
+Header = tuple[bytes, bytes]
 
 
-@lru_cache(maxsize=1)
-def _files() -> dict[str, Path]:
-    return {path.relative_to(FOLDER).as_posix(): path for path in FOLDER.rglob("*") if path.is_file()}
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """One whole answer of status 200, as it is and compressed (None where that would not make it smaller)."""
+
+    headers: tuple[Header, ...]  # without those that say how the body is encoded
+    body: bytes
+    packed: bytes | None
+
+    @classmethod
+    def of(cls, headers: list[Header], body: bytes) -> Self:
+        packed = gzip.compress(body, 6, mtime=0) if len(body) > SMALL else body
+        return cls((*headers, (b"vary", b"accept-encoding")), body, packed if len(packed) < 0.9 * len(body) else None)
+
+    async def answer(self, scope: Scope, send: Send) -> None:
+        body, headers = self.body, list(self.headers)
+        if self.packed is not None and takes_gzip(scope):
+            body = self.packed
+            headers.append((b"content-encoding", b"gzip"))
+        headers.append((b"content-length", b"%d" % len(body)))
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
 
 
-@lru_cache(maxsize=256)
-def _content(path: Path) -> bytes:
-    return path.read_bytes()
+def takes_gzip(scope: Scope) -> bool:
+    """Whether the browser names gzip and does not refuse it by `q=0`."""
+    for name, value in scope["headers"]:
+        if name == b"accept-encoding":
+            words = [word.replace(b" ", b"") for word in value.lower().split(b",")]
+            return any(word.partition(b";")[0] == b"gzip" and not word.endswith(b";q=0") for word in words)
+    return False
 
 
-class KeptPages:
-    """The mounted page with its first answers to `/` and `/config` kept, for each address it is asked by.
+class FromMemory:
+    """A layer that answers `/assets/...` and the page itself, and hands on everything else.
 
-    The page holds nothing of a visitor: what a tab shows comes through events. An answer that sets a cookie or is no
-    200 is not kept.
+    The page holds nothing of a visitor: what a tab shows comes through events. Its first answer is kept, for each
+    address it is asked by. An answer that sets a cookie or is no whole 200 is not.
     """
 
-    def __init__(self, page: ASGIApp) -> None:
-        self.page = page
-        self.kept: OrderedDict[tuple[object, ...], list[Message]] = OrderedDict()
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+        self.pages: OrderedDict[tuple[object, ...], Kept] = OrderedDict()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["method"] != "GET" or scope["path"] not in PAGES:
-            await self.page(scope, receive, send)
-            return
+        if scope["type"] != "http" or scope["method"] not in ("GET", "HEAD"):
+            await self.app(scope, receive, send)
+        elif scope["path"].startswith(PREFIX):
+            path = _files().get(scope["path"][len(PREFIX) :])
+            if path is None:
+                await error_answer(NotFound("there is no such file"), scope["path"])(scope, receive, send)
+            else:
+                await _file(path).answer(scope, send)
+        elif scope["path"] in PAGES and scope["method"] == "GET":
+            await self._page(scope, receive, send)
+        else:
+            await self.app(scope, receive, send)
+
+    async def _page(self, scope: Scope, receive: Receive, send: Send) -> None:
         shaped = tuple(item for item in scope["headers"] if item[0] in SHAPES_A_PAGE)
         key = (scope["path"], scope["query_string"], scope.get("scheme"), scope.get("root_path"), shaped)
-        if key not in self.kept:
-            messages: list[Message] = []
-
-            async def note(message: Message) -> None:
-                messages.append(copied(message))
-                await send(message)
-
-            await self.page(scope, receive, note)
-            if may_be_kept(messages):
-                self.kept[key] = messages
-                while len(self.kept) > KEPT:
-                    self.kept.popitem(last=False)
+        kept = self.pages.get(key)
+        if kept is not None:
+            self.pages.move_to_end(key)
+            await kept.answer(scope, send)
             return
-        self.kept.move_to_end(key)
-        for message in list(self.kept[key]):
-            await send(copied(message))
+        messages: list[Message] = []
 
+        async def note(message: Message) -> None:
+            messages.append(dict(message))
+            await send(message)
 
-def copied(message: Message) -> Message:
-    """A message that those who pass it on may write into, as they do with its headers."""
-    return {**message, "headers": list(message["headers"])} if "headers" in message else dict(message)
+        # Asked for uncompressed: the framework would otherwise pack each answer in its own way.
+        plain = [item for item in scope["headers"] if item[0] != b"accept-encoding"]
+        await self.app({**scope, "headers": plain}, receive, note)
+        if may_be_kept(messages):
+            self.pages[key] = _joined(messages)
+            while len(self.pages) > KEPT:
+                self.pages.popitem(last=False)
 
 
 def may_be_kept(messages: list[Message]) -> bool:
     """Whether these ASGI messages are one whole answer that is the same for everybody."""
     starts = [message for message in messages if message["type"] == "http.response.start"]
     bodies = [message for message in messages if message["type"] == "http.response.body"]
-    whole = bool(starts and bodies) and not bodies[-1].get("more_body", False)
-    return whole and starts[0]["status"] == 200 and not any(name == b"set-cookie" for name, _ in starts[0]["headers"])
+    if not starts or not bodies or bodies[-1].get("more_body", False) or starts[0]["status"] != 200:
+        return False
+    return not {name for name, _ in starts[0]["headers"]} & {b"set-cookie", b"content-encoding"}
 
 
-def keep_pages(app: FastAPI) -> None:
-    """Answer the page that was mounted last from memory."""
-    mount = app.routes[-1]
-    if not isinstance(mount, Mount):
-        raise RuntimeError("the page is not the last route; mount it after all others")
-    mount.app = KeptPages(mount.app)
+def _joined(messages: list[Message]) -> Kept:
+    own = (b"content-length", b"vary", b"x-request-id")  # the last is written by a layer outside, for each answer
+    headers = [item for item in messages[0]["headers"] if item[0] not in own]
+    return Kept.of(headers, b"".join(message.get("body", b"") for message in messages[1:]))
+
+
+@lru_cache(maxsize=1)
+def _files() -> dict[str, Path]:
+    """Only files that lie in the folder at start have a name here, so no path can lead out of it."""
+    return {path.relative_to(FOLDER).as_posix(): path for path in FOLDER.rglob("*") if path.is_file()}
+
+
+@lru_cache(maxsize=256)
+def _file(path: Path) -> Kept:
+    kind = mimetypes.guess_type(path.name)[0] or "application/octet-stream"
+    if kind.startswith("text/"):
+        kind += "; charset=utf-8"
+    headers = [(b"content-type", kind.encode("ascii")), FOREVER]
+    body = path.read_bytes()
+    kept = Kept.of(headers, body)
+    return Kept(kept.headers, body, None) if path.suffix in COMPRESSED_ALREADY else kept

@@ -1,12 +1,14 @@
 """What the framework leaves open by default stays closed: files of the machine, foreign pages, foreign machines."""
 
 import base64
+import inspect
 import json
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import gradio as gr
 import pytest
 import requests
 from playwright.sync_api import Page, expect
@@ -15,7 +17,7 @@ from i2v.engine.fake import FakeEngine
 from i2v.engine.protocol import GenerationResult
 from i2v.server.app import create_app
 from i2v.ui import mount_ui
-from i2v.ui.app import check_closed
+from i2v.ui.app import check_closed, remember_signatures
 from i2v.ui.assets import may_be_kept
 from tests.conftest import ASSETS, ROOT
 from tests.ui.conftest import Site, fill
@@ -171,6 +173,36 @@ def test_the_pages_scripts_are_kept_by_browsers_and_no_path_leads_out_of_their_f
         assert SECRET not in answer.text
 
 
+def test_the_page_and_its_scripts_are_sent_compressed_to_those_who_take_it(site: Site) -> None:
+    script = re.search(r"assets/[\w.-]+\.js", requests.get(site.url, timeout=30).text)
+    assert script is not None
+    for path in ("/", "/config", "/theme.css", "/" + script[0]):
+        requests.get(site.url + path, timeout=30)  # the framework's own first answer
+        plain = requests.get(site.url + path, timeout=30, headers={"Accept-Encoding": "identity"})
+        refused = requests.get(site.url + path, timeout=30, headers={"Accept-Encoding": "gzip;q=0, br"})
+        packed = requests.get(site.url + path, timeout=30, headers={"Accept-Encoding": "br, gzip"})
+        assert "content-encoding" not in plain.headers
+        assert "content-encoding" not in refused.headers
+        assert packed.headers["content-encoding"] == "gzip"
+        assert plain.content == refused.content == packed.content
+        assert int(packed.headers["content-length"]) < len(packed.content)
+        assert {answer.headers["vary"] for answer in (plain, packed)} == {"accept-encoding"}
+        assert plain.headers["content-type"] == packed.headers["content-type"]
+    head = requests.head(f"{site.url}/{script[0]}", timeout=30)
+    assert (head.status_code, head.content) == (200, b"")
+
+
+def test_remembered_signatures_are_those_of_the_components() -> None:
+    with gr.Blocks() as blocks:
+        shown = gr.HTML("x", elem_id="y")
+    before = shown.get_config()
+    natural = inspect.signature(gr.HTML.__init__)
+    remember_signatures(blocks)
+    assert inspect.signature(gr.HTML.__init__) == natural
+    assert shown.get_config() == before
+    assert gr.HTML("z").value == "z"
+
+
 def test_a_kept_page_is_the_same_for_its_address_and_another_for_another(site: Site) -> None:
     """The framework took 6.8 ms of a running job's interpreter for each `/` and 5.8 for each `/config`."""
     for path in ("/", "/config"):
@@ -192,6 +224,7 @@ def test_an_answer_that_is_not_whole_or_sets_a_cookie_is_not_kept() -> None:
     assert not may_be_kept([start, {**body, "more_body": True}])
     assert not may_be_kept([{**start, "status": 503}, body])
     assert not may_be_kept([{**start, "headers": [(b"set-cookie", b"a=b")]}, body])
+    assert not may_be_kept([{**start, "headers": [(b"content-encoding", b"br")]}, body])
     assert not may_be_kept([])
 
 
@@ -205,7 +238,7 @@ def test_uploads_lie_where_only_this_server_reads_them(site: Site) -> None:
 
 def test_a_mount_with_an_open_door_is_not_served(site: Site) -> None:
     app = mount_ui(create_app(site.settings, site.queue), site.settings, site.queue)
-    blocks = app.routes[-1].app.page.get_blocks()  # type: ignore[attr-defined]
+    blocks = app.routes[-1].app.get_blocks()  # type: ignore[attr-defined]
     check_closed(blocks)
     blocks.has_launched = False
     with pytest.raises(RuntimeError, match="not mounted"):

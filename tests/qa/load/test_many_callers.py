@@ -123,7 +123,7 @@ def test_a_running_job_goes_by_the_setting_when_its_caller_goes_away(start_serve
 def test_listeners_that_go_away_stop_nothing_and_leave_nothing(healthy):
     id = create(healthy, "watched").json()["id"]
     for _ in range(20):
-        with healthy.connect(timeout=0.2) as connection:
+        with healthy.connect(timeout=30) as connection:
             connection.sendall(f"GET /v1/videos/{id}/events HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
             connection.recv(100)
     until(lambda: healthy.session.get(f"{healthy.url}/v1/videos/{id}", timeout=30).json()["status"] == "completed")

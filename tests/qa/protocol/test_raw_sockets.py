@@ -134,6 +134,81 @@ def test_pipelined_requests_are_all_answered(healthy):
             data += connection.recv(65536)
 
 
+OFFERS = {
+    "http2": ("Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAMAAABkAAQAoAAAAAIAAAAA"),
+    "websocket": ("Connection: Upgrade", "Upgrade: websocket", "Sec-WebSocket-Key: eA==", "Sec-WebSocket-Version: 13"),
+}
+
+
+@pytest.mark.parametrize("offer", OFFERS)
+def test_an_offer_to_change_protocols_is_declined_and_its_body_is_read(healthy, offer):
+    """Java's client and `curl --http2` make one; the parser takes all that follows for the other protocol."""
+    with healthy.connect() as connection:
+        for _ in range(2):
+            connection.sendall(post(b'{"data": 1}', "Content-Length: 11", *OFFERS[offer]))
+            status, _, body = read_answer(connection)
+            assert status == 422
+            assert "data" in json.loads(body)["error"]
+        connection.sendall(GET)
+        assert read_answer(connection)[0] == 200
+
+
+def test_a_body_that_follows_its_offer_later_is_read(healthy):
+    with healthy.connect() as connection:
+        connection.sendall(post(b"", "Content-Length: 11", *OFFERS["http2"]))
+        time.sleep(0.1)  # so that it arrives apart; either way the answer is the same
+        connection.sendall(b'{"data": 1}')
+        status, _, body = read_answer(connection)
+        assert status == 422
+        assert "data" in json.loads(body)["error"]
+
+
+def test_what_follows_a_body_is_no_header(healthy):
+    with healthy.connect() as connection:
+        connection.sendall(post(b"2\r\n{}\r\n0\r\nX-Request-Id: smuggled\r\n\r\n", "Transfer-Encoding: chunked"))
+        status, headers, _ = read_answer(connection)
+        assert status == 422
+        assert headers["x-request-id"] != "smuggled"
+
+
+ENDLESS = {
+    "a header": (GET[:-2] + b"X: ", b"y"),
+    "a path": (b"GET /", b"y"),
+    "line breaks": (b"", b"\r\n"),
+    "a chunk's extension": (post(b"2;", "Transfer-Encoding: chunked"), b"y"),
+    "a trailer": (post(b"2\r\n{}\r\n0\r\nX: ", "Transfer-Encoding: chunked"), b"y"),
+}
+
+
+@pytest.mark.parametrize("case", ENDLESS)
+def test_what_never_ends_and_is_no_body_is_cut_off(healthy, case):
+    """Nothing counts it but the protocol: the app's own limits see whole heads and bodies."""
+    first, more = ENDLESS[case]
+    sent, limit = 0, 50_000_000
+    with healthy.connect() as connection:
+        connection.sendall(first)
+        try:
+            while sent < limit:
+                connection.sendall(more * 20_000)
+                sent += len(more) * 20_000
+        except (ConnectionResetError, BrokenPipeError):
+            pass
+    assert sent < limit
+
+
+def test_what_is_not_http_does_not_write_into_an_answer_under_way(healthy):
+    name, size = "video_20260101_000000_during.mp4", 8_000_000
+    (healthy.outputs / name).write_bytes(bytes(size))
+    with healthy.connect() as connection:
+        connection.sendall(f"GET /outputs/{name} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+        received = connection.recv(20_000)
+        assert received.startswith(b"HTTP/1.1 200")
+        connection.sendall(b"hello\r\n\r\n")
+        received += read_all(connection)
+    (healthy.outputs / name).unlink()
+    assert b"400 Bad Request" not in received
+
+
 def test_a_client_may_ask_before_it_sends_its_body(healthy):
     with healthy.connect() as connection:
         connection.sendall(post(b"", "Content-Length: 2", "Expect: 100-continue"))
