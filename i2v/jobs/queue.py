@@ -240,6 +240,9 @@ class JobQueue:
         new = new_job(request, picture, door, caller, idempotency_key, priority, extends, webhook)
         job, replayed = self._admission.insert(store, new)
         if replayed:
+            if job.status == "queued":  # the answer that it was taken may have been lost, and the worker not told
+                self._moved(job.id)
+                self._worker.stir()
             return replace(self._line.fill_in(job), replayed=True)
         self._worker.expect(job.id, picture)  # after the last word on it: a refused photo is not kept
         self._moved(job.id)

@@ -1,7 +1,7 @@
 """How a running job ends: the row, the signals to whoever waits, the pace. Called by the worker and the publisher.
 
 A change that the database cannot take now (disk full, locked) is tried again until it can; a job whose row was settled
-by somebody else in between keeps that row.
+or deleted by somebody else in between keeps that.
 """
 
 import logging
@@ -10,7 +10,7 @@ from collections.abc import Callable
 from itertools import chain, repeat
 from typing import TypeVar
 
-from i2v.errors import I2VError, StorageFull, Unavailable
+from i2v.errors import I2VError, NotFound, StorageFull, Unavailable
 from i2v.jobs.job import Job, JobResult
 from i2v.jobs.live import Board, Live
 from i2v.jobs.pace import Pace
@@ -112,7 +112,7 @@ class Verdicts:
         job, ours = None, True
         try:
             job = self.persist(change)
-        except InvalidTransition as error:
+        except (InvalidTransition, NotFound) as error:
             log.warning("settled before: %s", error, extra={"job": live.job.id})
             ours = False
         self._board.remove(live)
