@@ -9,6 +9,17 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 source scripts/environment.sh
 
-bash scripts/install
+choose_environment
+for flag in "$@"; do
+  [[ "$flag" == --help && ! -x "$ENV_PYTHON" ]] || continue # nothing is installed for a question
+  printf '%s\n' "bash start_app.sh [flags]: make the environment (once), check this machine, start the server" \
+    "  --host ADDRESS   address to listen on (127.0.0.1); 0.0.0.0 opens the server to the network" \
+    "  --port PORT      port to listen on (7860); 0 takes a free one" \
+    "  --model MODEL    auto, demo, fake, a hub id, or a diffusers folder" \
+    "  --config FILE    settings file (YAML)" \
+    "Every flag: docs/operations.md, or this again once the environment is there."
+  exit 0
+done
+[[ " $* " == *" --help "* ]] || bash scripts/install
 choose_environment
 exec "$ENV_PYTHON" -m i2v.launcher "$@"

@@ -73,7 +73,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except (InvalidRequest, RefusedByServer) as error:
         _fail(error.message, 2)
     except (I2VError, ClientError) as error:
-        _fail(error.message, 1)
+        hint = (
+            "; name another server with --url http://HOST:PORT" if getattr(error, "code", None) == "unreachable" else ""
+        )
+        _fail(error.message + hint, 1)
     except ModelUnavailable as error:
         _fail(str(error), 1)
     except Exception as error:  # a defect of ours; its traceback helps only who asks for it

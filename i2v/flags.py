@@ -18,6 +18,8 @@ from pydantic.fields import FieldInfo
 
 from i2v.settings import Settings, SettingsError, load_settings
 
+SHORTER = {"--max-vram-gb": "--max-vram"}  # another name for the same option
+
 CONFIG_HELP = "settings file (YAML); I2V_* variables and flags override it"
 
 
@@ -110,7 +112,11 @@ def _nested(given: dict[str, Any]) -> dict[str, Any]:
 
 def _flag_parameter(flag: Flag, panel: str | None) -> inspect.Parameter:
     kind, metavar = _kind(flag.field.annotation)
-    names = [f"{flag.option}/--no-{flag.option[2:]}"] if kind is bool else [flag.option]
+    names = (
+        [f"{flag.option}/--no-{flag.option[2:]}"]
+        if kind is bool
+        else [flag.option, *SHORTER.get(flag.option, "").split()]
+    )
     annotation = list[str] if kind is list else bool if kind is bool else str
     option = typer.Option(
         *names,

@@ -392,7 +392,10 @@ def test_no_server_is_one_sentence(run: Run) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Client, "__init__", _one_attempt(Client.__init__))
         ended = run("jobs", "--url http://127.0.0.1:9")
-    assert (ended.code, ended.err) == (1, "[ERROR] no server answers at http://127.0.0.1:9/\n")
+    assert (ended.code, ended.err) == (
+        1,
+        "[ERROR] no server answers at http://127.0.0.1:9/; name another server with --url http://HOST:PORT\n",
+    )
 
 
 def _one_attempt(init: Callable[..., None]) -> Callable[..., None]:
@@ -495,6 +498,14 @@ def test_serve_has_a_flag_for_every_setting(run: Run) -> None:
         assert flag.option in said
     assert "--config" in said
     assert "--api-token" not in said  # a command line is seen by every user of the machine
+
+
+def test_max_vram_is_the_same_option_under_both_names(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Settings] = []
+    monkeypatch.setattr(serve, "serve", lambda settings: seen.append(settings) or 0)
+    for name in ("--max-vram", "--max-vram-gb"):
+        assert run("serve", f"{name} 8").code == 0
+    assert [settings.max_vram_gb for settings in seen] == [8.0, 8.0]
 
 
 def test_engine_flags_of_generate_are_settings() -> None:

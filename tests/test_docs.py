@@ -181,7 +181,7 @@ def test_every_metric_is_in_the_operations_guide(tmp_path: Path) -> None:
 
 def commands() -> Iterator[tuple[str, list[str]]]:
     """Each command of `i2v` with its own options: those that are no setting of the server."""
-    setting_options = {flag.option for flag in flags.flags()}
+    setting_options = {flag.option for flag in flags.flags()} | set(flags.SHORTER.values())
     group = typer.main.get_command(cli.app)
     for name, command in group.commands.items():  # type: ignore[attr-defined]
         found = []

@@ -246,6 +246,16 @@ def test_help_lists_the_flags_and_starts_nothing(start, checkout: Path) -> None:
     assert not (checkout / "starts").exists()
 
 
+def test_help_before_the_first_install_is_shown_at_once_and_installs_nothing(checkout: Path) -> None:
+    """It installed two gigabytes first."""
+    bare = {name: value for name, value in os.environ.items() if name not in ("VIRTUAL_ENV", "CONDA_PREFIX")}
+    command = ["bash", str(checkout / "start_app.sh"), "--help"]
+    done = subprocess.run(command, env=bare, capture_output=True, text=True, timeout=DEADLINE_S, check=True)
+    assert "--port PORT" in done.stdout
+    assert not (checkout / ".venv").exists()
+    assert not (checkout / "starts").exists()
+
+
 def test_one_command_leads_to_a_video_and_ctrl_c_ends_it_all(start, checkout: Path) -> None:
     """The real server behind the real launcher; a second start names it; nothing is left on the port."""
     shutil.copy(ROOT / "server.py", checkout / "server.py")

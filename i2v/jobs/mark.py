@@ -10,6 +10,7 @@ import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
+from i2v.errors import Unavailable
 from i2v.jobs.retention import size_of
 from i2v.jobs.schema import DataError
 from i2v.jobs.store import JobStore
@@ -23,17 +24,28 @@ ABSENT = "the outputs folder is not the one that holds the videos; its disk may 
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """`file` lies in the outputs folder; with `word` it must say exactly that."""
+    """`file` lies in the outputs folder; with `word` it must say exactly that, without it must be the very file
+    (`identity`: device and inode) that the server has open as its table."""
 
     file: Path
     word: str | None = None
+    identity: tuple[int, int] | None = None
 
     def is_there(self) -> bool:
         """Whether the folder is the one that the table belongs to."""
         try:
-            return self.file.is_file() if self.word is None else self.file.read_text().strip() == self.word
+            return (
+                _identity(self.file) == self.identity
+                if self.word is None
+                else self.file.read_text().strip() == self.word
+            )
         except (OSError, ValueError):
             return False
+
+    def check(self) -> None:
+        """Raises `Unavailable` when the folder is not there: nothing may be concluded from it or written into it."""
+        if not self.is_there():
+            raise Unavailable(ABSENT, retry_after=30)
 
 
 def mark_of(folder: Path, own_table: Path | None, store: JobStore) -> Mark:
@@ -44,7 +56,7 @@ def mark_of(folder: Path, own_table: Path | None, store: JobStore) -> Mark:
     one than at the last start, or has none of the videos of a table that knows no word yet; and OSError.
     """
     if own_table is not None:
-        return Mark(own_table)
+        return Mark(own_table, identity=_identity(own_table))
     file, word, videos = folder / MARK_NAME, store.note(_NOTE), store.videos()
     if word is None and videos and all(size_of(folder, video.file) is None for video in videos):
         word = uuid.uuid5(uuid.NAMESPACE_OID, videos[0].id).hex  # the same at each try, with nothing written
@@ -61,6 +73,11 @@ def mark_of(folder: Path, own_table: Path | None, store: JobStore) -> Mark:
     if store.note(_NOTE) != word:  # last: a table that knows a word which is in no folder would refuse the right one
         store.set_notes({_NOTE: word})
     return Mark(file, word)
+
+
+def _identity(file: Path) -> tuple[int, int]:
+    found = file.stat()
+    return found.st_dev, found.st_ino
 
 
 def _read(file: Path) -> str:

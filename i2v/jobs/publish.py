@@ -20,9 +20,10 @@ from numpy.typing import NDArray
 
 from i2v import __version__
 from i2v.engine.protocol import Frames, GenerationResult, ModelInfo
-from i2v.errors import GenerationFailed, I2VError, JobCancelled
+from i2v.errors import GenerationFailed, I2VError, JobCancelled, Unavailable
 from i2v.jobs.job import Job, JobResult
 from i2v.jobs.live import Live
+from i2v.jobs.mark import Mark
 from i2v.jobs.verdicts import Verdicts
 
 log = logging.getLogger(__name__)
@@ -54,6 +55,7 @@ class _Parcel:
 class Publisher:
     """One thread that writes finished videos into `folder`, with at most one more waiting for it.
 
+    A folder that is not the one of `mark`, at the start or at the end of the writing, gets no video: the job goes back.
     `source_frames(id)` gives the frames of the video that a job continues; they go before the new ones.
     """
 
@@ -62,12 +64,14 @@ class Publisher:
         folder: Path,
         verdicts: Verdicts,
         *,
+        mark: Mark,
         write_video: WriteVideo,
         source_frames: Callable[[str], Frames],
         failpoint: Failpoint,
     ) -> None:
         self._folder = folder
         self._verdicts = verdicts
+        self._mark = mark
         self._write_video = write_video
         self._source_frames = source_frames
         self._failpoint = failpoint
@@ -112,6 +116,8 @@ class Publisher:
             self._publish(parcel)
         except JobCancelled:
             self._verdicts.cancelled(live)
+        except Unavailable as error:
+            self._verdicts.put_back(live, error)
         except I2VError as error:
             self._verdicts.failed(live, error)
         except Exception:
@@ -127,11 +133,14 @@ class Publisher:
             if live.cancelled and name != "renamed":
                 raise JobCancelled("the job was cancelled")
             self._failpoint(name)
+            if name != "renamed":
+                self._mark.check()
 
         start = time.perf_counter()
         try:
             if live.cancelled:
                 raise JobCancelled("the job was cancelled")
+            self._mark.check()
             frames = parcel.frames
             if job.extends is not None:
                 frames = np.concatenate([self._source_frames(job.extends), frames[1:]])

@@ -232,7 +232,7 @@ class JobQueue:
         engine.check(request)
         if extends is not None:
             self.video_path(self.get(extends))
-        self._shelf.check()
+        self._mark.check()
         self._admission.check_room()
         if idempotency_key is None:
             self._admission.check_line()  # before the photo is packed; the insert has the last word
@@ -240,6 +240,9 @@ class JobQueue:
         new = new_job(request, picture, door, caller, idempotency_key, priority, extends, webhook)
         job, replayed = self._admission.insert(store, new)
         if replayed:
+            if job.status == "queued":  # the answer that it was taken may have been lost, and the worker not told
+                self._moved(job.id)
+                self._worker.stir()
             return replace(self._line.fill_in(job), replayed=True)
         self._worker.expect(job.id, picture)  # after the last word on it: a refused photo is not kept
         self._moved(job.id)
@@ -379,6 +382,7 @@ class JobQueue:
     def _build(self, store: JobStore, mark: Mark) -> None:
         from i2v.video import new_file_name, write_video
 
+        self._mark = mark
         self._shelf = Shelf(self._folder, mark, store, self._settings.retention)
         self._ending = Ending(store, self._shelf, self._board, get=self.get, wait=self.wait_sync, dropped=self._dropped)
         self._verdicts = Verdicts(
@@ -394,6 +398,7 @@ class JobQueue:
         self._publisher = Publisher(
             self._folder,
             self._verdicts,
+            mark=mark,
             write_video=self._write_video or write_video,
             source_frames=self._frames_of,
             failpoint=self._failpoint,
@@ -404,6 +409,7 @@ class JobQueue:
             self._publisher,
             hub=self._hub,
             board=self._board,
+            mark=mark,
             mutex=self._mutex,
             new_name=lambda: new_file_name(self._clock()),
             step_timeout_s=self._settings.queue.step_timeout_s,
@@ -430,6 +436,8 @@ class JobQueue:
         if job.is_final:
             for listener in self.on_final:
                 listener(job)
+        else:
+            self._worker.stir()  # it went back to the queue
 
     def _after(self, job: Job) -> None:
         """As above, for what may take longer."""

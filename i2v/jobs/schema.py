@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 from sqlite3 import DatabaseError
 from typing import Any
+from urllib.parse import quote
 
 from sqlalchemy import (
     BigInteger,
@@ -142,6 +143,7 @@ def _engine(url: str) -> Engine:
         raise DataError("the setting `database` is no SQLAlchemy URL, such as postgresql://user@host/name") from None
     except ModuleNotFoundError:
         raise DataError("PostgreSQL needs one more package: pip install 'i2v[postgres]'") from None
+    event.listen(engine, "do_connect", _open_existing)
     event.listen(engine, "connect", _prepare_sqlite)
     event.listen(engine, "begin", _begin_sqlite)
     return engine
@@ -151,6 +153,13 @@ def _make_private(url: URL) -> None:
     """The table holds prompts and photos: nobody but the server's own user reads them. SQLite's side files follow."""
     if url.get_backend_name() == "sqlite" and url.database not in (None, "", ":memory:"):
         os.close(os.open(str(url.database), os.O_RDWR | os.O_CREAT, 0o600))
+
+
+def _open_existing(_dialect: Any, _record: Any, arguments: list[Any], options: dict[str, Any]) -> None:
+    """A later connection makes no new, empty table where the folder of the first one is not mounted any more."""
+    if arguments and Path(arguments[0]).is_absolute():
+        arguments[0] = f"file:{quote(arguments[0])}?mode=rw"
+        options["uri"] = True
 
 
 def _prepare_sqlite(connection: Any, _record: Any) -> None:

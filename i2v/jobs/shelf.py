@@ -28,17 +28,12 @@ class Shelf:
             return ABSENT
         return None if retention.writable(self._folder) else "the outputs folder cannot be written"
 
-    def check(self) -> None:
-        """Raises `Unavailable` when the folder is not there: nothing may be concluded from what it holds then."""
-        if not self._mark.is_there():
-            raise Unavailable(ABSENT, retry_after=30)
-
     def path_of(self, job: Job) -> Path:
         """As `JobQueue.video_path`."""
         if job.result is None:
             raise Conflict(f"the video is not ready: the job is {job.status}")
         if retention.size_of(self._folder, job.result.file) is None:
-            self.check()
+            self._mark.check()
             with suppress(InvalidTransition, NotFound):
                 self._store.mark_lost(job.id)
             raise NotFound("the file of this video is no longer there")
@@ -48,7 +43,7 @@ class Shelf:
         """The files of a finished job, if it has any. Raises `Unavailable` when they cannot be removed now."""
         if job.result is None:
             return
-        self.check()
+        self._mark.check()
         try:
             retention.remove_files(self._folder, job.result.file)
         except OSError as error:

@@ -5,7 +5,9 @@
        '-> cancelled
 
 Every change of a running job is fenced by boot id and attempt, so that nothing which an earlier process or an earlier
-attempt still does can touch it. Order is priority, then sequence, never time. Knows no engine, no files, no HTTP.
+attempt still does can touch it. A change whose answer was lost with the connection may be made again: what is found
+done already, by the same boot and attempt, counts as done now. Order is priority, then sequence, never time. Knows no
+engine, no files, no HTTP.
 """
 
 import json
@@ -84,6 +86,7 @@ class JobStore:
         self._cache: dict[str, Job] = {}  # rows as read since the last write: pollers ask for the same few
         self._cache_lock = threading.Lock()
         self._version = 0
+        self._unanswered: Claim | None = None  # the claim that is being committed
         self._database = Database(url, self._forget_cache)
 
     def close(self) -> None:
@@ -205,26 +208,41 @@ class JobStore:
         """
         self._database.keep_lock()
         with self._database.writing() as connection:
-            if _count(connection, jobs.c.slot == slot):
-                raise InvalidTransition(f"engine {slot} still holds a job")
-            query = (
-                select(jobs.c.id, jobs.c.attempt)
-                .where(jobs.c.status == "queued")
-                .order_by(*_NEXT_FIRST)
-                .limit(1)
-                .with_for_update(skip_locked=True)
-            )
-            row = connection.execute(query).first()
-            if row is None:
+            claim = self._committed(connection, slot) or self._start_next(connection, slot)
+            if claim is None:
                 return None
-            claim = Claim(row.id, self.boot, row.attempt + 1)
-            values = {"status": "in_progress", "boot_id": self.boot, "slot": slot, "attempt": claim.attempt}
-            values |= {"started_at": self._now(), "stage": "encode", "step": 0}
-            _move(connection, row.id, and_(jobs.c.status == "queued", jobs.c.attempt == row.attempt), values)
-            job = _read(connection, row.id)
+            job = _read(connection, claim.id)
+            self._unanswered = claim
             if before_commit is not None:
                 before_commit()
+        self._unanswered = None
         return job, claim
+
+    def _committed(self, connection: Connection, slot: int) -> Claim | None:
+        """The claim that was committed without an answer, when the slot holds it; None when the slot is free."""
+        if not _count(connection, jobs.c.slot == slot):
+            return None
+        claim = self._unanswered
+        if claim is None or not _count(connection, jobs.c.slot == slot, jobs.c.id == claim.id, _ours(claim)):
+            raise InvalidTransition(f"engine {slot} still holds a job")
+        return claim
+
+    def _start_next(self, connection: Connection, slot: int) -> Claim | None:
+        query = (
+            select(jobs.c.id, jobs.c.attempt)
+            .where(jobs.c.status == "queued")
+            .order_by(*_NEXT_FIRST)
+            .limit(1)
+            .with_for_update(skip_locked=True)
+        )
+        row = connection.execute(query).first()
+        if row is None:
+            return None
+        claim = Claim(row.id, self.boot, row.attempt + 1)
+        values = {"status": "in_progress", "boot_id": self.boot, "slot": slot, "attempt": claim.attempt}
+        values |= {"started_at": self._now(), "stage": "encode", "step": 0}
+        _move(connection, row.id, and_(jobs.c.status == "queued", jobs.c.attempt == row.attempt), values)
+        return claim
 
     def save_progress(self, claim: Claim, stage: str, step: int) -> None:
         self._change(claim, {"stage": stage, "step": step})
@@ -364,16 +382,27 @@ class JobStore:
 
     def _change(self, claim: Claim, values: dict[str, Any]) -> Job:
         """The job as it is then, read in the same transaction: the next one may delete it."""
-        fence = and_(jobs.c.status == "in_progress", jobs.c.boot_id == claim.boot, jobs.c.attempt == claim.attempt)
         with self._database.writing() as connection:
-            _move(connection, claim.id, fence, values)
+            _move(connection, claim.id, and_(jobs.c.status == "in_progress", _ours(claim)), values)
             return _read(connection, claim.id)
 
     def _finish(self, claim: Claim, status: Status, values: dict[str, Any]) -> Job:
-        return self._change(claim, {"status": status, "slot": None, "completed_at": self._now(), **values})
+        try:
+            return self._change(claim, {"status": status, "slot": None, "completed_at": self._now(), **values})
+        except InvalidTransition:
+            end = {"status": status, "file": values["file"], "error_code": values.get("error_code")}
+            with self._database.reading() as connection:
+                same = and_(*(jobs.c[name] == value for name, value in end.items()))
+                if _count(connection, jobs.c.id == claim.id, _ours(claim), same):
+                    return _read(connection, claim.id)
+            raise
 
     def _now(self) -> float:
         return self._clock().timestamp()
+
+
+def _ours(claim: Claim) -> ColumnElement[bool]:
+    return and_(jobs.c.boot_id == claim.boot, jobs.c.attempt == claim.attempt)
 
 
 def _move(connection: Connection, id: str, guard: ColumnElement[bool], values: dict[str, Any]) -> None:

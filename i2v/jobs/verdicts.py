@@ -1,7 +1,7 @@
 """How a running job ends: the row, the signals to whoever waits, the pace. Called by the worker and the publisher.
 
 A change that the database cannot take now (disk full, locked) is tried again until it can; a job whose row was settled
-by somebody else in between keeps that row.
+or deleted by somebody else in between keeps that.
 """
 
 import logging
@@ -10,7 +10,7 @@ from collections.abc import Callable
 from itertools import chain, repeat
 from typing import TypeVar
 
-from i2v.errors import I2VError, StorageFull, Unavailable
+from i2v.errors import I2VError, NotFound, StorageFull, Unavailable
 from i2v.jobs.job import Job, JobResult
 from i2v.jobs.live import Board, Live
 from i2v.jobs.pace import Pace
@@ -76,6 +76,14 @@ class Verdicts:
         log.info("goes back to the queue", extra={"job": live.job.id})
         self._settle(live, lambda: self._store.requeue(live.claim, count=False))
 
+    def put_back(self, live: Live, error: Unavailable) -> None:
+        """There is no place for its video now: once more from its place in the queue, while an attempt is left."""
+        log.warning("cannot be written: %s", error.message, extra={"job": live.job.id})
+        if live.claim.attempt < self._attempts:
+            self._settle(live, lambda: self._store.requeue(live.claim, count=True))
+        else:
+            self.failed(live, error)
+
     def engine_lost(self, live: Live, error: I2VError, *, again: bool) -> None:
         """`again`: one more attempt after the restart, when there is one left."""
         log.critical("lost the engine: %s", error.message, extra={"job": live.job.id})
@@ -93,18 +101,21 @@ class Verdicts:
         """From now on a change that the database refuses is tried only once more: the next start puts it right."""
         self._stopping.set()
 
-    def persist(self, change: Callable[[], T]) -> T | None:
-        """Make a change, waiting while the database cannot; None when the server stopped before it could."""
+    def persist(self, change: Callable[[], T], *, of_table: bool = True) -> T | None:
+        """Make a change, waiting while the database cannot; None when the server stopped before it could.
+
+        `of_table` False: what is waited for is not the table, and says nothing of it.
+        """
         for wait in chain(RETRY_S, repeat(RETRY_S[-1])):
             try:
                 done = change()
             except (Unavailable, StorageFull) as error:
-                self.storage_works = False
+                self.storage_works = self.storage_works and not of_table
                 log.error("%s; trying again in %.1f s", error.message, wait)
                 if self._stopping.wait(wait):
                     return None
             else:
-                self.storage_works = True
+                self.storage_works = self.storage_works or of_table
                 return done
         return None
 
@@ -112,7 +123,7 @@ class Verdicts:
         job, ours = None, True
         try:
             job = self.persist(change)
-        except InvalidTransition as error:
+        except (InvalidTransition, NotFound) as error:
             log.warning("settled before: %s", error, extra={"job": live.job.id})
             ours = False
         self._board.remove(live)

@@ -26,6 +26,7 @@ from i2v.errors import (
 )
 from i2v.jobs.events import Hub
 from i2v.jobs.live import Board, Live
+from i2v.jobs.mark import Mark
 from i2v.jobs.photo import decode_png
 from i2v.jobs.publish import Failpoint, Publisher, result_of
 from i2v.jobs.store import InvalidTransition, JobStore
@@ -71,6 +72,7 @@ class Worker:
         *,
         hub: Hub,
         board: Board,
+        mark: Mark,
         mutex: Mutex,
         new_name: Callable[[], str],
         step_timeout_s: float,
@@ -81,6 +83,7 @@ class Worker:
         self._publisher = publisher
         self._hub = hub
         self._board = board
+        self._mark = mark
         self._mutex = mutex
         self._new_name = new_name
         self._failpoint = failpoint
@@ -154,6 +157,8 @@ class Worker:
     def _claim(self) -> Live | None:
         if self._engine is None:
             return None
+        if not self._verdicts.persist(self._folder_is_there, of_table=False):
+            return None
         if self._verdicts.persist(self._store.next_is_retry):
             self._publisher.drain()
         found = self._verdicts.persist(lambda: self._store.claim(before_commit=lambda: self._failpoint("claiming")))
@@ -163,6 +168,11 @@ class Worker:
         live = Live(*found)
         self._verdicts.started(live)
         return live
+
+    def _folder_is_there(self) -> bool:
+        """Raises `Unavailable` while it is not: a video made now would have no place, and jobs can wait."""
+        self._mark.check()
+        return True
 
     def _serve(self, live: Live) -> None:
         try:

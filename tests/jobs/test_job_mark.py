@@ -7,10 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from job_doubles import SMALL, MakeQueue, final
+from job_doubles import DEADLINE_S, SMALL, Gate, MakeQueue, final, until
 from PIL import Image
 from sqlalchemy import delete
 
+from i2v.engine.fake import FakeEngine
 from i2v.errors import NotFound, Unavailable
 from i2v.jobs.job import Job
 from i2v.jobs.mark import MARK_NAME
@@ -212,3 +213,73 @@ def test_a_table_in_the_folder_needs_no_mark(make_queue: MakeQueue, outputs: Pat
         queue.submit(SMALL, dot, door="cli")
     (outputs / "hidden").rename(outputs / "jobs.sqlite3")
     assert queue.video_path(done).is_file()
+
+
+@pytest.fixture(params=["the table in the folder", "the table elsewhere", "the table in PostgreSQL"])
+def begin(request: pytest.FixtureRequest, make_queue: MakeQueue, tmp_path: Path) -> Start:
+    """Starts a queue on the outputs folder, with its table in each place there is."""
+    url = {
+        "the table in the folder": lambda: None,
+        "the table elsewhere": lambda: sqlite_url(tmp_path / "elsewhere.sqlite3"),
+        "the table in PostgreSQL": lambda: request.getfixturevalue("postgres_url"),
+    }[request.param]()
+    return lambda engine=None, **seams: make_queue(engine, settings={"database": url}, **seams)
+
+
+def test_a_disk_that_goes_while_a_job_runs_gets_its_video_when_it_is_back(
+    begin: Start, unmount: Unmount, gate: Gate, outputs: Path, dot: Image.Image
+) -> None:
+    """The video was written into the empty mount point, and was not there once the disk was back."""
+    queue = begin(FakeEngine(fault=gate))
+    first, second = (queue.submit(SMALL, dot, door="cli") for _ in range(2))
+    assert gate.reached.wait(DEADLINE_S)
+    mount = unmount()
+    gate.open()
+    until(lambda: not queue._board.all() or not queue._verdicts.storage_works)
+    assert list(outputs.iterdir()) == []
+    assert queue.storage_problem() is not None
+    mount()
+    done = [final(queue, job) for job in (first, second)]
+    assert [job.status for job in done] == ["completed", "completed"]
+    assert all(queue.video_path(job).is_file() for job in done)
+    assert (done[1].attempt, list(outputs.glob("*.part"))) == (1, [])
+
+
+@pytest.mark.parametrize("point", ["encoding", "encoded", "fsynced"])
+def test_a_disk_that_goes_while_a_video_is_written_leaves_nothing_in_the_strange_folder(
+    begin: Start, unmount: Unmount, outputs: Path, dot: Image.Image, point: str
+) -> None:
+    mounts: list[Callable[[], None]] = []
+
+    def failpoint(name: str) -> None:
+        if name == point and not mounts:
+            mounts.append(unmount())
+            (outputs / "strange").touch()
+
+    queue = begin(failpoint=failpoint)
+    job = queue.submit(SMALL, dot, door="cli")
+    until(lambda: bool(mounts) and (not queue._board.all() or not queue._verdicts.storage_works))
+    assert [path.name for path in outputs.iterdir()] == ["strange"]
+    mounts[0]()
+    assert final(queue, job).status == "completed"
+    assert queue.video_path(queue.get(job.id)).is_file()
+
+
+def test_a_disk_that_goes_at_each_attempt_fails_the_job_with_the_reason(
+    make_queue: MakeQueue, outputs: Path, tmp_path: Path, dot: Image.Image
+) -> None:
+    """It would otherwise run for ever."""
+    word = outputs / MARK_NAME
+    away = outputs / "away"
+
+    def failpoint(name: str) -> None:
+        if name == "encoding":
+            word.rename(away)
+
+    queue = make_queue(settings={"database": sqlite_url(tmp_path / "elsewhere.sqlite3")}, failpoint=failpoint)
+    job = queue.submit(SMALL, dot, door="cli")
+    until(lambda: away.exists() and queue.counts().get("queued") == 1)
+    away.rename(word)
+    failed = final(queue, job)
+    assert (failed.status, failed.attempt, failed.error_code) == ("failed", 2, "unavailable")
+    assert "not be mounted" in (failed.error_message or "")

@@ -51,6 +51,7 @@ ENDS: dict[str, Callable[[JobStore, Claim], None]] = {
     "cancelled": lambda store, claim: store.cancel_running(claim),
     "interrupted": lambda store, claim: [store.recover(1, lambda _file: None)],
 }
+SAME_AGAIN = {("completed", "complete"), ("cancelled", "cancel a running one")}  # the end it has already
 CHANGES: dict[str, Callable[[JobStore, Claim], object]] = {
     "complete": lambda store, claim: store.complete(claim, RESULT),
     "fail": lambda store, claim: store.fail(claim, "x", "y"),
@@ -98,8 +99,11 @@ def test_a_finished_row_never_changes(store: JobStore, end: str, change: str) ->
     ENDS[end](store, claim)
     before = store.get(claim.id)
     assert before.status == end
-    with pytest.raises(InvalidTransition):
+    if (end, change) in SAME_AGAIN:
         CHANGES[change](store, claim)
+    else:
+        with pytest.raises(InvalidTransition):
+            CHANGES[change](store, claim)
     assert store.get(claim.id) == before
 
 
