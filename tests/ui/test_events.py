@@ -24,11 +24,13 @@ from i2v.ui.shelf import Shelf
 from i2v.ui.shown import Shown
 from i2v.ui.system import facts
 from i2v.ui.texts import explained, speaker
-from i2v.ui.watch import WATCHED, Desk, photo_url
+from i2v.ui.watch import GREETED, WATCHED, Desk, photo_url
 
 NOBODY: Any = None  # the request of an event: without one the page speaks English
-BANNER, STAGE = (2 + WATCHED.index(name) for name in ("banner", "stage"))
+MODEL = 2
+BANNER, STAGE = (3 + WATCHED.index(name) for name in ("banner", "stage"))
 SAY, SAY_CHINESE = speaker("en"), speaker("zh")
+FRESH = [create.defaults(None)[name] for name in GREETED]  # a form that nobody has touched
 DOT = Image.new("RGB", (64, 64), (200, 100, 50))
 MakeQueue = Callable[..., JobQueue]
 
@@ -100,11 +102,44 @@ def test_a_job_table_that_does_not_answer_is_said_in_the_banner_and_the_stage_st
         again = desk.look(job.id, answer[0], NOBODY)
         assert all(is_skip(part) for part in again)
         opened = desk.open(job.id, None, NOBODY)
-        assert opened[0] == job.id
+        assert is_skip(opened[0])  # it is shown already
         assert "stage" in opened[1 + STAGE]
     back = desk.look(job.id, answer[0], NOBODY)
     assert "does not answer" not in back[BANNER]
     assert is_skip(back[STAGE])
+
+
+def test_the_name_of_the_model_is_told_once_and_again_after_a_restart_but_never_taken_back(
+    make_queue: MakeQueue, tmp_path: Path
+) -> None:
+    """A server that starts again has no model for a while; the form was greeted anew when it was back."""
+    queue = make_queue()
+    desk = Desk(settings_in(tmp_path), queue)
+    first = desk.look(None, {}, NOBODY)
+    assert first[MODEL] == queue.model.name
+    assert is_skip(desk.look(None, first[0], NOBODY)[MODEL])
+    started_again = Desk(settings_in(tmp_path), JobQueue(settings_in(tmp_path / "other")))
+    assert is_skip(started_again.look(None, {}, NOBODY)[MODEL])
+    assert all(is_skip(part) for part in started_again.greet("fake", "", *FRESH, NOBODY))
+    assert desk.look(None, {}, NOBODY)[MODEL] == queue.model.name
+
+
+def test_a_greeting_fills_in_what_nobody_has_changed_and_another_model_begins_anew(
+    make_queue: MakeQueue, tmp_path: Path
+) -> None:
+    """Whatever was typed while the model loaded was put back to the model's own settings."""
+    queue = make_queue()
+    desk = Desk(settings_in(tmp_path), queue)
+    typed = [*FRESH[:1], 9, *FRESH[2:]]
+
+    def values(greeted: str) -> list[Any]:
+        name, _, *fields = desk.greet("fake", greeted, *typed, NOBODY)
+        assert name == "fake"
+        return [None if is_skip(field) else field.get("value") for field in fields]
+
+    assert values("") == ["256x256", None, 8, 20, 9.0]
+    assert values("fake") == [None] * 5
+    assert values("demo") == ["256x256", 16, 8, 20, 9.0]
 
 
 def test_every_event_answers_when_the_queue_has_stopped(make_queue: MakeQueue, tmp_path: Path) -> None:
