@@ -102,7 +102,7 @@ def build_form(limits: PublicLimits, preset: Preset) -> tuple[Form, Controls]:
         buttons=[],
         elem_id="photo",
         placeholder=label("photo_hint"),
-        height=230,
+        height=190,
     )
     photo_notice = gr.HTML(elem_id="photo-notice")
     crop = gr.HTML(elem_id="crop")
@@ -117,6 +117,7 @@ def build_form(limits: PublicLimits, preset: Preset) -> tuple[Form, Controls]:
         visible=False,
         elem_id="examples",
         type="values",
+        samples_per_page=100,  # all of them: a page of two words more is not looked for
     )
     quality = gr.Radio(
         choices=[(cast(str, label(f"quality_{name}")), name) for name in QUALITIES],

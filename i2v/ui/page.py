@@ -171,13 +171,15 @@ def _wire_form(desk: Desk, form: Form, controls: Controls, memory: Memory, hint:
     foreseen: dict[str, Any] = {
         "fn": with_request(desk.foresee),
         "inputs": [memory.photo_size, *fields],
-        "outputs": [controls.crop, controls.prompt_notice, hint],
+        "outputs": [controls.crop, hint],
         **RAW,
     }
     gr.on([field.change for field in fields[1:]], trigger_mode="always_last", **foreseen)
     form.photo.change(desk.look_at_photo, form.photo, [memory.photo_size, controls.photo_notice], **RAW).then(
         **foreseen
     )
+    form.prompt.change(desk.about, form.prompt, controls.prompt_notice, trigger_mode="always_last", **EVENT)
+    memory.model.change(desk.about_again, form.prompt, controls.prompt_notice, **EVENT)
     memory.pace.change(**foreseen)  # a job has ended or was queued: the estimate is another one
     # What was said of a missing photo or prompt is over once there is one; the browser does that by itself.
     gr.on([form.photo.input, form.photo.upload, form.prompt.input], fn=None, js="() => ''", outputs=notice)

@@ -4,6 +4,7 @@ Labels go to Gradio's I18n, which translates in the browser; sentences with numb
 by `say`, in the language that the browser asks for.
 """
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Literal
 
@@ -68,7 +69,7 @@ TABLE: dict[str, tuple[str, str]] = {
         "不希望出现的内容。留空则使用模型默认值。",
     ),
     "frames": ("Frames", "帧数"),
-    "frames_info": ("More frames: a longer video, more time and memory.", "帧数越多，视频越长，耗时与显存也越多。"),
+    "frames_info": ("More frames: a longer video, more time and memory.", "帧数越多，视频越长，耗时与内存也越多。"),
     "fps": ("Playback rate (fps)", "播放帧率（fps）"),
     "fps_info": ("How fast the file plays.", "视频文件的播放速度。"),
     "motion_fps": ("Motion fps", "运动帧率"),
@@ -120,8 +121,8 @@ TABLE: dict[str, tuple[str, str]] = {
     ),
     "estimate_none": ("The first run shows how fast this machine is.", "首次运行后即可估计耗时。"),
     "estimate_memory": (
-        "Needs about {needed} of memory; {available} can be had.",
-        "约需 {needed} 内存，可用 {available}。",
+        "The job itself needs about {needed} of memory; {available} can be had.",
+        "任务本身约需 {needed} 内存，可用 {available}。",
     ),
     "needs_photo": ("Choose a photo first.", "请先选择照片。"),
     "needs_prompt": ("Write what should happen in the video.", "请填写画面中会发生什么。"),
@@ -184,7 +185,7 @@ TABLE: dict[str, tuple[str, str]] = {
     # Result
     "advice": ("Worth a look", "建议"),
     "crop_title": ("Crop", "裁剪"),
-    "fact_plan": ("Memory plan", "显存方案"),
+    "fact_plan": ("Memory plan", "内存方案"),
     "share_copied": ("Link copied", "链接已复制"),
     "took_encode": ("reading {n} s", "读取 {n} 秒"),
     "took_warm_up": ("warming up {n} s", "预热 {n} 秒"),
@@ -199,7 +200,8 @@ TABLE: dict[str, tuple[str, str]] = {
     "fact_settings": ("Settings", "设置"),
     "fact_model": ("Model", "模型"),
     "fact_file": ("File", "文件"),
-    "fact_memory": ("Peak memory", "显存峰值"),
+    "fact_memory": ("Peak memory of the GPU", "显存峰值"),
+    "fact_memory_cpu": ("Peak memory of the whole server", "整个服务器的内存峰值"),
     "fact_stages": ("By stage", "各阶段"),
     "frames_at": ("{frames} frames at {fps} fps, {seconds} s", "{frames} 帧，{fps} fps，{seconds} 秒"),
     "steps_guidance": (
@@ -247,8 +249,8 @@ TABLE: dict[str, tuple[str, str]] = {
     "state_dead": ("restarting", "正在重启"),
     "sys_device": ("Device", "设备"),
     "sys_dtype": ("Precision", "精度"),
-    "sys_queue": ("Waiting jobs", "等待任务"),
-    "sys_queue_of": ("{n} of at most {most}", "{n}，最多 {most}"),
+    "sys_queue": ("Queue", "队列"),
+    "sys_queue_of": ("{n} waiting; it takes up to {most}", "{n} 个任务等待，最多容纳 {most} 个"),
     "sys_average": ("Mean time a video", "平均耗时"),
     "sys_memory": ("Memory of the server", "服务器内存"),
     "sys_storage": ("Storage", "存储"),
@@ -261,6 +263,12 @@ TABLE: dict[str, tuple[str, str]] = {
         "Filled in with the settings of the form. All doors share one queue.",
         "已填入当前表单的设置。所有入口共用一个队列。",
     ),
+    "title_demo": (
+        "Demo model (small, zooms into a photo, pans over it and changes its light; not I2VGen-XL)",
+        "演示模型（小型：推近、平移照片，改变光线；并非 I2VGen-XL）",
+    ),
+    "title_fake": ("Fake engine (test pattern, no model)", "假引擎（测试图案，并非模型）"),
+    "notes_title": ("Notes", "引擎说明（英文）"),
     # Words of the engine and of errors. English shows them as they are; Chinese explains them first.
     "note_demo": (
         "This is the small demo model that ships with i2v. It zooms and pans over the photo or changes its light. "
@@ -291,6 +299,17 @@ TABLE: dict[str, tuple[str, str]] = {
     "minutes": ("{m} min {s} s", "{m} 分 {s} 秒"),
     "hours": ("{h} h {m} min", "{h} 小时 {m} 分"),
 }
+
+# Words of `i2v.engine.memory.Plan`, which every other surface shows as they are.
+PLAN = (
+    ("all resident", "权重常驻"),
+    ("model offload", "按模型换出"),
+    ("group offload", "按层组换出"),
+    ("one guidance pass", "引导一遍"),
+    ("two guidance passes", "引导两遍"),
+    (r"feed-forward in (\d+)", r"前馈分 \1 块"),
+    (r"(\d+) frames decoded at once", r"每次解码 \1 帧"),
+)
 
 
 def english(key: str) -> str:
@@ -333,6 +352,20 @@ def explained(say: Say, code: str, message: str) -> str:
     key = f"error_{code}"
     is_ours = any("\u4e00" <= character <= "\u9fff" for character in message)
     return message if is_ours or key not in TABLE else say(key, message=message)
+
+
+def titled(say: Say, title: str) -> str:
+    """A model's title; those of the models that come with this package in the reader's language."""
+    return next((say(key) for key in ("title_demo", "title_fake") if title == english(key)), title)
+
+
+def planned(say: Say, plan: str) -> str:
+    """A memory plan in the reader's language; what is none of its usual words stays."""
+    if say("tab_create") == english("tab_create"):
+        return plan
+    for words, chinese in PLAN:
+        plan = re.sub(words, chinese, plan)
+    return plan.replace(", ", "，")
 
 
 def duration(say: Say, seconds: float) -> str:

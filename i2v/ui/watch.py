@@ -158,13 +158,11 @@ class Desk:
             return None, hint.notice(told(speaker(language(request)), error))
         return (None if photo is None else photo.size), ""
 
-    def foresee(self, photo_size: Any, upload: Any, *rest: Any) -> tuple[str, str, str]:
-        """Any field changed. -> the crop on the photo, what the prompt lacks, the estimate"""
+    def foresee(self, photo_size: Any, upload: Any, *rest: Any) -> tuple[str, str]:
+        """Any field changed. -> the crop on the photo, the estimate"""
         *values, request = rest
         say = speaker(language(request))
         named = dict(zip(create.Form.names()[1:], values, strict=True))
-        prompt = str(named["prompt"] or "")
-        about = hint.notice(hint.about_prompt(say, prompt, photo_size is not None, self.queue.model), "mild")
         lines: list[str] = []
         crop = refusal = ""
         try:
@@ -178,7 +176,15 @@ class Desk:
         except I2VError as error:
             refusal = hint.notice(told(say, error))
         words = " ".join(line for line in lines if line)
-        return crop, about, refusal or (f"<p>{hint.escape(words)}</p>" if words else "")
+        return crop, refusal or (f"<p>{hint.escape(words)}</p>" if words else "")
+
+    def about(self, prompt: str, request: gr.Request) -> str:
+        """The prompt was changed: an empty one is no fault before that. -> what it lacks"""
+        return hint.notice(hint.about_prompt(speaker(language(request)), prompt or "", self.queue.model), "mild")
+
+    def about_again(self, prompt: str, request: gr.Request) -> Any:
+        """Another model knows other words. -> what the prompt lacks"""
+        return self.about(prompt, request) if prompt else gr.skip()
 
     def quality(self, name: str) -> int:
         """-> steps"""

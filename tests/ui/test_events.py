@@ -1,6 +1,7 @@
 """The events' functions without a browser: what they answer when a job, the job table or the memory is not there."""
 
 import asyncio
+import re
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -13,6 +14,7 @@ from PIL import Image
 from starlette.requests import Request
 
 from i2v.engine.fake import FakeEngine
+from i2v.engine.memory import Plan, ladder
 from i2v.errors import Unavailable
 from i2v.jobs.job import Job
 from i2v.jobs.queue import JobQueue
@@ -23,7 +25,7 @@ from i2v.ui.banner import banner
 from i2v.ui.shelf import Shelf
 from i2v.ui.shown import Shown
 from i2v.ui.system import facts
-from i2v.ui.texts import explained, speaker
+from i2v.ui.texts import explained, planned, speaker
 from i2v.ui.watch import GREETED, WATCHED, Desk, photo_url
 
 NOBODY: Any = None  # the request of an event: without one the page speaks English
@@ -176,7 +178,7 @@ def test_a_size_of_nothing_is_refused_in_words(make_queue: MakeQueue, tmp_path: 
         "seed": "",
     }
     given = [values[name] for name in create.Form.names()[1:]]
-    crop, _, refusal = Desk(settings, make_queue()).foresee([640, 480], {"path": "photo"}, *given, NOBODY)
+    crop, refusal = Desk(settings, make_queue()).foresee([640, 480], {"path": "photo"}, *given, NOBODY)
     assert crop == ""
     assert "bad" in refusal
 
@@ -252,6 +254,14 @@ def test_a_failed_draft_is_explained_in_chinese(make_queue: MakeQueue) -> None:
 def test_every_refusal_that_the_page_meets_is_explained_in_chinese(code: str) -> None:
     assert explained(SAY_CHINESE, code, "why") != "why"
     assert "why" in explained(SAY_CHINESE, code, "why")
+
+
+def test_every_memory_plan_is_told_in_chinese() -> None:
+    plan: Plan | None = Plan()
+    while plan is not None:
+        assert planned(SAY, str(plan)) == str(plan)
+        assert not re.search("[a-z]", planned(SAY_CHINESE, str(plan)))
+        plan = ladder(plan)
 
 
 def test_the_banner_explains_loading_and_its_failure_in_chinese(tmp_path: Path) -> None:
