@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from i2v.jobs.job import Job, JobResult
-from i2v.ui.texts import Say, duration, explained, planned, titled
+from i2v.ui.texts import Say, duration, explained, titled
+from i2v.ui.translated import noted, planned
 
 
 def empty(say: Say) -> str:
@@ -128,10 +129,8 @@ def _facts(say: Say, job: Job, result: JobResult, path: str) -> str:
     if result.plan:
         rows.insert(-1, ("fact_plan", planned(say, result.plan)))
     cells = "".join(f"<dt>{escape(say(key))}</dt><dd>{escape(value)}</dd>" for key, value in rows if value)
-    notes = "".join(f"<li>{escape(text)}</li>" for text in result.notes)
-    return f"<dl class='facts'>{cells}</dl>" + (
-        f"<ul class='notes' aria-label='{escape(say('notes_title'))}'>{notes}</ul>" if notes else ""
-    )
+    notes = "".join(f"<li>{escape(noted(say, text))}</li>" for text in result.notes)
+    return f"<dl class='facts'>{cells}</dl>" + (f"<ul class='notes'>{notes}</ul>" if notes else "")
 
 
 def _advice(say: Say, result: JobResult) -> str:

@@ -4,7 +4,6 @@ Labels go to Gradio's I18n, which translates in the browser; sentences with numb
 by `say`, in the language that the browser asks for.
 """
 
-import re
 from collections.abc import Callable, Mapping
 from typing import Literal
 
@@ -268,7 +267,6 @@ TABLE: dict[str, tuple[str, str]] = {
         "演示模型（小型：推近、平移照片，改变光线；并非 I2VGen-XL）",
     ),
     "title_fake": ("Fake engine (test pattern, no model)", "假引擎（测试图案，并非模型）"),
-    "notes_title": ("Notes", "引擎说明（英文）"),
     # Words of the engine and of errors. English shows them as they are; Chinese explains them first.
     "note_demo": (
         "This is the small demo model that ships with i2v. It zooms and pans over the photo or changes its light. "
@@ -299,17 +297,6 @@ TABLE: dict[str, tuple[str, str]] = {
     "minutes": ("{m} min {s} s", "{m} 分 {s} 秒"),
     "hours": ("{h} h {m} min", "{h} 小时 {m} 分"),
 }
-
-# Words of `i2v.engine.memory.Plan`, which every other surface shows as they are.
-PLAN = (
-    ("all resident", "权重常驻"),
-    ("model offload", "按模型换出"),
-    ("group offload", "按层组换出"),
-    ("one guidance pass", "引导一遍"),
-    ("two guidance passes", "引导两遍"),
-    (r"feed-forward in (\d+)", r"前馈分 \1 块"),
-    (r"(\d+) frames decoded at once", r"每次解码 \1 帧"),
-)
 
 
 def english(key: str) -> str:
@@ -357,15 +344,6 @@ def explained(say: Say, code: str, message: str) -> str:
 def titled(say: Say, title: str) -> str:
     """A model's title; those of the models that come with this package in the reader's language."""
     return next((say(key) for key in ("title_demo", "title_fake") if title == english(key)), title)
-
-
-def planned(say: Say, plan: str) -> str:
-    """A memory plan in the reader's language; what is none of its usual words stays."""
-    if say("tab_create") == english("tab_create"):
-        return plan
-    for words, chinese in PLAN:
-        plan = re.sub(words, chinese, plan)
-    return plan.replace(", ", "，")
 
 
 def duration(say: Say, seconds: float) -> str:

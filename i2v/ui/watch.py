@@ -145,6 +145,7 @@ class Desk:
         if model.guidance_range is not None:
             low, high = model.guidance_range
             say = speaker(language(request))
+            fields["guidance_scale"] |= {"minimum": low, "maximum": high}
             fields["guidance_scale"]["info"] = say("guidance_kept", low=f"{low:g}", high=f"{high:g}")
         words = [[phrase] for phrase in model.vocabulary]
         updates = [gr.update(**change) if change else gr.skip() for change in fields.values()]

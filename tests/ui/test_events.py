@@ -13,9 +13,11 @@ import pytest
 from PIL import Image
 from starlette.requests import Request
 
-from i2v.engine.fake import FakeEngine
+from i2v.engine.engine import keep_guidance
+from i2v.engine.fake import NOTE, FakeEngine
 from i2v.engine.memory import Plan, ladder
 from i2v.errors import Unavailable
+from i2v.images import place
 from i2v.jobs.job import Job
 from i2v.jobs.queue import JobQueue
 from i2v.request import GenerateRequest
@@ -25,7 +27,8 @@ from i2v.ui.banner import banner
 from i2v.ui.shelf import Shelf
 from i2v.ui.shown import Shown
 from i2v.ui.system import facts
-from i2v.ui.texts import explained, planned, speaker
+from i2v.ui.texts import explained, speaker
+from i2v.ui.translated import noted, planned
 from i2v.ui.watch import GREETED, WATCHED, Desk, photo_url
 
 NOBODY: Any = None  # the request of an event: without one the page speaks English
@@ -142,6 +145,22 @@ def test_a_greeting_fills_in_what_nobody_has_changed_and_another_model_begins_an
     assert values("") == ["256x256", None, 8, 20, 9.0]
     assert values("fake") == [None] * 5
     assert values("demo") == ["256x256", 16, 8, 20, 9.0]
+
+
+def test_settings_of_a_stronger_model_come_into_the_range_of_this_one(
+    make_queue: MakeQueue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The slider went to 20 beside the words that this model works with 1 to 9."""
+    demo = FakeEngine().info
+    narrow = replace(demo, guidance_range=(1.0, 9.0))
+    queue = make_queue()
+    request = GenerateRequest(prompt="night falls", width=64, height=64, guidance_scale=12.0)
+    place_of = create.Form.names().index("guidance_scale") - 1
+    assert create.values_of(request, narrow)[place_of] == 9.0
+    assert create.values_of(request, demo)[place_of] == 12.0
+    monkeypatch.setattr(JobQueue, "model", narrow)
+    slider = Desk(settings_in(tmp_path), queue).greet("fake", "", *FRESH, NOBODY)[-1]
+    assert (slider["minimum"], slider["maximum"], slider["value"]) == (1.0, 9.0, 9.0)
 
 
 def test_every_event_answers_when_the_queue_has_stopped(make_queue: MakeQueue, tmp_path: Path) -> None:
@@ -262,6 +281,22 @@ def test_every_memory_plan_is_told_in_chinese() -> None:
         assert planned(SAY, str(plan)) == str(plan)
         assert not re.search("[a-z]", planned(SAY_CHINESE, str(plan)))
         plan = ladder(plan)
+
+
+@pytest.mark.parametrize("size", [(64, 64), (640, 480), (128, 128)])
+@pytest.mark.parametrize("fit", ["crop", "pad"])
+def test_every_crop_is_told_in_chinese(size: tuple[int, int], fit: Any) -> None:
+    note = place(size, (64, 64), fit).describe()
+    assert noted(SAY, note) == note
+    assert not re.search("[a-z]{2}", noted(SAY_CHINESE, note))
+    assert re.findall(r"\d+x\d+", noted(SAY_CHINESE, note)) == re.findall(r"\d+x\d+", note)
+
+
+def test_notes_of_the_engine_are_told_in_chinese_and_foreign_ones_as_they_are() -> None:
+    _, kept = keep_guidance(12.0, (1.0, 9.0))
+    assert noted(SAY_CHINESE, kept[0]) == "引导强度 12 已改为 9；此模型适用 1 到 9。"
+    assert noted(SAY_CHINESE, NOTE) != NOTE
+    assert noted(SAY_CHINESE, "Something new.") == "Something new."
 
 
 def test_the_banner_explains_loading_and_its_failure_in_chinese(tmp_path: Path) -> None:
