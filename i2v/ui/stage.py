@@ -124,8 +124,8 @@ def _facts(say: Say, job: Job, result: JobResult, path: str) -> str:
         ("fact_file", path),
     ]
     if result.peak_memory_mb is not None:
-        peak = "fact_memory_cpu" if result.device == "cpu" else "fact_memory"
-        rows.insert(-1, (peak, f"{result.peak_memory_mb:.0f} MB"))
+        peak = say("peak_cpu" if result.device == "cpu" else "peak_gpu", n=f"{result.peak_memory_mb:.0f}")
+        rows.insert(-1, ("fact_memory", peak))
     if result.plan:
         rows.insert(-1, ("fact_plan", planned(say, result.plan)))
     cells = "".join(f"<dt>{escape(say(key))}</dt><dd>{escape(value)}</dd>" for key, value in rows if value)

@@ -199,8 +199,9 @@ TABLE: dict[str, tuple[str, str]] = {
     "fact_settings": ("Settings", "设置"),
     "fact_model": ("Model", "模型"),
     "fact_file": ("File", "文件"),
-    "fact_memory": ("Peak memory of the GPU", "显存峰值"),
-    "fact_memory_cpu": ("Peak memory of the whole server", "整个服务器的内存峰值"),
+    "fact_memory": ("Peak memory", "内存峰值"),
+    "peak_gpu": ("{n} MB of the GPU", "显存 {n} MB"),
+    "peak_cpu": ("{n} MB of the whole server", "整个服务器 {n} MB"),
     "fact_stages": ("By stage", "各阶段"),
     "frames_at": ("{frames} frames at {fps} fps, {seconds} s", "{frames} 帧，{fps} fps，{seconds} 秒"),
     "steps_guidance": (
