@@ -3,7 +3,7 @@
 from html import escape
 
 from i2v.jobs.queue import JobQueue
-from i2v.ui.texts import Say
+from i2v.ui.texts import Say, titled
 
 LOADING = ("importing", "asking", "downloading", "loading")  # first words of what an engine reports
 SCHEMES = ("dark", "light")
@@ -33,7 +33,7 @@ def _state(say: Say, queue: JobQueue) -> str:
         return _line("bad", say("server_dead"), "")
     if model is None:
         return ""
-    title = f"{model.title} · {say('on_device', device=model.device)} · {model.dtype}"
+    title = f"{titled(say, model.title)} · {say('on_device', device=model.device)} · {model.dtype}"
     note = say(f"note_{model.kind}", note=model.note) if model.note else ""
     return _line(f"ready kind-{model.kind}", title, note)
 

@@ -75,10 +75,16 @@ def defaults(model: ModelInfo | None) -> dict[str, Any]:
     values: dict[str, Any] = {"size": "512x512", "num_frames": 16, "fps": 8, "steps": 50, "guidance_scale": 9.0}
     if kind != "real":
         values |= {"size": "256x256", "steps": QUALITY_STEPS[kind]["standard"]}
-    if model is not None and model.guidance_range is not None:
-        low, high = model.guidance_range
-        values["guidance_scale"] = max(low, min(high, values["guidance_scale"]))
+    values["guidance_scale"] = within(model, values["guidance_scale"])
     return values
+
+
+def within(model: ModelInfo | None, guidance: float) -> float:
+    """The guidance scale that the engine would use."""
+    if model is None or model.guidance_range is None:
+        return guidance
+    low, high = model.guidance_range
+    return max(low, min(high, guidance))
 
 
 def quality_steps(model: ModelInfo | None, quality: str) -> int:
@@ -102,7 +108,7 @@ def build_form(limits: PublicLimits, preset: Preset) -> tuple[Form, Controls]:
         buttons=[],
         elem_id="photo",
         placeholder=label("photo_hint"),
-        height=230,
+        height=190,
     )
     photo_notice = gr.HTML(elem_id="photo-notice")
     crop = gr.HTML(elem_id="crop")
@@ -117,6 +123,7 @@ def build_form(limits: PublicLimits, preset: Preset) -> tuple[Form, Controls]:
         visible=False,
         elem_id="examples",
         type="values",
+        samples_per_page=100,  # all of them: a page of two words more is not looked for
     )
     quality = gr.Radio(
         choices=[(cast(str, label(f"quality_{name}")), name) for name in QUALITIES],
@@ -232,10 +239,14 @@ def request_of(values: Mapping[str, Any], width: int, height: int) -> GenerateRe
         raise InvalidRequest("a number is missing or not a number") from None
 
 
-def values_of(request: GenerateRequest) -> list[Any]:
-    """The fields' values for a job that is there, in the order of `Form.names()`, without the photo."""
+def values_of(request: GenerateRequest, model: ModelInfo | None) -> list[Any]:
+    """The fields' values for a job that is there, in the order of `Form.names()`, without the photo.
+
+    Guidance comes as the engine would take it: within the range of the model, which is that of the slider.
+    """
     seed = "" if request.seed is None else str(request.seed)
     values = {**request.model_dump(), "size": sizes.as_text(request.width, request.height), "seed": seed}
+    values["guidance_scale"] = within(model, request.guidance_scale)
     return [values[name] for name in Form.names()[1:]]
 
 

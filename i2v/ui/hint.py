@@ -60,10 +60,10 @@ def gigabytes(count: int) -> str:
     return f"{count / 1e9:.1f} GB" if count >= 50_000_000 else f"{count / 1e9:.2f} GB"
 
 
-def about_prompt(say: Say, prompt: str, photo_is_there: bool, model: ModelInfo | None = None) -> str:
-    """What is likely to go wrong with this prompt, or nothing. An empty one is said once there is a photo."""
+def about_prompt(say: Say, prompt: str, model: ModelInfo | None = None) -> str:
+    """What is likely to go wrong with this prompt, or nothing."""
     if not prompt.strip():
-        return say("needs_prompt") if photo_is_there else ""
+        return say("needs_prompt")
     letters = [character for character in prompt if character.isalpha()]
     foreign = sum(1 for character in letters if not character.isascii())
     if letters and foreign / len(letters) > 0.3:

@@ -12,7 +12,7 @@ from i2v.ui.create import Controls, Form, build_form
 from i2v.ui.shelf import Shelf
 from i2v.ui.sweep import Sweep
 from i2v.ui.texts import label
-from i2v.ui.watch import IDLE_S, Desk
+from i2v.ui.watch import GREETED, IDLE_S, Desk
 
 # Events go straight to their function: they are short, and Gradio's own queue would be a second one beside ours.
 EVENT: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
@@ -28,6 +28,14 @@ JOB_OF_LINK = """(kept, linked) => {
   const address = new URL(window.location), job = address.searchParams.get('job');
   if (job) { address.searchParams.delete('job'); window.history.replaceState(window.history.state, '', address); }
   return [kept, job];
+}"""
+
+# The framework loads the page anew when a lost server is back: what was typed waits in this tab. Without the name of
+# the model in its first place the form was not ready, and there is nothing to keep.
+KEEP_FORM = "(...form) => { if (form[0]) sessionStorage.setItem('i2v-form', JSON.stringify(form)); }"
+RESTORE_FORM = """(...form) => {
+  const kept = JSON.parse(sessionStorage.getItem('i2v-form') || '[]');
+  return kept.length === form.length ? kept : form;
 }"""
 
 # On a phone the stage is below the form: go there once the job is on its way, which the page learns a moment later.
@@ -66,10 +74,16 @@ class Stage:
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """What a tab remembers. The job id also stays in the browser, so that a reload comes back to it."""
+    """What a tab remembers. The job id also stays in the browser, so that a reload comes back to it.
+
+    A `State` is the server's and goes with it. The name of the `model` that is there, and of the one that the form was
+    `greeted` by, are the tab's own.
+    """
 
     job_id: gr.BrowserState
     seen: gr.State
+    model: gr.Textbox
+    greeted: gr.Textbox
     pace: gr.BrowserState
     photo_size: gr.State
     count: gr.State
@@ -81,6 +95,8 @@ def build(settings: Settings, queue: JobQueue) -> gr.Blocks:
         memory = Memory(
             gr.BrowserState(None, storage_key="i2v-job", secret="i2v"),  # noqa: S106 - hides nothing: a job id
             gr.State({}),
+            gr.Textbox("", visible="hidden"),
+            gr.Textbox("", visible="hidden"),
             # Kept in the browser because a plain State tells nobody that it has changed, outside the framework's queue.
             gr.BrowserState(None, storage_key="i2v-pace", secret="i2v"),  # noqa: S106 - hides nothing
             gr.State(None),
@@ -108,9 +124,18 @@ def build(settings: Settings, queue: JobQueue) -> gr.Blocks:
             with gr.Tab(label("tab_system"), id="system") as system_tab:
                 _build_system(Shelf(settings, queue), form, tabs, system_tab)
         desk = Desk(settings, queue)
-        greeted = [controls.examples, form.size, form.num_frames, form.fps, form.steps, form.guidance_scale]
-        shown = [memory.seen, memory.pace, *stage.watched(), *greeted]
+        greeted = [getattr(form, name) for name in GREETED]
+        shown = [memory.seen, memory.pace, memory.model, *stage.watched()]
+        kept = [memory.greeted, *form.components()[1:]]
+        blocks.load(fn=None, js=RESTORE_FORM, inputs=kept, outputs=kept)
+        gr.on([part.change for part in kept], fn=None, js=KEEP_FORM, inputs=kept)
         blocks.load(desk.open, [memory.job_id, linked], [memory.job_id, *shown], js=JOB_OF_LINK, **EVENT)
+        memory.model.change(
+            with_request(desk.greet),
+            [memory.model, memory.greeted, *greeted],
+            [memory.greeted, controls.examples, *greeted],
+            **EVENT,
+        ).then(desk.quality_of, form.steps, controls.quality, **EVENT)
         timer.tick(desk.look, [memory.job_id, memory.seen], shown, **EVENT)
         generate.click(with_request(desk.submit), form.components(), [memory.job_id, notice], **RAW).then(
             fn=None, js=SHOW_STAGE
@@ -146,13 +171,15 @@ def _wire_form(desk: Desk, form: Form, controls: Controls, memory: Memory, hint:
     foreseen: dict[str, Any] = {
         "fn": with_request(desk.foresee),
         "inputs": [memory.photo_size, *fields],
-        "outputs": [controls.crop, controls.prompt_notice, hint],
+        "outputs": [controls.crop, hint],
         **RAW,
     }
     gr.on([field.change for field in fields[1:]], trigger_mode="always_last", **foreseen)
     form.photo.change(desk.look_at_photo, form.photo, [memory.photo_size, controls.photo_notice], **RAW).then(
         **foreseen
     )
+    form.prompt.change(desk.about, form.prompt, controls.prompt_notice, trigger_mode="always_last", **EVENT)
+    memory.model.change(desk.about_again, form.prompt, controls.prompt_notice, **EVENT)
     memory.pace.change(**foreseen)  # a job has ended or was queued: the estimate is another one
     # What was said of a missing photo or prompt is over once there is one; the browser does that by itself.
     gr.on([form.photo.input, form.photo.upload, form.prompt.input], fn=None, js="() => ''", outputs=notice)

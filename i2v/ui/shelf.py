@@ -35,7 +35,7 @@ class Shelf:
             photo = self.queue.input_image(job.id)
         except I2VError as error:
             return _unchanged(hint.notice(told(say, error)))
-        return hint.notice(say("settings_taken"), "good"), photo, *create.values_of(job.request)
+        return hint.notice(say("settings_taken"), "good"), photo, *create.values_of(job.request, self.queue.model)
 
     def extend(self, job_id: str | None, request: gr.Request) -> tuple[Any, str]:
         """Go on from the last frame of the shown video, with its own settings and a new seed. -> job id, notice"""
@@ -102,7 +102,13 @@ class Shelf:
         except I2VError as error:
             return gr.skip(), hint.notice(told(say, error)), *_unchanged(gr.skip())
         words = say("restore_no_photo" if job is None else "restore_done")
-        return gr.Tabs(selected="create"), "", hint.notice(words, "good"), photo, *create.values_of(found)
+        return (
+            gr.Tabs(selected="create"),
+            "",
+            hint.notice(words, "good"),
+            photo,
+            *create.values_of(found, self.queue.model),
+        )
 
     def facts(self, request: gr.Request) -> str:
         """-> facts"""

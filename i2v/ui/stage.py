@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from i2v.jobs.job import Job, JobResult
-from i2v.ui.texts import Say, duration, explained
+from i2v.ui.texts import Say, duration, explained, titled
+from i2v.ui.translated import noted, planned
 
 
 def empty(say: Say) -> str:
@@ -118,16 +119,17 @@ def _facts(say: Say, job: Job, result: JobResult, path: str) -> str:
         ("fact_size", f"{request.width} × {request.height}"),
         ("fact_length", length),
         ("fact_settings", settings),
-        ("fact_model", f"{result.model_title}, {result.device}"),
+        ("fact_model", f"{titled(say, result.model_title)}, {result.device}"),
         ("fact_stages", stages),
         ("fact_file", path),
     ]
     if result.peak_memory_mb is not None:
-        rows.insert(-1, ("fact_memory", f"{result.peak_memory_mb:.0f} MB"))
+        peak = say("peak_cpu" if result.device == "cpu" else "peak_gpu", n=f"{result.peak_memory_mb:.0f}")
+        rows.insert(-1, ("fact_memory", peak))
     if result.plan:
-        rows.insert(-1, ("fact_plan", result.plan))
+        rows.insert(-1, ("fact_plan", planned(say, result.plan)))
     cells = "".join(f"<dt>{escape(say(key))}</dt><dd>{escape(value)}</dd>" for key, value in rows if value)
-    notes = "".join(f"<li>{escape(text)}</li>" for text in result.notes)
+    notes = "".join(f"<li>{escape(noted(say, text))}</li>" for text in result.notes)
     return f"<dl class='facts'>{cells}</dl>" + (f"<ul class='notes'>{notes}</ul>" if notes else "")
 
 

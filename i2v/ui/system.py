@@ -11,7 +11,7 @@ from i2v.jobs.queue import JobQueue
 from i2v.request import GenerateRequest
 from i2v.settings import Settings
 from i2v.ui.hint import gigabytes
-from i2v.ui.texts import Say, duration, explained
+from i2v.ui.texts import Say, duration, explained, titled
 
 
 def facts(say: Say, settings: Settings, queue: JobQueue) -> str:
@@ -19,7 +19,7 @@ def facts(say: Say, settings: Settings, queue: JobQueue) -> str:
     model = queue.model
     rows = [("sys_state", say(f"state_{queue.state}"))]
     if model is not None:
-        rows += [("fact_model", model.title), ("sys_device", model.device), ("sys_dtype", model.dtype)]
+        rows += [("fact_model", titled(say, model.title)), ("sys_device", model.device), ("sys_dtype", model.dtype)]
     rows.append(("sys_queue", say("sys_queue_of", n=queue.queue_length, most=settings.queue.length)))
     if queue.average_duration:
         rows.append(("sys_average", duration(say, queue.average_duration)))

@@ -68,7 +68,7 @@ TABLE: dict[str, tuple[str, str]] = {
         "不希望出现的内容。留空则使用模型默认值。",
     ),
     "frames": ("Frames", "帧数"),
-    "frames_info": ("More frames: a longer video, more time and memory.", "帧数越多，视频越长，耗时与显存也越多。"),
+    "frames_info": ("More frames: a longer video, more time and memory.", "帧数越多，视频越长，耗时与内存也越多。"),
     "fps": ("Playback rate (fps)", "播放帧率（fps）"),
     "fps_info": ("How fast the file plays.", "视频文件的播放速度。"),
     "motion_fps": ("Motion fps", "运动帧率"),
@@ -120,8 +120,8 @@ TABLE: dict[str, tuple[str, str]] = {
     ),
     "estimate_none": ("The first run shows how fast this machine is.", "首次运行后即可估计耗时。"),
     "estimate_memory": (
-        "Needs about {needed} of memory; {available} can be had.",
-        "约需 {needed} 内存，可用 {available}。",
+        "The job itself needs about {needed} of memory; {available} can be had.",
+        "任务本身约需 {needed} 内存，可用 {available}。",
     ),
     "needs_photo": ("Choose a photo first.", "请先选择照片。"),
     "needs_prompt": ("Write what should happen in the video.", "请填写画面中会发生什么。"),
@@ -184,7 +184,7 @@ TABLE: dict[str, tuple[str, str]] = {
     # Result
     "advice": ("Worth a look", "建议"),
     "crop_title": ("Crop", "裁剪"),
-    "fact_plan": ("Memory plan", "显存方案"),
+    "fact_plan": ("Memory plan", "内存方案"),
     "share_copied": ("Link copied", "链接已复制"),
     "took_encode": ("reading {n} s", "读取 {n} 秒"),
     "took_warm_up": ("warming up {n} s", "预热 {n} 秒"),
@@ -199,7 +199,9 @@ TABLE: dict[str, tuple[str, str]] = {
     "fact_settings": ("Settings", "设置"),
     "fact_model": ("Model", "模型"),
     "fact_file": ("File", "文件"),
-    "fact_memory": ("Peak memory", "显存峰值"),
+    "fact_memory": ("Peak memory", "内存峰值"),
+    "peak_gpu": ("{n} MB of the GPU", "显存 {n} MB"),
+    "peak_cpu": ("{n} MB of the whole server", "整个服务器 {n} MB"),
     "fact_stages": ("By stage", "各阶段"),
     "frames_at": ("{frames} frames at {fps} fps, {seconds} s", "{frames} 帧，{fps} fps，{seconds} 秒"),
     "steps_guidance": (
@@ -247,8 +249,8 @@ TABLE: dict[str, tuple[str, str]] = {
     "state_dead": ("restarting", "正在重启"),
     "sys_device": ("Device", "设备"),
     "sys_dtype": ("Precision", "精度"),
-    "sys_queue": ("Waiting jobs", "等待任务"),
-    "sys_queue_of": ("{n} of at most {most}", "{n}，最多 {most}"),
+    "sys_queue": ("Queue", "队列"),
+    "sys_queue_of": ("{n} waiting; it takes up to {most}", "{n} 个任务等待，最多容纳 {most} 个"),
     "sys_average": ("Mean time a video", "平均耗时"),
     "sys_memory": ("Memory of the server", "服务器内存"),
     "sys_storage": ("Storage", "存储"),
@@ -261,6 +263,11 @@ TABLE: dict[str, tuple[str, str]] = {
         "Filled in with the settings of the form. All doors share one queue.",
         "已填入当前表单的设置。所有入口共用一个队列。",
     ),
+    "title_demo": (
+        "Demo model (small, zooms into a photo, pans over it and changes its light; not I2VGen-XL)",
+        "演示模型（小型：推近、平移照片，改变光线；并非 I2VGen-XL）",
+    ),
+    "title_fake": ("Fake engine (test pattern, no model)", "假引擎（测试图案，并非模型）"),
     # Words of the engine and of errors. English shows them as they are; Chinese explains them first.
     "note_demo": (
         "This is the small demo model that ships with i2v. It zooms and pans over the photo or changes its light. "
@@ -333,6 +340,11 @@ def explained(say: Say, code: str, message: str) -> str:
     key = f"error_{code}"
     is_ours = any("\u4e00" <= character <= "\u9fff" for character in message)
     return message if is_ours or key not in TABLE else say(key, message=message)
+
+
+def titled(say: Say, title: str) -> str:
+    """A model's title; those of the models that come with this package in the reader's language."""
+    return next((say(key) for key in ("title_demo", "title_fake") if title == english(key)), title)
 
 
 def duration(say: Say, seconds: float) -> str:

@@ -25,12 +25,12 @@ from i2v.ui.photo import read_photo
 from i2v.ui.shown import Shown
 from i2v.ui.texts import Say, explained, language, speaker
 
+GREETED = ("size", "num_frames", "fps", "steps", "guidance_scale")  # fields that a model's arrival fills in
 RUNNING_S = 0.5  # seconds between two looks at a running job
 IDLE_S = 3.0
 
 Seen = dict[str, Any]  # what this tab shows already, so that unchanged parts are left alone
 WATCHED = ("banner", "stage", "cancel", "after", "line", "pace")
-GREETED = 6  # fields that a model's arrival changes
 WAITERS = 16  # events at once that wait for a job to stop
 PHOTO_SIDE = 256  # pixels of the small photo beside a video
 
@@ -79,7 +79,7 @@ class Desk:
         return ""
 
     def look(self, shown: str | None, seen: Seen, request: gr.Request) -> tuple[Any, ...]:
-        """What has changed since `seen`. -> seen, pace of this machine, `WATCHED`, then the fields of `greeting`"""
+        """What has changed since `seen`. -> seen, pace of this machine, name of the model, `WATCHED`"""
         say = speaker(language(request))
         try:
             return self._look(say, Shown.read(shown), seen)
@@ -106,16 +106,16 @@ class Desk:
             "pace": gr.Timer(now["pace"]),
         }
         changed = [updates[key] if now[key] != seen.get(key) else gr.skip() for key in WATCHED]
-        met = now["model"] != seen.get("model")
         average = now["average"] if now["average"] != seen.get("average") else gr.skip()
-        greeting = self._greeting(say) if met else [gr.skip()] * GREETED
-        return now if now != seen else gr.skip(), average, *changed, *greeting
+        # A server that starts again has no model for a while: the name of the last one stays.
+        model = now["model"] if now["model"] and now["model"] != seen.get("model") else gr.skip()
+        return now if now != seen else gr.skip(), average, model, *changed
 
     def _trouble(self, say: Say, seen: Seen, words: str) -> tuple[Any, ...]:
         """As `look`: what was there stays, and the banner says why it is not the present state."""
         now = {"stage": stage.empty(say), **seen, "banner": banner(say, self.queue, words)}
         changed = [now[key] if key in now and now[key] != seen.get(key) else gr.skip() for key in WATCHED]
-        return now if now != seen else gr.skip(), gr.skip(), *changed, *[gr.skip()] * GREETED
+        return now if now != seen else gr.skip(), gr.skip(), gr.skip(), *changed
 
     def open(self, kept: str | None, linked: str | None, request: gr.Request) -> tuple[Any, ...]:
         """A page load: the linked job, or the one this browser looked at last. -> job id, then as `look`"""
@@ -124,7 +124,32 @@ class Desk:
         except I2VError:  # nobody knows now; `look` says why
             known = True
         shown = linked or (kept if known else None)
-        return (shown, *self.look(shown, {}, request))
+        # What is shown already is not said again: a job that was sent before this answer came stays.
+        return (gr.skip() if shown == kept else shown, *self.look(shown, {}, request))
+
+    def greet(self, name: str, greeted: str, *rest: Any) -> list[Any]:
+        """A model is there: `name` now, `greeted` the one that this tab's form was made ready for. `rest`: `GREETED`.
+
+        The browser holds both names, since a restarted server has forgotten what a tab has seen. What somebody has
+        changed stays, unless another model than before is there. -> greeted, examples, `GREETED`
+        """
+        *values, request = rest
+        model = self.queue.model
+        if model is None or model.name != name:
+            return [gr.skip()] * (2 + len(GREETED))
+        fresh, plain = create.defaults(model), create.defaults(None)
+        fields: dict[str, dict[str, Any]] = {key: {} for key in GREETED}
+        for key, value in zip(GREETED, values, strict=True):
+            if greeted not in ("", name) or (not greeted and value == plain[key]):
+                fields[key]["value"] = fresh[key]
+        if model.guidance_range is not None:
+            low, high = model.guidance_range
+            say = speaker(language(request))
+            fields["guidance_scale"] |= {"minimum": low, "maximum": high}
+            fields["guidance_scale"]["info"] = say("guidance_kept", low=f"{low:g}", high=f"{high:g}")
+        words = [[phrase] for phrase in model.vocabulary]
+        updates = [gr.update(**change) if change else gr.skip() for change in fields.values()]
+        return [name, gr.Dataset(samples=words, visible=bool(words)), *updates]
 
     def look_at_photo(self, upload: Any, request: gr.Request) -> tuple[Any, str]:
         """A photo was chosen or removed. -> its size or None, notice under the photo"""
@@ -134,13 +159,11 @@ class Desk:
             return None, hint.notice(told(speaker(language(request)), error))
         return (None if photo is None else photo.size), ""
 
-    def foresee(self, photo_size: Any, upload: Any, *rest: Any) -> tuple[str, str, str]:
-        """Any field changed. -> the crop on the photo, what the prompt lacks, the estimate"""
+    def foresee(self, photo_size: Any, upload: Any, *rest: Any) -> tuple[str, str]:
+        """Any field changed. -> the crop on the photo, the estimate"""
         *values, request = rest
         say = speaker(language(request))
         named = dict(zip(create.Form.names()[1:], values, strict=True))
-        prompt = str(named["prompt"] or "")
-        about = hint.notice(hint.about_prompt(say, prompt, photo_size is not None, self.queue.model), "mild")
         lines: list[str] = []
         crop = refusal = ""
         try:
@@ -154,7 +177,15 @@ class Desk:
         except I2VError as error:
             refusal = hint.notice(told(say, error))
         words = " ".join(line for line in lines if line)
-        return crop, about, refusal or (f"<p>{hint.escape(words)}</p>" if words else "")
+        return crop, refusal or (f"<p>{hint.escape(words)}</p>" if words else "")
+
+    def about(self, prompt: str, request: gr.Request) -> str:
+        """The prompt was changed: an empty one is no fault before that. -> what it lacks"""
+        return hint.notice(hint.about_prompt(speaker(language(request)), prompt or "", self.queue.model), "mild")
+
+    def about_again(self, prompt: str, request: gr.Request) -> Any:
+        """Another model knows other words. -> what the prompt lacks"""
+        return self.about(prompt, request) if prompt else gr.skip()
 
     def quality(self, name: str) -> int:
         """-> steps"""
@@ -218,20 +249,6 @@ class Desk:
             return photo_url(self.queue, job_id)
         except I2VError:
             return ""
-
-    def _greeting(self, say: Say) -> list[Any]:
-        """A model is there. -> examples, size, frames, fps, steps, guidance scale"""
-        model = self.queue.model
-        if model is None:
-            return [gr.skip()] * GREETED
-        values = create.defaults(model)
-        words = [[phrase] for phrase in model.vocabulary]
-        guidance: dict[str, Any] = {"value": values["guidance_scale"]}
-        if model.guidance_range is not None:
-            low, high = model.guidance_range
-            guidance["info"] = say("guidance_kept", low=f"{low:g}", high=f"{high:g}")
-        fields = [values[name] for name in ("size", "num_frames", "fps", "steps")]
-        return [gr.Dataset(samples=words, visible=bool(words)), *fields, gr.Slider(**guidance)]
 
 
 @lru_cache(maxsize=64)

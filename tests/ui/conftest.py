@@ -66,12 +66,13 @@ class Site:
     engine: FakeEngine
     gate: Gate
     settings: Settings
+    stop: Callable[[], None]
 
 
-def run_server(settings: Settings, queue: JobQueue) -> tuple[uvicorn.Server, threading.Thread, int]:
+def run_server(settings: Settings, queue: JobQueue, port: int = 0) -> tuple[uvicorn.Server, threading.Thread, int]:
     app = mount_ui(create_app(settings, queue), settings, queue)
     server = uvicorn.Server(
-        uvicorn.Config(app, host="127.0.0.1", port=0, log_level="warning", timeout_graceful_shutdown=2)
+        uvicorn.Config(app, host="127.0.0.1", port=port, log_level="warning", timeout_graceful_shutdown=2)
     )
     thread = threading.Thread(target=server.run, daemon=True)
     listening = threading.Event()
@@ -89,27 +90,34 @@ def run_server(settings: Settings, queue: JobQueue) -> tuple[uvicorn.Server, thr
 
 @contextmanager
 def servers(folder: Path) -> Iterator[Callable[..., Site]]:
-    """`start(attach=True, **settings)` starts a server; the model is the fake engine behind a gate that is open."""
-    running: list[tuple[uvicorn.Server, threading.Thread, Gate]] = []
+    """`start(attach=True, **settings)` starts a server; the model is the fake engine behind a gate that is open.
 
-    def start(*, attach: bool = True, engine: FakeEngine | None = None, **given: object) -> Site:
+    `start(port=..., ...)` after `site.stop()` is the same server started again.
+    """
+    running: list[Callable[[], None]] = []
+
+    def start(*, attach: bool = True, engine: FakeEngine | None = None, port: int = 0, **given: object) -> Site:
         values = {"outputs": folder / "outputs", "model": "fake", "min_free_mb": 0, **given}
         settings = Settings(**values)  # type: ignore[arg-type]
         gate = Gate()
         engine = engine or FakeEngine(fault=gate)
         queue = JobQueue(settings)
-        server, thread, port = run_server(settings, queue)
-        running.append((server, thread, gate))
+        server, thread, port = run_server(settings, queue, port)
+
+        def stop() -> None:
+            gate.open()
+            server.should_exit = True
+            thread.join(60)
+            assert not thread.is_alive()
+
+        running.append(stop)
         if attach:
             queue.attach(engine)
-        return Site(f"http://127.0.0.1:{port}", queue, engine, gate, settings)
+        return Site(f"http://127.0.0.1:{port}", queue, engine, gate, settings, stop)
 
     yield start
-    for server, thread, gate in running:
-        gate.open()
-        server.should_exit = True
-        thread.join(60)
-        assert not thread.is_alive()
+    for stop in running:
+        stop()
 
 
 @pytest.fixture
@@ -133,12 +141,17 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def open_page(browser: Browser) -> Iterator[Callable[..., Page]]:
-    """`open_page(url, **context options)`; at the end no page may have logged an error or asked another machine."""
+    """`open_page(url, before=None, forgive=None, **context options)`; `before(page)` runs before it goes there.
+
+    At the end no page may have asked another machine or logged an error, but for those with `forgive` in their text.
+    """
     complaints: list[str] = []
     contexts = []
 
+    forgiven: list[str] = []
+
     def on_console(message: ConsoleMessage) -> None:
-        if message.type == "error":
+        if message.type == "error" and not any(text in message.text for text in forgiven):
             complaints.append(f"console: {message.text}")
 
     def on_request(request: Request) -> None:
@@ -146,7 +159,10 @@ def open_page(browser: Browser) -> Iterator[Callable[..., Page]]:
         if address.scheme not in ("data", "blob") and address.hostname != "127.0.0.1":
             complaints.append(f"foreign request: {request.url}")
 
-    def start(url: str, **options: object) -> Page:
+    def start(
+        url: str, before: Callable[[Page], None] | None = None, forgive: str | None = None, **options: object
+    ) -> Page:
+        forgiven.extend([forgive] if forgive else [])
         context = browser.new_context(**{"viewport": {"width": 1280, "height": 860}, "locale": "en-US", **options})  # type: ignore[arg-type]
         contexts.append(context)
         context.set_default_timeout(PATIENCE_MS)
@@ -154,6 +170,8 @@ def open_page(browser: Browser) -> Iterator[Callable[..., Page]]:
         page.on("console", on_console)
         page.on("pageerror", lambda error: complaints.append(f"page error: {error}"))
         page.on("request", on_request)
+        if before is not None:
+            before(page)
         page.goto(url)
         page.locator("#stage .stage").wait_for()
         return page

@@ -1,6 +1,7 @@
 """The events' functions without a browser: what they answer when a job, the job table or the memory is not there."""
 
 import asyncio
+import re
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -12,8 +13,11 @@ import pytest
 from PIL import Image
 from starlette.requests import Request
 
-from i2v.engine.fake import FakeEngine
+from i2v.engine.engine import keep_guidance
+from i2v.engine.fake import NOTE, FakeEngine
+from i2v.engine.memory import Plan, ladder
 from i2v.errors import Unavailable
+from i2v.images import place
 from i2v.jobs.job import Job
 from i2v.jobs.queue import JobQueue
 from i2v.request import GenerateRequest
@@ -24,11 +28,14 @@ from i2v.ui.shelf import Shelf
 from i2v.ui.shown import Shown
 from i2v.ui.system import facts
 from i2v.ui.texts import explained, speaker
-from i2v.ui.watch import WATCHED, Desk, photo_url
+from i2v.ui.translated import noted, planned
+from i2v.ui.watch import GREETED, WATCHED, Desk, photo_url
 
 NOBODY: Any = None  # the request of an event: without one the page speaks English
-BANNER, STAGE = (2 + WATCHED.index(name) for name in ("banner", "stage"))
+MODEL = 2
+BANNER, STAGE = (3 + WATCHED.index(name) for name in ("banner", "stage"))
 SAY, SAY_CHINESE = speaker("en"), speaker("zh")
+FRESH = [create.defaults(None)[name] for name in GREETED]  # a form that nobody has touched
 DOT = Image.new("RGB", (64, 64), (200, 100, 50))
 MakeQueue = Callable[..., JobQueue]
 
@@ -100,11 +107,60 @@ def test_a_job_table_that_does_not_answer_is_said_in_the_banner_and_the_stage_st
         again = desk.look(job.id, answer[0], NOBODY)
         assert all(is_skip(part) for part in again)
         opened = desk.open(job.id, None, NOBODY)
-        assert opened[0] == job.id
+        assert is_skip(opened[0])  # it is shown already
         assert "stage" in opened[1 + STAGE]
     back = desk.look(job.id, answer[0], NOBODY)
     assert "does not answer" not in back[BANNER]
     assert is_skip(back[STAGE])
+
+
+def test_the_name_of_the_model_is_told_once_and_again_after_a_restart_but_never_taken_back(
+    make_queue: MakeQueue, tmp_path: Path
+) -> None:
+    """A server that starts again has no model for a while; the form was greeted anew when it was back."""
+    queue = make_queue()
+    desk = Desk(settings_in(tmp_path), queue)
+    first = desk.look(None, {}, NOBODY)
+    assert first[MODEL] == queue.model.name
+    assert is_skip(desk.look(None, first[0], NOBODY)[MODEL])
+    started_again = Desk(settings_in(tmp_path), JobQueue(settings_in(tmp_path / "other")))
+    assert is_skip(started_again.look(None, {}, NOBODY)[MODEL])
+    assert all(is_skip(part) for part in started_again.greet("fake", "", *FRESH, NOBODY))
+    assert desk.look(None, {}, NOBODY)[MODEL] == queue.model.name
+
+
+def test_a_greeting_fills_in_what_nobody_has_changed_and_another_model_begins_anew(
+    make_queue: MakeQueue, tmp_path: Path
+) -> None:
+    """Whatever was typed while the model loaded was put back to the model's own settings."""
+    queue = make_queue()
+    desk = Desk(settings_in(tmp_path), queue)
+    typed = [*FRESH[:1], 9, *FRESH[2:]]
+
+    def values(greeted: str) -> list[Any]:
+        name, _, *fields = desk.greet("fake", greeted, *typed, NOBODY)
+        assert name == "fake"
+        return [None if is_skip(field) else field.get("value") for field in fields]
+
+    assert values("") == ["256x256", None, 8, 20, 9.0]
+    assert values("fake") == [None] * 5
+    assert values("demo") == ["256x256", 16, 8, 20, 9.0]
+
+
+def test_settings_of_a_stronger_model_come_into_the_range_of_this_one(
+    make_queue: MakeQueue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The slider went to 20 beside the words that this model works with 1 to 9."""
+    demo = FakeEngine().info
+    narrow = replace(demo, guidance_range=(1.0, 9.0))
+    queue = make_queue()
+    request = GenerateRequest(prompt="night falls", width=64, height=64, guidance_scale=12.0)
+    place_of = create.Form.names().index("guidance_scale") - 1
+    assert create.values_of(request, narrow)[place_of] == 9.0
+    assert create.values_of(request, demo)[place_of] == 12.0
+    monkeypatch.setattr(JobQueue, "model", narrow)
+    slider = Desk(settings_in(tmp_path), queue).greet("fake", "", *FRESH, NOBODY)[-1]
+    assert (slider["minimum"], slider["maximum"], slider["value"]) == (1.0, 9.0, 9.0)
 
 
 def test_every_event_answers_when_the_queue_has_stopped(make_queue: MakeQueue, tmp_path: Path) -> None:
@@ -141,7 +197,7 @@ def test_a_size_of_nothing_is_refused_in_words(make_queue: MakeQueue, tmp_path: 
         "seed": "",
     }
     given = [values[name] for name in create.Form.names()[1:]]
-    crop, _, refusal = Desk(settings, make_queue()).foresee([640, 480], {"path": "photo"}, *given, NOBODY)
+    crop, refusal = Desk(settings, make_queue()).foresee([640, 480], {"path": "photo"}, *given, NOBODY)
     assert crop == ""
     assert "bad" in refusal
 
@@ -217,6 +273,30 @@ def test_a_failed_draft_is_explained_in_chinese(make_queue: MakeQueue) -> None:
 def test_every_refusal_that_the_page_meets_is_explained_in_chinese(code: str) -> None:
     assert explained(SAY_CHINESE, code, "why") != "why"
     assert "why" in explained(SAY_CHINESE, code, "why")
+
+
+def test_every_memory_plan_is_told_in_chinese() -> None:
+    plan: Plan | None = Plan()
+    while plan is not None:
+        assert planned(SAY, str(plan)) == str(plan)
+        assert not re.search("[a-z]", planned(SAY_CHINESE, str(plan)))
+        plan = ladder(plan)
+
+
+@pytest.mark.parametrize("size", [(64, 64), (640, 480), (128, 128)])
+@pytest.mark.parametrize("fit", ["crop", "pad"])
+def test_every_crop_is_told_in_chinese(size: tuple[int, int], fit: Any) -> None:
+    note = place(size, (64, 64), fit).describe()
+    assert noted(SAY, note) == note
+    assert not re.search("[a-z]{2}", noted(SAY_CHINESE, note))
+    assert re.findall(r"\d+x\d+", noted(SAY_CHINESE, note)) == re.findall(r"\d+x\d+", note)
+
+
+def test_notes_of_the_engine_are_told_in_chinese_and_foreign_ones_as_they_are() -> None:
+    _, kept = keep_guidance(12.0, (1.0, 9.0))
+    assert noted(SAY_CHINESE, kept[0]) == "引导强度 12 已改为 9；此模型适用 1 到 9。"
+    assert noted(SAY_CHINESE, NOTE) != NOTE
+    assert noted(SAY_CHINESE, "Something new.") == "Something new."
 
 
 def test_the_banner_explains_loading_and_its_failure_in_chinese(tmp_path: Path) -> None:
