@@ -55,10 +55,8 @@ class Stage:
     banner: gr.HTML
     html: gr.HTML
     cancel: gr.Button
-    after: gr.Row
     line: gr.HTML
     timer: gr.Timer
-    cancel_row: gr.Row
     reuse: gr.Button
     extend: gr.Button
     delete: gr.Button
@@ -69,7 +67,7 @@ class Stage:
 
     def watched(self) -> list[Any]:
         """In the order of `watch.WATCHED`."""
-        return [self.banner, self.html, self.cancel_row, self.after, self.line, self.timer]
+        return [self.banner, self.html, self.line, self.timer]
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,9 +151,9 @@ def build(settings: Settings, queue: JobQueue) -> gr.Blocks:
 
 def _build_stage(banner: gr.HTML, timer: gr.Timer, notice: gr.HTML) -> Stage:
     html = gr.HTML(elem_id="stage", js_on_load=history.OPEN_CARD)
-    with gr.Row(visible=False, elem_id="cancel-row") as cancel_row:
+    with gr.Row(elem_id="cancel-row"):  # seen, as the next one, in the states that style.css names
         cancel = gr.Button(label("cancel"), variant="stop", elem_id="cancel", scale=0, min_width=140)
-    with gr.Row(visible=False, elem_id="after") as after:
+    with gr.Row(elem_id="after"):
         reuse = gr.Button(label("what_next"), size="sm", elem_id="reuse", min_width=120)
         extend = gr.Button(label("extend"), size="sm", elem_id="extend", min_width=120)
         delete = gr.Button(label("delete"), size="sm", elem_id="delete", min_width=80)
@@ -163,7 +161,7 @@ def _build_stage(banner: gr.HTML, timer: gr.Timer, notice: gr.HTML) -> Stage:
         yes = gr.Button(label("delete_yes"), variant="stop", size="sm", elem_id="delete-yes")
         no = gr.Button(label("delete_no"), size="sm", elem_id="delete-no")
     line = gr.HTML(elem_id="line", js_on_load=history.OPEN_CARD)
-    return Stage(banner, html, cancel, after, line, timer, cancel_row, reuse, extend, delete, confirm, yes, no, notice)
+    return Stage(banner, html, cancel, line, timer, reuse, extend, delete, confirm, yes, no, notice)
 
 
 def _wire_form(desk: Desk, form: Form, controls: Controls, memory: Memory, hint: gr.HTML, notice: gr.HTML) -> None:

@@ -30,7 +30,7 @@ RUNNING_S = 0.5  # seconds between two looks at a running job
 IDLE_S = 3.0
 
 Seen = dict[str, Any]  # what this tab shows already, so that unchanged parts are left alone
-WATCHED = ("banner", "stage", "cancel", "after", "line", "pace")
+WATCHED = ("banner", "stage", "line", "pace")  # few: the framework builds each one anew at every look
 WAITERS = 16  # events at once that wait for a job to stop
 PHOTO_SIDE = 256  # pixels of the small photo beside a video
 
@@ -92,19 +92,12 @@ class Desk:
         now: Seen = {
             "banner": banner(say, self.queue),
             "stage": self._stage(say, what, jobs),
-            "cancel": running,
-            "after": not what.is_sheet and any(job.status == "completed" for job in jobs),
             "line": history.line(say, self.queue, what.ids()),
             "pace": RUNNING_S if running or self.queue.state == "loading" else IDLE_S,
             "model": self.queue.model.name if self.queue.model else None,
             "average": [self.queue.average_duration, self.queue.queue_length],
         }
-        updates = {
-            **now,
-            "cancel": gr.Row(visible=running),
-            "after": gr.Row(visible=now["after"]),
-            "pace": gr.Timer(now["pace"]),
-        }
+        updates = {**now, "pace": gr.Timer(now["pace"])}
         changed = [updates[key] if now[key] != seen.get(key) else gr.skip() for key in WATCHED]
         average = now["average"] if now["average"] != seen.get("average") else gr.skip()
         # A server that starts again has no model for a while: the name of the last one stays.
