@@ -2,7 +2,7 @@
 
 - `first_paint_ms`: a cold browser (empty cache) from the address to the first contentful paint, and to a page that can
   be used (stage and form drawn), on an idle server;
-- `load`: what one page load gets by GET from the server, in requests and bytes, as recorded in Chromium;
+- `load`: what one page load asks of the server, in requests, events among them, and bytes, as recorded in Chromium;
 - `job_s`: the seconds of one job (256x256, 8 frames, 40 steps of the demo model on one thread; `--fake`: 100 steps of
   50 ms of the fake engine) alone, and while another process makes `LOADS` page loads and `EVENTS` events, spread over
   the job. Alone, with visitors who come back (their browsers keep the scripts), with visitors who have never been here,
@@ -50,6 +50,8 @@ from i2v.ui import mount_ui  # noqa: E402
 
 PHOTO = ROOT / "tests" / "assets" / "coffee.jpg"
 LOADS, EVENTS, PAINTS = 100, 50, 5
+
+Call = tuple[str, str | None]  # path, and the body of an event
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 
 
@@ -69,15 +71,15 @@ def serving(settings: Settings, engine: Any) -> Iterator[tuple[str, JobQueue]]:
     thread.join(30)
 
 
-def paint(url: str, chromium: str) -> tuple[dict[str, float], list[str], int]:
-    """Median times of cold page loads in milliseconds, the GET paths of one load, and its bytes on the wire."""
-    painted, usable, paths, size = [], [], [], 0
+def paint(url: str, chromium: str) -> tuple[dict[str, float], list[Call], int]:
+    """Median times of cold page loads in milliseconds, the requests of one load, and its bytes on the wire."""
+    painted, usable, calls, size = [], [], [], 0
     with sync_playwright() as playwright:
         for run in range(PAINTS + 1):  # a browser of its own each time; the first one warms the disk and is left out
             browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
             page = browser.new_page(viewport={"width": 1366, "height": 768})
-            asked: list[str] = []
-            page.on("request", lambda request, asked=asked: asked.append(f"{request.method} {request.url}"))
+            asked: list[Call] = []
+            page.on("request", lambda request, asked=asked: asked.append((request.url, request.post_data)))
             start = time.perf_counter()
             page.goto(url, wait_until="commit")
             page.locator("#stage .stage").wait_for()
@@ -91,15 +93,14 @@ def paint(url: str, chromium: str) -> tuple[dict[str, float], list[str], int]:
                 size = page.evaluate(
                     "performance.getEntriesByType('resource').reduce((sum, e) => sum + e.transferSize, 0)"
                 )
-                parts = [line.split(" ", 1) for line in asked]
-                gets = [urlsplit(address) for method, address in parts if method == "GET" and address.startswith(url)]
-                skipped = ("/gradio_api/queue/", "/gradio_api/heartbeat")  # they stay open as long as the page does
-                paths = [f"{a.path}?{a.query}" if a.query else a.path for a in gets if not a.path.startswith(skipped)]
+                kept_open = (f"{url}/gradio_api/queue/", f"{url}/gradio_api/heartbeat")  # as long as the page is there
+                ours = [call for call in asked if call[0].startswith(url) and not call[0].startswith(kept_open)]
+                calls = [(address.removeprefix(url), body) for address, body in ours]
             browser.close()
     times = {"first_contentful": painted, "usable": usable}
     return (
         {f"{name}_{what}": round(of(found)) for name, found in times.items() for what, of in STATISTICS.items()},
-        paths,
+        calls,
         size,
     )
 
@@ -115,41 +116,39 @@ BROWSER = {
 }
 
 
-def _visit(url: str, paths: list[str], seconds: float) -> dict[str, float]:
-    """`LOADS` page loads, each with its load event, and `EVENTS` looks of those tabs, evenly over `seconds`.
+def _visit(url: str, calls: list[Call], seconds: float) -> dict[str, float]:
+    """`LOADS` page loads, each of them `calls`, and `EVENTS` looks of those tabs, evenly over `seconds`.
 
     Returns the milliseconds that they took.
     """
     connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=60)
 
-    def ask(path: str, body: dict[str, Any] | None = None) -> bytes:
+    def ask(path: str, body: str | None, visitor: int) -> None:
         headers = BROWSER if body is None else {**BROWSER, "Content-Type": "application/json"}
-        connection.request("GET" if body is None else "POST", path, body and json.dumps(body), headers)
+        content = body and json.dumps({**json.loads(body), "session_hash": f"visitor{visitor}"})
+        connection.request("GET" if body is None else "POST", path, content, headers)
         answer = connection.getresponse()
-        content = answer.read()
+        answer.read()
         if answer.status != 200:
             raise SystemExit(f"{path} was answered {answer.status}")
-        return content
 
     with urlopen(f"{url}/config") as answer:
         events = json.load(answer)["dependencies"]
-
-    def event(trigger: str, visitor: int) -> None:
-        body = {"fn_index": number_of(events, trigger), "session_hash": f"visitor{visitor}", "data": [None, None]}
-        ask("/gradio_api/run/predict", body)
+    tick = next(one["id"] for one in events if any(target[1] == "tick" for target in one["targets"]))
+    look = json.dumps({"fn_index": tick, "data": [None, None]})
 
     def load(visitor: int) -> None:
-        for path in paths:
-            ask(path)
-        event("load", visitor)
+        for path, body in calls:
+            ask(path, body, visitor)
 
-    calls = [(seconds * number / LOADS, "load", partial(load, number)) for number in range(LOADS)]
+    plan = [(seconds * number / LOADS, "load", partial(load, number)) for number in range(LOADS)]
     looking = [number * LOADS // EVENTS for number in range(EVENTS)]  # the tab that has just been opened
-    calls += [(seconds * number / LOADS, "event", partial(event, "tick", number)) for number in looking]
+    event = partial(ask, "/gradio_api/run/predict", look)
+    plan += [(seconds * number / LOADS, "event", partial(event, number)) for number in looking]
     took: dict[str, list[float]] = {"load": [], "event": []}
     print("ready", flush=True)
     begun, used = time.perf_counter(), time.process_time()
-    for due, kind, call in sorted(calls, key=lambda one: one[0]):
+    for due, kind, call in sorted(plan, key=lambda one: one[0]):
         time.sleep(max(0.0, begun + due - time.perf_counter()))
         start = time.perf_counter()
         call()
@@ -162,11 +161,6 @@ def _visit(url: str, paths: list[str], seconds: float) -> dict[str, float]:
     }
 
 
-def number_of(events: list[dict[str, Any]], trigger: str) -> int:
-    """The number of the page's first event that `trigger` sets off: "load", or the timer's "tick"."""
-    return next(one["id"] for one in events if any(target[1] == trigger for target in one["targets"]))
-
-
 def job_seconds(queue: JobQueue, steps: int) -> float:
     request = GenerateRequest(prompt="night falls", width=256, height=256, num_frames=8, steps=steps, seed=1)
     job = queue.wait_sync(queue.submit(request, Image.open(PHOTO).convert("RGB"), door="cli").id, 300)
@@ -175,9 +169,9 @@ def job_seconds(queue: JobQueue, steps: int) -> float:
     return sum(seconds for stage, seconds in job.result.stage_seconds.items() if stage != "write")
 
 
-def busy(url: str, queue: JobQueue, steps: int, paths: list[str], alone: float) -> tuple[float, dict[str, float]]:
+def busy(url: str, queue: JobQueue, steps: int, calls: list[Call], alone: float) -> tuple[float, dict[str, float]]:
     """The job's seconds while a process of its own visits the page over 90% of the time that it takes alone."""
-    code = f"import json, bench.page as page; print(json.dumps(page._visit({url!r}, {paths!r}, {0.9 * alone})))"
+    code = f"import json, bench.page as page; print(json.dumps(page._visit({url!r}, {calls!r}, {0.9 * alone})))"
     visitors = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     assert visitors.stdout is not None
     visitors.stdout.readline()  # "ready": its imports are not the page's cost
@@ -199,17 +193,22 @@ def main() -> None:
         engine = FakeEngine(step_s=0.05) if options.fake else load_engine(settings, lambda _what, _share: None)
         steps = 100 if options.fake else 40
         with serving(settings, engine) as (url, queue):
-            times, paths, size = paint(url, options.chromium)
+            times, calls, size = paint(url, options.chromium)
             job_seconds(queue, 10)  # warms up
             first = job_seconds(queue, steps)
-            returning = [path for path in paths if not path.startswith("/assets/")]  # those are marked immutable
+            returning = [call for call in calls if not call[0].startswith("/assets/")]  # those are marked immutable
             known, known_answers = busy(url, queue, steps, returning, first)
-            strange, strange_answers = busy(url, queue, steps, paths, first)
+            strange, strange_answers = busy(url, queue, steps, calls, first)
             second = job_seconds(queue, steps)
     alone = (first + second) / 2
     result = {
         "first_paint_ms": times,
-        "load": {"requests": len(paths), "returning": len(returning), "kilobytes": round(size / 1000)},
+        "load": {
+            "requests": len(calls),
+            "returning": len(returning),
+            "events": sum(body is not None for _, body in calls),
+            "kilobytes": round(size / 1000),
+        },
         "engine": settings.model,
         "job_s": {
             "alone": [round(first, 2), round(second, 2)],

@@ -24,7 +24,7 @@ FOLDER = Path(gradio.__file__).parent / "templates" / "frontend" / "assets"
 PREFIX = "/assets/"
 FOREVER = (b"cache-control", b"public, max-age=31536000, immutable")  # their names hold a content hash
 
-PAGES = ("/", "/config", "/theme.css")
+PAGES = ("/", "/config", "/theme.css", "/static/js/iframeResizer.contentWindow.min.js")
 SHAPES_A_PAGE = (b"host", b"x-forwarded-host", b"x-forwarded-proto", b"x-forwarded-prefix")  # headers in its addresses
 KEPT = 32  # answers; a few addresses and languages of one server
 

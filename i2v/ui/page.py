@@ -102,6 +102,7 @@ def build(settings: Settings, queue: JobQueue) -> gr.Blocks:
         )
         linked = gr.Textbox(visible=False)
         timer = gr.Timer(IDLE_S)
+        desk = Desk(settings, queue)
         banner = gr.HTML(elem_id="banner")
         with gr.Tabs(selected="create", elem_id="tabs") as tabs:
             with gr.Tab(label("tab_create"), id="create"), gr.Row(elem_id="create", equal_height=False):
@@ -117,11 +118,16 @@ def build(settings: Settings, queue: JobQueue) -> gr.Blocks:
                             sweep = gr.Button(label("sweep"), size="lg", elem_id="sweep", scale=1)
                 with gr.Column(scale=7, min_width=320, elem_id="show"):
                     stage = _build_stage(banner, timer, notice)
+            foresee: dict[str, Any] = {
+                "fn": with_request(desk.foresee),
+                "inputs": [memory.photo_size, *form.components()],
+                "outputs": [controls.crop, hint],
+                **RAW,
+            }
             with gr.Tab(label("tab_history"), id="history") as history_tab:
-                _build_history(Shelf(settings, queue), memory, form, stage, tabs, history_tab)
+                _build_history(Shelf(settings, queue), memory, form, stage, tabs, history_tab, foresee)
             with gr.Tab(label("tab_system"), id="system") as system_tab:
                 _build_system(Shelf(settings, queue), form, tabs, system_tab)
-        desk = Desk(settings, queue)
         greeted = [getattr(form, name) for name in GREETED]
         shown = [memory.seen, memory.pace, memory.model, *stage.watched()]
         kept = [memory.greeted, *form.components()[1:]]
@@ -130,10 +136,10 @@ def build(settings: Settings, queue: JobQueue) -> gr.Blocks:
         blocks.load(desk.open, [memory.job_id, linked], [memory.job_id, *shown], js=JOB_OF_LINK, **EVENT)
         memory.model.change(
             with_request(desk.greet),
-            [memory.model, memory.greeted, *greeted],
-            [memory.greeted, controls.examples, *greeted],
+            [memory.model, memory.greeted, form.prompt, *greeted],
+            [memory.greeted, controls.examples, controls.prompt_notice, controls.quality, *greeted],
             **EVENT,
-        ).then(desk.quality_of, form.steps, controls.quality, **EVENT)
+        )
         timer.tick(desk.look, [memory.job_id, memory.seen], shown, **EVENT)
         generate.click(with_request(desk.submit), form.components(), [memory.job_id, notice], **RAW).then(
             fn=None, js=SHOW_STAGE
@@ -144,8 +150,8 @@ def build(settings: Settings, queue: JobQueue) -> gr.Blocks:
         stage.html.click(Sweep(desk).pick, [form.steps, memory.job_id], [memory.job_id, notice], **EVENT)
         stage.cancel.click(desk.cancel, memory.job_id, notice, **EVENT)
         memory.job_id.change(desk.look, [memory.job_id, memory.seen], shown, **EVENT)
-        _wire_form(desk, form, controls, memory, hint, notice)
-        _wire_result(Shelf(settings, queue), form, stage, memory)
+        _wire_form(desk, form, controls, memory, notice, foresee)
+        _wire_result(Shelf(settings, queue), form, stage, memory, foresee)
     return blocks
 
 
@@ -164,24 +170,19 @@ def _build_stage(banner: gr.HTML, timer: gr.Timer, notice: gr.HTML) -> Stage:
     return Stage(banner, html, cancel, line, timer, reuse, extend, delete, confirm, yes, no, notice)
 
 
-def _wire_form(desk: Desk, form: Form, controls: Controls, memory: Memory, hint: gr.HTML, notice: gr.HTML) -> None:
-    fields = form.components()
-    foreseen: dict[str, Any] = {
-        "fn": with_request(desk.foresee),
-        "inputs": [memory.photo_size, *fields],
-        "outputs": [controls.crop, hint],
-        **RAW,
-    }
-    gr.on([field.change for field in fields[1:]], trigger_mode="always_last", **foreseen)
-    form.photo.change(desk.look_at_photo, form.photo, [memory.photo_size, controls.photo_notice], **RAW).then(
-        **foreseen
-    )
+def _wire_form(
+    desk: Desk, form: Form, controls: Controls, memory: Memory, notice: gr.HTML, foresee: dict[str, Any]
+) -> None:
+    # What a person changes of the job's weight. Events that fill the form ask for the estimate themselves: each field
+    # would ask once more.
+    weighed = [form.fit, form.num_frames, form.steps, form.guidance_scale, form.preset]
+    changes = [form.size.change, memory.pace.change, *(field.input for field in weighed)]
+    gr.on(changes, trigger_mode="always_last", **foresee)
+    form.photo.change(desk.look_at_photo, form.photo, [memory.photo_size, controls.photo_notice], **RAW).then(**foresee)
     form.prompt.change(desk.about, form.prompt, controls.prompt_notice, trigger_mode="always_last", **EVENT)
-    memory.model.change(desk.about_again, form.prompt, controls.prompt_notice, **EVENT)
-    memory.pace.change(**foreseen)  # a job has ended or was queued: the estimate is another one
     # What was said of a missing photo or prompt is over once there is one; the browser does that by itself.
     gr.on([form.photo.input, form.photo.upload, form.prompt.input], fn=None, js="() => ''", outputs=notice)
-    controls.quality.input(desk.quality, controls.quality, form.steps, **EVENT)
+    controls.quality.input(desk.quality, controls.quality, form.steps, **EVENT).then(**foresee)
     form.steps.change(desk.quality_of, form.steps, controls.quality, **EVENT)
     controls.examples.click(lambda row: row[0], controls.examples, form.prompt, **EVENT)
     seed = controls.seed
@@ -191,8 +192,8 @@ def _wire_form(desk: Desk, form: Form, controls: Controls, memory: Memory, hint:
     form.seed.change(desk.locked, form.seed, seed.lock, **EVENT)
 
 
-def _wire_result(shelf: Shelf, form: Form, stage: Stage, memory: Memory) -> None:
-    stage.reuse.click(shelf.reuse, memory.job_id, [stage.notice, *form.components()], **EVENT)
+def _wire_result(shelf: Shelf, form: Form, stage: Stage, memory: Memory, foresee: dict[str, Any]) -> None:
+    stage.reuse.click(shelf.reuse, memory.job_id, [stage.notice, *form.components()], **EVENT).then(**foresee)
     stage.extend.click(shelf.extend, memory.job_id, [memory.job_id, stage.notice], **EVENT)
     stage.delete.click(lambda: gr.Row(visible=True), None, stage.confirm, **EVENT)
     stage.delete_no.click(lambda: gr.Row(visible=False), None, stage.confirm, **EVENT)
@@ -202,7 +203,9 @@ def _wire_result(shelf: Shelf, form: Form, stage: Stage, memory: Memory) -> None
     stage.line.click(job_of_card, None, memory.job_id, **EVENT)
 
 
-def _build_history(shelf: Shelf, memory: Memory, form: Form, stage: Stage, tabs: gr.Tabs, tab: gr.Tab) -> None:
+def _build_history(
+    shelf: Shelf, memory: Memory, form: Form, stage: Stage, tabs: gr.Tabs, tab: gr.Tab, foresee: dict[str, Any]
+) -> None:
     with gr.Row(equal_height=True):
         search = gr.Textbox(label=label("history_search"), elem_id="search", scale=3, type="text")
         restore = gr.File(
@@ -221,7 +224,8 @@ def _build_history(shelf: Shelf, memory: Memory, form: Form, stage: Stage, tabs:
     search.change(trigger_mode="always_last", **listed)
     more.click(lambda count: count + history.PAGE, memory.count, memory.count, **EVENT).then(**listed)
     cards.click(shelf.card, None, [memory.job_id, tabs, notice], **EVENT).then(**listed)
-    restore.change(shelf.restore, restore, [tabs, notice, stage.notice, *form.components()], **RAW)
+    filled = [tabs, notice, stage.notice, *form.components()]
+    restore.change(shelf.restore, restore, filled, **RAW).then(**foresee)
 
 
 def _build_system(shelf: Shelf, form: Form, tabs: gr.Tabs, tab: gr.Tab) -> None:

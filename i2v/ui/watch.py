@@ -120,20 +120,22 @@ class Desk:
         # What is shown already is not said again: a job that was sent before this answer came stays.
         return (gr.skip() if shown == kept else shown, *self.look(shown, {}, request))
 
-    def greet(self, name: str, greeted: str, *rest: Any) -> list[Any]:
+    def greet(self, name: str, greeted: str, prompt: str | None, *rest: Any) -> list[Any]:
         """A model is there: `name` now, `greeted` the one that this tab's form was made ready for. `rest`: `GREETED`.
 
         The browser holds both names, since a restarted server has forgotten what a tab has seen. What somebody has
-        changed stays, unless another model than before is there. -> greeted, examples, `GREETED`
+        changed stays, unless another model than before is there. -> greeted, examples, what the prompt lacks of this
+        model's words, quality, `GREETED`
         """
         *values, request = rest
         model = self.queue.model
         if model is None or model.name != name:
-            return [gr.skip()] * (2 + len(GREETED))
+            return [gr.skip()] * (4 + len(GREETED))
         fresh, plain = create.defaults(model), create.defaults(None)
         fields: dict[str, dict[str, Any]] = {key: {} for key in GREETED}
         for key, value in zip(GREETED, values, strict=True):
-            if greeted not in ("", name) or (not greeted and value == plain[key]):
+            is_ours = greeted not in ("", name) or (not greeted and value == plain[key])
+            if is_ours and value != fresh[key]:  # the same again would undo what is typed until it arrives
                 fields[key]["value"] = fresh[key]
         if model.guidance_range is not None:
             low, high = model.guidance_range
@@ -142,7 +144,10 @@ class Desk:
             fields["guidance_scale"]["info"] = say("guidance_kept", low=f"{low:g}", high=f"{high:g}")
         words = [[phrase] for phrase in model.vocabulary]
         updates = [gr.update(**change) if change else gr.skip() for change in fields.values()]
-        return [name, gr.Dataset(samples=words, visible=bool(words)), *updates]
+        about = self.about(prompt, request) if prompt else gr.skip()
+        steps = fields["steps"].get("value", values[GREETED.index("steps")])
+        quality = create.quality_of(model, steps)
+        return [name, gr.Dataset(samples=words, visible=bool(words)), about, quality, *updates]
 
     def look_at_photo(self, upload: Any, request: gr.Request) -> tuple[Any, str]:
         """A photo was chosen or removed. -> its size or None, notice under the photo"""
@@ -175,10 +180,6 @@ class Desk:
     def about(self, prompt: str, request: gr.Request) -> str:
         """The prompt was changed: an empty one is no fault before that. -> what it lacks"""
         return hint.notice(hint.about_prompt(speaker(language(request)), prompt or "", self.queue.model), "mild")
-
-    def about_again(self, prompt: str, request: gr.Request) -> Any:
-        """Another model knows other words. -> what the prompt lacks"""
-        return self.about(prompt, request) if prompt else gr.skip()
 
     def quality(self, name: str) -> int:
         """-> steps"""

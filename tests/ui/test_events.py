@@ -125,7 +125,7 @@ def test_the_name_of_the_model_is_told_once_and_again_after_a_restart_but_never_
     assert is_skip(desk.look(None, first[0], NOBODY)[MODEL])
     started_again = Desk(settings_in(tmp_path), JobQueue(settings_in(tmp_path / "other")))
     assert is_skip(started_again.look(None, {}, NOBODY)[MODEL])
-    assert all(is_skip(part) for part in started_again.greet("fake", "", *FRESH, NOBODY))
+    assert all(is_skip(part) for part in started_again.greet("fake", "", "", *FRESH, NOBODY))
     assert desk.look(None, {}, NOBODY)[MODEL] == queue.model.name
 
 
@@ -138,13 +138,15 @@ def test_a_greeting_fills_in_what_nobody_has_changed_and_another_model_begins_an
     typed = [*FRESH[:1], 9, *FRESH[2:]]
 
     def values(greeted: str) -> list[Any]:
-        name, _, *fields = desk.greet("fake", greeted, *typed, NOBODY)
+        name, _, about, quality, *fields = desk.greet("fake", greeted, "", *typed, NOBODY)
         assert name == "fake"
+        assert is_skip(about)
+        assert quality == ("standard" if greeted != "fake" else None)  # 50 steps, which stay, are none of its qualities
         return [None if is_skip(field) else field.get("value") for field in fields]
 
-    assert values("") == ["256x256", None, 8, 20, 9.0]
+    assert values("") == ["256x256", None, None, 20, None]
     assert values("fake") == [None] * 5
-    assert values("demo") == ["256x256", 16, 8, 20, 9.0]
+    assert values("demo") == ["256x256", 16, None, 20, None]
 
 
 def test_settings_of_a_stronger_model_come_into_the_range_of_this_one(
@@ -159,8 +161,11 @@ def test_settings_of_a_stronger_model_come_into_the_range_of_this_one(
     assert create.values_of(request, narrow)[place_of] == 9.0
     assert create.values_of(request, demo)[place_of] == 12.0
     monkeypatch.setattr(JobQueue, "model", narrow)
-    slider = Desk(settings_in(tmp_path), queue).greet("fake", "", *FRESH, NOBODY)[-1]
-    assert (slider["minimum"], slider["maximum"], slider["value"]) == (1.0, 9.0, 9.0)
+    slider = Desk(settings_in(tmp_path), queue).greet("fake", "", "", *FRESH, NOBODY)[-1]
+    assert (slider["minimum"], slider["maximum"]) == (1.0, 9.0)
+    beyond = [*FRESH[:-1], 12.0]
+    slider = Desk(settings_in(tmp_path), queue).greet("fake", "demo", "", *beyond, NOBODY)[-1]
+    assert slider["value"] == 9.0
 
 
 def test_every_event_answers_when_the_queue_has_stopped(make_queue: MakeQueue, tmp_path: Path) -> None:
