@@ -84,7 +84,11 @@ def first_frame(path: Path) -> Image.Image:
 
 
 def describe_video(path: Path) -> dict[str, object]:
-    """What a video is and the settings it was made with, for `i2v inspect`. Raises `InvalidRequest`."""
+    """What a video is and the settings it was made with, for `i2v inspect`; each fact once. Raises `InvalidRequest`.
+
+    A setting (`request.*`) is left out where it has no value or the file itself shows it, and what the file was marked
+    with where a setting says the same; so a guidance scale that the model kept in its range stays beside the one asked.
+    """
     metadata = _metadata(path)
     facts = video.probe(path)
     found: dict[str, object] = {
@@ -95,14 +99,18 @@ def describe_video(path: Path) -> dict[str, object]:
         "codec": facts.codec,
         "pix_fmt": facts.pix_fmt,
     }
-    request = metadata.pop("request", None)
-    found |= metadata
-    if request is not None:
-        try:
-            found |= {f"request.{name}": value for name, value in json.loads(request).items()}
-        except (ValueError, AttributeError):
-            found["request"] = "damaged"
-    return found
+    stored = metadata.pop("request", "{}")
+    try:
+        settings = dict(json.loads(stored).items())
+    except (ValueError, AttributeError):
+        return found | metadata | {"request": "damaged"}
+    seen = {"num_frames": facts.frames, "fps": facts.fps, "width": facts.width, "height": facts.height}
+    found |= {name: text for name, text in metadata.items() if text != str(settings.get(name))}
+    return found | {
+        f"request.{name}": value
+        for name, value in settings.items()
+        if value is not None and not (name in seen and seen[name] == value)
+    }
 
 
 def job_facts(found: dict[str, Any]) -> dict[str, object]:
