@@ -129,7 +129,7 @@ def _doctor(
         raise typer.Exit(0 if _calibrate(settings, image) else 1)
     checks = doctor.run(settings)
     for check in checks:
-        print(f"[{'OK' if check.ok else 'ERROR'}] {check.name}: {check.text}")
+        print(check)
     raise typer.Exit(0 if all(check.ok for check in checks) else 1)
 
 
@@ -347,11 +347,11 @@ def jobs(
 
 
 def _load(settings: Settings, display: "Display") -> "Local":
+    from i2v.loading import introduce
     from i2v.local import load
 
     local = load(settings, display.loading)
-    info = local.engine.info
-    display.say(f"{info.title} on {info.device} ({info.dtype}). {info.note}".rstrip())
+    display.say(introduce(local.engine.info))
     return local
 
 

@@ -29,6 +29,9 @@ class Check:
     ok: bool
     text: str
 
+    def __str__(self) -> str:
+        return f"[{'SUCCESS' if self.ok else 'ERROR'}] {self.name}: {self.text}"
+
 
 def run(settings: Settings) -> list[Check]:
     """All checks, in the order in which a start would meet them. A check that fails to run is a failed check."""

@@ -1,5 +1,6 @@
-"""The banner of a start: one [SUCCESS] or [ERROR] line for each thing the server needs, then the addresses.
+"""The banner of a start: one [SUCCESS] or [ERROR] line for each thing the server needs, then the address.
 
+That the server is ready is for the server to say, in the last line of a start.
 The launcher runs it as a process of its own, because the checks load torch and the launcher must stay small. Exit
 code 0: start the server; 2: something is missing, and its line says what to do.
 """
@@ -39,17 +40,14 @@ def main(
     for check in checks(settings):
         check = _with_holder(check, settings.port)
         sound = sound and check.ok
-        print(f"[{'SUCCESS' if check.ok else 'ERROR'}] {check.name}: {check.text}", file=out, flush=True)
+        print(check, file=out, flush=True)
     for warning in warnings(settings):
         print(f"[WARNING] {warning}", file=out)
     if not sound:
         print("[ERROR] the server was not started; mend the lines marked [ERROR] and start again", file=out, flush=True)
         return CANNOT_START
-    web, *more = addresses(settings)
-    print(f"\n  Web page   {web}/", *(f"             {address}/" for address in more), sep="\n", file=out)
-    print(f"  API        {web}/api/predict/   {web}/v1/videos", file=out)
-    print(f"  Reference  {web}/docs", file=out)
-    print(f"  Ctrl-C ends the server.\n{RULE}", file=out, flush=True)
+    print(f"[INFO] address: {', '.join(addresses(settings))}", file=out)
+    print("[INFO] the server starts; its last line says when it is ready, Ctrl-C ends it", file=out, flush=True)
     return 0
 
 

@@ -491,7 +491,7 @@ def test_doctor_prints_every_check_and_fails_when_one_does(run: Run, monkeypatch
     checks = [doctor.Check("disk", True, "9 GB free"), doctor.Check("port", False, "port 1 is taken")]
     monkeypatch.setattr(doctor, "run", lambda settings: checks)
     ended = run("doctor")
-    assert (ended.code, ended.out) == (1, "[OK] disk: 9 GB free\n[ERROR] port: port 1 is taken\n")
+    assert (ended.code, ended.out) == (1, "[SUCCESS] disk: 9 GB free\n[ERROR] port: port 1 is taken\n")
     monkeypatch.setattr(doctor, "run", lambda settings: checks[:1])
     assert run("doctor").code == 0
 
