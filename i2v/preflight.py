@@ -38,7 +38,6 @@ def main(
     print(f"{RULE}\n i2v {__version__}: image to video with I2VGen-XL\n{RULE}", file=out, flush=True)
     sound = True
     for check in checks(settings):
-        check = _with_holder(check, settings.port)
         sound = sound and check.ok
         print(check, file=out, flush=True)
     for warning in warnings(settings):
@@ -70,31 +69,6 @@ def addresses(settings: Settings) -> list[str]:
         return [f"http://{f'[{host}]' if ':' in host else host}:{settings.port}"]
     found = [a.address for nic in psutil.net_if_addrs().values() for a in nic if a.family == socket.AF_INET]
     return [f"http://{address}:{settings.port}" for address in dict.fromkeys(["127.0.0.1", *found])]
-
-
-def holder(port: int) -> str | None:
-    """The process that listens on `port`, as "process 123 (python server.py)"; None when it may not be seen."""
-    try:
-        listening = [c for c in psutil.net_connections("tcp") if c.status == psutil.CONN_LISTEN]
-        pids = [c.pid for c in listening if c.laddr and c.laddr.port == port and c.pid]
-        if not pids:
-            return None
-        command = " ".join(psutil.Process(pids[0]).cmdline())
-    except psutil.Error:
-        return None
-    shortened = command if len(command) <= 100 else f"{command[:97]}..."
-    return f"process {pids[0]} ({shortened or 'unnamed'})"
-
-
-def _with_holder(check: Check, port: int) -> Check:
-    if check.name != "port" or check.ok:
-        return check
-    found = holder(port)
-    if found is None:
-        return check
-    pid = found.split()[1]
-    text = f"port {port} is held by {found}; stop it with `kill {pid}`, or choose another port with --port"
-    return Check(check.name, False, text)
 
 
 def _is_loopback(host: str) -> bool:

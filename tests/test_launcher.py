@@ -483,12 +483,6 @@ def test_addresses_are_ones_a_browser_takes(flags: dict[str, object], address: s
     assert preflight.addresses(load_settings(**flags))[0] == address
 
 
-def test_the_holder_of_a_port_is_found_and_a_free_port_has_none() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as busy:
-        assert str(preflight.holder(busy.getsockname()[1])).startswith(f"process {os.getpid()} (")
-    assert preflight.holder(free_port()) is None
-
-
 @pytest.mark.parametrize("token", [None, ""])
 def test_an_open_host_without_a_token_is_warned_of_and_an_empty_token_is_none(token: str | None) -> None:
     """`I2V_API_TOKEN=` guards nothing, and the banner used to take it for a token."""
