@@ -134,6 +134,11 @@ def check_target(path: Path) -> Path:
     """The path of a video to be written, looked at before minutes of work. Raises `I2VError` when it cannot be."""
     if path.suffix.lower() != ".mp4":
         raise InvalidRequest(f"{path} does not end in .mp4; only MP4 is written", field="out")
+    return check_writable(path)
+
+
+def check_writable(path: Path) -> Path:
+    """The path of a file to be written, whatever is there now kept. Raises `I2VError` when it cannot be."""
     if path.is_dir():
         raise InvalidRequest(f"{path} is a folder", field="out")
     if not path.parent.is_dir():
