@@ -1,4 +1,4 @@
-"""The `i2v` command: serve, generate, batch, jobs, inspect, doctor.
+"""The `i2v` command: serve, generate, batch, jobs, inspect, doctor, bench.
 
 Results go to stdout, progress and errors to stderr; an error is one sentence, with exit code 2 where the call itself
 must change and 1 otherwise. Imports neither torch nor the web stack before a command needs it.
@@ -129,7 +129,7 @@ def _doctor(
         raise typer.Exit(0 if _calibrate(settings, image) else 1)
     checks = doctor.run(settings)
     for check in checks:
-        print(f"[{'OK' if check.ok else 'ERROR'}] {check.name}: {check.text}")
+        print(check)
     raise typer.Exit(0 if all(check.ok for check in checks) else 1)
 
 
@@ -346,12 +346,53 @@ def jobs(
             print(client.download(id, inputs.check_target(out or _new_path())))
 
 
+def _bench(
+    settings: Settings,
+    image: Annotated[Path | None, typer.Option(help="the photo (default: one that ships)", show_default=False)] = None,
+    runs: Annotated[int, typer.Option(min=1, max=100, help="jobs measured, after one to warm up")] = 3,
+    size: Size = None,
+    num_frames: Annotated[int | None, typer.Option(help="frames", rich_help_panel=VIDEO)] = None,
+    steps: Annotated[int | None, typer.Option(help="denoising steps", rich_help_panel=VIDEO)] = None,
+    preset: Annotated[str | None, typer.Option(metavar="exact|fast|turbo", rich_help_panel=VIDEO)] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="write the raw numbers here")] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Measure this machine: the same job some times, with median seconds by stage and by step, and peak memory."""
+    from i2v import benchmark, calibration, inputs
+    from i2v.terminal import facts_lines, seconds_table
+
+    width, height = inputs.sized(size, None, None)
+    given = {"width": width, "height": height, "num_frames": num_frames, "steps": steps, "preset": preset}
+    asked = {name: value for name, value in given.items() if value is not None}
+    inputs.build_request(benchmark.usual("real") | asked, settings)  # a wrong call is refused before a model is loaded
+    photo = inputs.read_photo(image or calibration.EXAMPLE, settings)
+    if json_file is not None:
+        inputs.check_writable(json_file)
+    with _display(quiet) as display:
+        local = _load(settings, display)
+        request = inputs.build_request(benchmark.usual(local.engine.info.kind) | asked, settings)
+        with local.mutex.hold(display.waiting):
+            found = benchmark.measure(
+                local.engine,
+                request,
+                photo,
+                runs,
+                on_run=lambda number: display.say(f"run {number} of {runs}" if number else "warming up"),
+                on_step=display.step,
+            )
+        local.close()
+    print(*facts_lines(found.facts()), sep="\n")
+    Console().print(seconds_table(found.seconds()))
+    if json_file is not None:
+        json_file.write_text(json.dumps(found.raw(), indent=2) + "\n", encoding="utf-8")
+
+
 def _load(settings: Settings, display: "Display") -> "Local":
+    from i2v.loading import introduce
     from i2v.local import load
 
     local = load(settings, display.loading)
-    info = local.engine.info
-    display.say(f"{info.title} on {info.device} ({info.dtype}). {info.note}".rstrip())
+    display.say(introduce(local.engine.info))
     return local
 
 
@@ -383,3 +424,4 @@ _register("serve", _serve)
 _register("generate", _generate, only=ENGINE_SETTINGS, panel=HERE)
 _register("batch", _batch, only=ENGINE_SETTINGS, panel=HERE)
 _register("doctor", _doctor)
+_register("bench", _bench, only=ENGINE_SETTINGS | {"accelerate"}, panel=HERE)

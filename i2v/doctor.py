@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
+
 from i2v.settings import Settings, SettingsError
 
 GB = 1e9
@@ -28,6 +30,9 @@ class Check:
     name: str
     ok: bool
     text: str
+
+    def __str__(self) -> str:
+        return f"[{'SUCCESS' if self.ok else 'ERROR'}] {self.name}: {self.text}"
 
 
 def run(settings: Settings) -> list[Check]:
@@ -206,9 +211,27 @@ def check_port(host: str, port: int) -> Check:
             probe.bind(address)
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
-            return Check("port", False, f"port {port} on {host} is taken; stop that program or choose another --port")
+            who, remedy = holder(port) or ("another program", "stop it")
+            return Check("port", False, f"port {port} is held by {who}; {remedy}, or name another port with --port")
         return Check("port", False, f"{host}:{port} cannot be listened on ({error.strerror or error})")
-    return Check("port", True, f"{host}:{port} is free")
+    return Check("port", True, f"nothing listens at {host}:{port}, a server can start there (--port names another)")
+
+
+def holder(port: int) -> tuple[str, str] | None:
+    """What listens on `port` and how to stop it: "process 12 (python server.py)", "stop it with `kill 12`".
+
+    None when it may not be seen.
+    """
+    try:
+        listening = [c for c in psutil.net_connections("tcp") if c.status == psutil.CONN_LISTEN]
+        pids = [c.pid for c in listening if c.laddr and c.laddr.port == port and c.pid]
+        if not pids:
+            return None
+        command = " ".join(psutil.Process(pids[0]).cmdline())
+    except psutil.Error:
+        return None
+    shortened = command if len(command) <= 100 else f"{command[:97]}..."
+    return f"process {pids[0]} ({shortened or 'unnamed'})", f"stop it with `kill {pids[0]}`"
 
 
 def _nearest(folder: Path) -> Path:

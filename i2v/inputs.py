@@ -84,7 +84,11 @@ def first_frame(path: Path) -> Image.Image:
 
 
 def describe_video(path: Path) -> dict[str, object]:
-    """What a video is and the settings it was made with, for `i2v inspect`. Raises `InvalidRequest`."""
+    """What a video is and the settings it was made with, for `i2v inspect`; each fact once. Raises `InvalidRequest`.
+
+    A setting (`request.*`) is left out where it has no value or the file itself shows it, and what the file was marked
+    with where a setting says the same; so a guidance scale that the model kept in its range stays beside the one asked.
+    """
     metadata = _metadata(path)
     facts = video.probe(path)
     found: dict[str, object] = {
@@ -95,14 +99,18 @@ def describe_video(path: Path) -> dict[str, object]:
         "codec": facts.codec,
         "pix_fmt": facts.pix_fmt,
     }
-    request = metadata.pop("request", None)
-    found |= metadata
-    if request is not None:
-        try:
-            found |= {f"request.{name}": value for name, value in json.loads(request).items()}
-        except (ValueError, AttributeError):
-            found["request"] = "damaged"
-    return found
+    stored = metadata.pop("request", "{}")
+    try:
+        settings = dict(json.loads(stored).items())
+    except (ValueError, AttributeError):
+        return found | metadata | {"request": "damaged"}
+    seen = {"num_frames": facts.frames, "fps": facts.fps, "width": facts.width, "height": facts.height}
+    found |= {name: text for name, text in metadata.items() if text != str(settings.get(name))}
+    return found | {
+        f"request.{name}": value
+        for name, value in settings.items()
+        if value is not None and not (name in seen and seen[name] == value)
+    }
 
 
 def job_facts(found: dict[str, Any]) -> dict[str, object]:
@@ -126,6 +134,11 @@ def check_target(path: Path) -> Path:
     """The path of a video to be written, looked at before minutes of work. Raises `I2VError` when it cannot be."""
     if path.suffix.lower() != ".mp4":
         raise InvalidRequest(f"{path} does not end in .mp4; only MP4 is written", field="out")
+    return check_writable(path)
+
+
+def check_writable(path: Path) -> Path:
+    """The path of a file to be written, whatever is there now kept. Raises `I2VError` when it cannot be."""
     if path.is_dir():
         raise InvalidRequest(f"{path} is a folder", field="out")
     if not path.parent.is_dir():

@@ -7,7 +7,7 @@ import os
 
 from i2v.engine.fake import FakeEngine, failing
 from i2v.engine.mutex import GpuMutex, lock_file_for
-from i2v.engine.protocol import EngineProtocol, OnLoad
+from i2v.engine.protocol import EngineProtocol, ModelInfo, OnLoad
 from i2v.settings import Settings
 
 
@@ -35,6 +35,11 @@ def load_engine(settings: Settings, on_load: OnLoad) -> EngineProtocol:
         presets=read_presets(settings.presets),
         on_load=on_load,
     )
+
+
+def introduce(info: ModelInfo) -> str:
+    """What is loaded and where, and what it is not, in one line."""
+    return f"{info.title} on {info.device} ({info.dtype}). {info.note}".rstrip()
 
 
 def mutex_for(settings: Settings) -> GpuMutex:

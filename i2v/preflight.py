@@ -1,5 +1,6 @@
-"""The banner of a start: one [SUCCESS] or [ERROR] line for each thing the server needs, then the addresses.
+"""The banner of a start: one [SUCCESS] or [ERROR] line for each thing the server needs, then the address.
 
+That the server is ready is for the server to say, in the last line of a start.
 The launcher runs it as a process of its own, because the checks load torch and the launcher must stay small. Exit
 code 0: start the server; 2: something is missing, and its line says what to do.
 """
@@ -37,19 +38,15 @@ def main(
     print(f"{RULE}\n i2v {__version__}: image to video with I2VGen-XL\n{RULE}", file=out, flush=True)
     sound = True
     for check in checks(settings):
-        check = _with_holder(check, settings.port)
         sound = sound and check.ok
-        print(f"[{'SUCCESS' if check.ok else 'ERROR'}] {check.name}: {check.text}", file=out, flush=True)
+        print(check, file=out, flush=True)
     for warning in warnings(settings):
         print(f"[WARNING] {warning}", file=out)
     if not sound:
         print("[ERROR] the server was not started; mend the lines marked [ERROR] and start again", file=out, flush=True)
         return CANNOT_START
-    web, *more = addresses(settings)
-    print(f"\n  Web page   {web}/", *(f"             {address}/" for address in more), sep="\n", file=out)
-    print(f"  API        {web}/api/predict/   {web}/v1/videos", file=out)
-    print(f"  Reference  {web}/docs", file=out)
-    print(f"  Ctrl-C ends the server.\n{RULE}", file=out, flush=True)
+    print(f"[INFO] address: {', '.join(addresses(settings))}", file=out)
+    print("[INFO] the server starts; its last line says when it is ready, Ctrl-C ends it", file=out, flush=True)
     return 0
 
 
@@ -72,31 +69,6 @@ def addresses(settings: Settings) -> list[str]:
         return [f"http://{f'[{host}]' if ':' in host else host}:{settings.port}"]
     found = [a.address for nic in psutil.net_if_addrs().values() for a in nic if a.family == socket.AF_INET]
     return [f"http://{address}:{settings.port}" for address in dict.fromkeys(["127.0.0.1", *found])]
-
-
-def holder(port: int) -> str | None:
-    """The process that listens on `port`, as "process 123 (python server.py)"; None when it may not be seen."""
-    try:
-        listening = [c for c in psutil.net_connections("tcp") if c.status == psutil.CONN_LISTEN]
-        pids = [c.pid for c in listening if c.laddr and c.laddr.port == port and c.pid]
-        if not pids:
-            return None
-        command = " ".join(psutil.Process(pids[0]).cmdline())
-    except psutil.Error:
-        return None
-    shortened = command if len(command) <= 100 else f"{command[:97]}..."
-    return f"process {pids[0]} ({shortened or 'unnamed'})"
-
-
-def _with_holder(check: Check, port: int) -> Check:
-    if check.name != "port" or check.ok:
-        return check
-    found = holder(port)
-    if found is None:
-        return check
-    pid = found.split()[1]
-    text = f"port {port} is held by {found}; stop it with `kill {pid}`, or choose another port with --port"
-    return Check(check.name, False, text)
 
 
 def _is_loopback(host: str) -> bool:

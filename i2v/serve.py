@@ -22,7 +22,7 @@ from i2v.engine.mutex import GpuMutex
 from i2v.errors import EXIT_RESTART, FatalEngineError
 from i2v.jobs.queue import JobQueue
 from i2v.jobs.schema import DataError
-from i2v.loading import load_engine, mutex_for
+from i2v.loading import introduce, load_engine, mutex_for
 from i2v.server.app import create_app
 from i2v.server.logs import configure_logging
 from i2v.server.protocol import bounded_protocol
@@ -137,8 +137,7 @@ def _load(settings: Settings, queue: JobQueue, mutex: LateMutex, server: Server)
         log.error("the model could not be loaded: %s", error, exc_info=log.isEnabledFor(logging.DEBUG))
         server.end(EXIT_RESTART if isinstance(error, FatalEngineError) else EXIT_FAILED)
         return
-    info = engine.info
-    log.info("model: %s on %s (%s) %s", info.title, info.device, info.dtype, info.note)
+    log.info("model: %s", introduce(engine.info))
     pages = "web page, " if settings.ui else ""
     log.info("ready at %s (%sPOST /api/predict/, /v1/videos, /docs)", server.address, pages)
 

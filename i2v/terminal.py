@@ -3,14 +3,17 @@
 Knows the engine's and the client's progress reports, and nothing of how a video is made.
 """
 
+import statistics
 import textwrap
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Self
 
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
 
 from i2v.client import Video
 from i2v.engine.protocol import Progress as StepProgress
@@ -102,6 +105,16 @@ def facts_lines(facts: Mapping[str, object]) -> list[str]:
     """Name and value, one pair a line; not folded, so that a pipe gets them whole."""
     width = max((len(name) for name in facts), default=0)
     return [f"{_plain(name):<{width}}  {_plain(str(value))}".rstrip() for name, value in facts.items()]
+
+
+def seconds_table(seconds: Mapping[str, Sequence[float]]) -> Table:
+    """Median, least and most of each measured thing."""
+    table = Table("seconds", *("median", "least", "most"), box=SIMPLE)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for name, found in seconds.items():
+        table.add_row(name, *(f"{value:.3f}" for value in (statistics.median(found), min(found), max(found))))
+    return table
 
 
 def jobs_lines(videos: Iterable[Video]) -> list[str]:

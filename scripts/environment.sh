@@ -5,7 +5,9 @@
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
+# One mark a line, the ones that the launcher and the checks in Python use too.
 say() { printf '[INFO] %s\n' "$*"; }
+succeed() { printf '[SUCCESS] %s\n' "$*"; }
 warn() { printf '[WARNING] %s\n' "$*" >&2; }
 fail() {
   printf '[ERROR] %s\n' "$*" >&2

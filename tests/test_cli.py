@@ -457,6 +457,28 @@ def test_inspect_shows_facts_and_settings(run: Run) -> None:
     assert (found["frames"], found["fps"], found["request.prompt"]) == (8, 8.0, "日落 [bold]x[/bold]")
 
 
+def test_inspect_shows_each_fact_once(run: Run) -> None:
+    run("generate", PHOTO, "a wish", f"-o a.mp4 {FAKE} --fps 5 --steps 17 --seed 987654")
+    shown = run("inspect", "a.mp4").out
+    names = [line.split()[0].removeprefix("request.") for line in shown.splitlines()]
+    assert len(set(names)) == len(names)
+    assert not {"num_frames", "width", "height"} & set(names), "the file's own frames and size say it"
+    assert "None" not in shown
+    for fact in ("a wish", "987654", " 17", " 5.0"):
+        assert shown.count(f"{fact}\n") == 1
+
+
+def test_inspect_shows_what_was_asked_beside_what_was_made_where_they_differ(run: Run, tmp_path: Path) -> None:
+    asked = request(num_frames=4, guidance_scale=9, seed=3)
+    metadata = {"guidance_scale": "4.5", "seed": "3", "request": asked.model_dump_json()}
+    video.write_video(np.zeros((7, 64, 64, 3), np.uint8), tmp_path / "a.mp4", fps=8, metadata=metadata)
+    found = json.loads(run("inspect", "a.mp4", "--json").out)
+    assert (found["guidance_scale"], found["request.guidance_scale"]) == ("4.5", 9.0)
+    assert (found["frames"], found["request.num_frames"]) == (7, 4)
+    assert "seed" not in found
+    assert found["request.seed"] == 3
+
+
 def test_control_characters_of_a_stored_prompt_do_not_reach_the_terminal(run: Run, tmp_path: Path) -> None:
     metadata = {"prompt": "a\x1b[2Jb\x9bc"}
     video.write_video(np.zeros((1, 16, 16, 3), np.uint8), tmp_path / "a.mp4", fps=8, metadata=metadata)
@@ -469,7 +491,7 @@ def test_doctor_prints_every_check_and_fails_when_one_does(run: Run, monkeypatch
     checks = [doctor.Check("disk", True, "9 GB free"), doctor.Check("port", False, "port 1 is taken")]
     monkeypatch.setattr(doctor, "run", lambda settings: checks)
     ended = run("doctor")
-    assert (ended.code, ended.out) == (1, "[OK] disk: 9 GB free\n[ERROR] port: port 1 is taken\n")
+    assert (ended.code, ended.out) == (1, "[SUCCESS] disk: 9 GB free\n[ERROR] port: port 1 is taken\n")
     monkeypatch.setattr(doctor, "run", lambda settings: checks[:1])
     assert run("doctor").code == 0
 

@@ -1,5 +1,6 @@
 """Each check says what it found, and what to do when that is not enough; the report is whole whatever happens."""
 
+import os
 import socket
 import stat
 import subprocess
@@ -131,16 +132,34 @@ def test_a_folder_without_weights_fails_the_model_check_by_file(tmp_path: Path) 
     assert "model_index.json" in check.text
 
 
-def test_a_taken_port_says_so_and_a_free_one_is_free() -> None:
+def test_the_port_check_names_the_port_it_looked_at_and_how_to_name_another() -> None:
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
         port = other.getsockname()[1]
         taken = doctor.check_port("127.0.0.1", port)
     assert not taken.ok
-    assert f"port {port}" in taken.text
+    assert f"port {port} is held by process {os.getpid()} (" in taken.text
+    assert f"kill {os.getpid()}" in taken.text
     assert "--port" in taken.text
-    assert doctor.check_port("127.0.0.1", port).ok
+    free = doctor.check_port("127.0.0.1", port)
+    assert free.ok
+    assert f"nothing listens at 127.0.0.1:{port}" in free.text
+    assert "--port" in free.text
+
+
+def test_a_port_whose_holder_may_not_be_seen_is_named_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "holder", lambda port: None)
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        taken = doctor.check_port("127.0.0.1", port)
+    assert taken.text == f"port {port} is held by another program; stop it, or name another port with --port"
+
+
+def test_a_free_port_has_no_holder() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+    assert doctor.holder(port) is None
 
 
 def test_an_address_of_another_machine_is_a_failed_check() -> None:

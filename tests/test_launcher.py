@@ -21,7 +21,7 @@ import httpx
 import psutil
 import pytest
 
-from i2v import doctor, launcher, preflight
+from i2v import __version__, doctor, launcher, preflight
 from i2v.doctor import Check
 from i2v.errors import EXIT_RESTART
 from i2v.settings import Settings, load_settings
@@ -149,7 +149,19 @@ def test_a_start_prints_one_line_for_each_check_and_the_addresses(plain) -> None
     marks = re.findall(r"^\[(SUCCESS|ERROR|WARNING)\] (\w+):", started.text, re.MULTILINE)
     assert {mark for mark, _ in marks} == {"SUCCESS"}
     assert {"log", "python", "torch", "device", "ffmpeg", "outputs", "disk", "model", "port"} <= {n for _, n in marks}
-    assert re.search(r"http://127.0.0.1:\d+/api/predict/", started.text)
+    assert re.search(r"^\[INFO\] address: http://127.0.0.1:\d+$", started.text, re.MULTILINE)
+
+
+def test_every_line_of_a_start_has_a_mark_but_the_title(plain) -> None:
+    _, started, _ = plain
+    marked = re.compile(r"\[(SUCCESS|INFO)\] \S")
+    unmarked = [line for line in started.text.splitlines() if not marked.match(line)]
+    assert [line.strip("= ") for line in unmarked] == [
+        "",
+        f"i2v {__version__}: image to video with I2VGen-XL",
+        "",
+        "stub server, start 1",
+    ]
 
 
 def test_the_server_gets_the_flags_and_a_free_port_that_a_restart_can_keep(plain) -> None:
@@ -218,7 +230,7 @@ def test_a_variable_and_a_file_decide_the_port_as_they_do_for_the_server(start, 
     port = free_port()
     with_file = start("--config", "my.yaml", I2V_PORT=str(port))
     assert with_file.end() == 0
-    assert f"http://127.0.0.1:{port}/" in with_file.text, "a variable overrides the file"
+    assert f"address: http://127.0.0.1:{port}\n" in with_file.text, "a variable overrides the file"
 
 
 @pytest.mark.parametrize(
@@ -260,8 +272,10 @@ def test_one_command_leads_to_a_video_and_ctrl_c_ends_it_all(start, checkout: Pa
     """The real server behind the real launcher; a second start names it; nothing is left on the port."""
     shutil.copy(ROOT / "server.py", checkout / "server.py")
     started = start("--port", "0", "--log-level", "info")
-    address = re.findall(r"API +(\S+)/api/predict/", started.until("/v1/videos"))[0]
+    address = re.findall(r"address: (\S+)", started.until("Ctrl-C"))[0]
+    assert "ready at" not in started.text
     started.until(f"ready at {address}")
+    assert "model: Fake engine (test pattern, no model) on cpu (uint8). " in started.text, "it is told before"
     server = started.server()
     photo = "data:image/jpeg;base64," + base64.b64encode((ASSETS / "coffee.jpg").read_bytes()).decode()
     body = {"data": [photo, "the scene at sunset", 256, 8, 8, 20, 7.5]}
@@ -442,7 +456,7 @@ def test_one_failed_check_keeps_the_server_from_starting() -> None:
     code, text = banner(checks=[Check("python", True, "Python 3.12"), Check("ffmpeg", False, "no ffmpeg that runs")])
     assert code == preflight.CANNOT_START
     assert "[SUCCESS] python: Python 3.12\n[ERROR] ffmpeg: no ffmpeg that runs\n" in text
-    assert "Web page" not in text
+    assert "address:" not in text
 
 
 def test_an_open_server_without_a_token_warns(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -467,12 +481,6 @@ def test_an_open_server_without_a_token_warns(monkeypatch: pytest.MonkeyPatch) -
 )
 def test_addresses_are_ones_a_browser_takes(flags: dict[str, object], address: str) -> None:
     assert preflight.addresses(load_settings(**flags))[0] == address
-
-
-def test_the_holder_of_a_port_is_found_and_a_free_port_has_none() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as busy:
-        assert str(preflight.holder(busy.getsockname()[1])).startswith(f"process {os.getpid()} (")
-    assert preflight.holder(free_port()) is None
 
 
 @pytest.mark.parametrize("token", [None, ""])
@@ -673,6 +681,7 @@ def test_a_half_made_environment_is_made_again(installing: Installing) -> None:
     done = installing.run()
     assert done.returncode == 0
     assert "making it again" in done.stdout
+    assert done.stdout.endswith(f"[SUCCESS] environment: {installing.checkout / '.venv'} is ready\n")
 
 
 # scripts/test and .ci/run, with the same stub.
