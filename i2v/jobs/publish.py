@@ -10,6 +10,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from queue import SimpleQueue
@@ -23,7 +24,7 @@ from i2v.engine.protocol import Frames, GenerationResult, ModelInfo
 from i2v.errors import GenerationFailed, I2VError, JobCancelled, Unavailable
 from i2v.jobs.job import Job, JobResult
 from i2v.jobs.live import Live
-from i2v.jobs.mark import Mark
+from i2v.jobs.mark import ABSENT, Mark
 from i2v.jobs.verdicts import Verdicts
 
 log = logging.getLogger(__name__)
@@ -119,10 +120,17 @@ class Publisher:
         except Unavailable as error:
             self._verdicts.put_back(live, error)
         except I2VError as error:
-            self._verdicts.failed(live, error)
+            self._failed(live, error)
         except Exception:
             log.exception("the video could not be written", extra={"job": live.job.id})
-            self._verdicts.failed(live, GenerationFailed("the video could not be written"))
+            self._failed(live, GenerationFailed("the video could not be written"))
+
+    def _failed(self, live: Live, error: I2VError) -> None:
+        """A disk that goes shows itself as any error of reading or writing: that is not the job's fault."""
+        if self._mark.is_there():
+            self._verdicts.failed(live, error)
+        else:
+            self._verdicts.put_back(live, Unavailable(ABSENT, retry_after=30))
 
     def _publish(self, parcel: _Parcel) -> None:
         live, job = parcel.live, parcel.live.job
@@ -148,15 +156,20 @@ class Publisher:
             metadata = metadata_of(job, parcel.result)
             self._write_video(frames, path, fps=job.request.fps, metadata=metadata, on_point=on_point)
         except BaseException:
-            path.unlink(missing_ok=True)
-            sidecar.unlink(missing_ok=True)
+            _remove(path, sidecar)
             raise
         stages = parcel.result.stage_seconds | {"write": time.perf_counter() - start}
         done = replace(parcel.result, bytes=path.stat().st_size, stage_seconds=stages)
         if not self._verdicts.completed(live, done):
-            path.unlink(missing_ok=True)
-            sidecar.unlink(missing_ok=True)
+            _remove(path, sidecar)
         self._failpoint("committed")
+
+
+def _remove(*paths: Path) -> None:
+    """As far as the disk lets it: what stays is swept at the next start."""
+    for path in paths:
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
 
 
 def result_of(file: str, result: GenerationResult, info: ModelInfo) -> JobResult:

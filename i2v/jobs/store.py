@@ -265,8 +265,14 @@ class JobStore:
 
     def requeue(self, claim: Claim, *, count: bool) -> Job:
         """Back to its place in the queue. `count` False gives the attempt back: the job was not at fault."""
-        values = {**QUEUED, "attempt": claim.attempt if count else claim.attempt - 1}
-        return self._change(claim, values)
+        attempt = claim.attempt if count else claim.attempt - 1
+        try:
+            return self._change(claim, {**QUEUED, "attempt": attempt})
+        except InvalidTransition:
+            with self._database.reading() as connection:
+                if _count(connection, jobs.c.id == claim.id, jobs.c.status == "queued", jobs.c.attempt == attempt):
+                    return _read(connection, claim.id)
+            raise
 
     # -- a job nobody runs --------------------------------------------------------------------------------------
 

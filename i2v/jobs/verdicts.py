@@ -79,7 +79,9 @@ class Verdicts:
     def put_back(self, live: Live, error: Unavailable) -> None:
         """There is no place for its video now: once more from its place in the queue, while an attempt is left."""
         log.warning("cannot be written: %s", error.message, extra={"job": live.job.id})
-        if live.claim.attempt < self._attempts:
+        if live.cancelled:
+            self.cancelled(live)
+        elif live.claim.attempt < self._attempts:
             self._settle(live, lambda: self._store.requeue(live.claim, count=True))
         else:
             self.failed(live, error)

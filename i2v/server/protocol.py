@@ -21,6 +21,7 @@ from i2v.errors import BadRequest, I2VError, NotReady
 from i2v.server.answers import error_body
 
 BUSY = NotReady("too many open connections", retry_after=5)
+MAX_PIPELINED = 100  # requests that wait for the answer before theirs; each is in memory before any guard sees it
 MAX_FRAMING = 64_000  # bytes in a row that neither begin nor end a request nor belong to its body; more is not HTTP
 
 
@@ -63,6 +64,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._watch()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self._abandon()
         self._stop_reading_timer()
         self._stop_writing_timer()
         super().connection_lost(exc)
@@ -70,11 +72,10 @@ class BoundedProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         self._unset_keepalive_if_required()
         self._news = False
+        rest: bytes | None = data
         try:
-            self.parser.feed_data(data)
-        except httptools.HttpParserUpgrade as offer:
-            self._decline(data[offer.args[0] :])
-            return
+            while rest is not None:
+                rest = self._feed(rest)
         except httptools.HttpParserError:
             self.send_400_response("")
             return
@@ -93,8 +94,11 @@ class BoundedProtocol(HttpToolsProtocol):
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        """Raises `BadRequest` for a head without its one host, which the parser turns into an error of its own."""
+        """Raises `BadRequest` for a head without its one host and for one too many, which the parser turns into an
+        error of its own."""
         hosts = sum(name == b"host" for name, _ in self.headers)
+        if len(self.pipeline) >= MAX_PIPELINED:
+            raise BadRequest("too many requests at once")
         if hosts > 1 or (not hosts and self.parser.get_http_version() == "1.1"):
             raise BadRequest("one Host is wanted")
         if self.parser.should_upgrade():
@@ -114,8 +118,15 @@ class BoundedProtocol(HttpToolsProtocol):
         self._part, self._news = None, True
 
     def _start_asgi_task(self, cycle: Any, app: Any) -> None:
+        async def watched(scope: Any, receive: Any, send: Any) -> None:
+            try:
+                await app(scope, receive, send)
+            finally:
+                if not cycle.response_complete:
+                    self.loop.call_soon(self._watch)  # it broke off: uvicorn closes the connection now
+
         self._answering = cycle
-        super()._start_asgi_task(cycle, app)
+        super()._start_asgi_task(cycle, watched)
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
@@ -126,8 +137,17 @@ class BoundedProtocol(HttpToolsProtocol):
         self._writing = self._writing or self.loop.call_later(self.timeout_s, self.transport.abort)
 
     def resume_writing(self) -> None:
-        self._stop_writing_timer()
+        if not self.transport.is_closing():
+            self._stop_writing_timer()
         super().resume_writing()
+
+    def timeout_keep_alive_handler(self) -> None:
+        super().timeout_keep_alive_handler()
+        self._watch()
+
+    def shutdown(self) -> None:
+        super().shutdown()
+        self._watch()
 
     def send_400_response(self, msg: str) -> None:
         """What is not HTTP is answered in the server's error form, and the connection closed."""
@@ -136,10 +156,23 @@ class BoundedProtocol(HttpToolsProtocol):
     @property
     def idle(self) -> bool:
         """Whether the connection holds no request that is being answered."""
-        return self._answering is None or (self._answering.response_complete and not self.pipeline)
+        if self._answering is None or self.transport.is_closing():
+            return True
+        return bool(self._answering.response_complete and not self.pipeline)
+
+    def _feed(self, data: bytes) -> bytes | None:
+        """Parse; what is to be parsed again, where a request offers another protocol. Raises `HttpParserError`."""
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as offer:
+            again, self._again = self._again, b""
+            self.parser = httptools.HttpRequestParser(self)
+            self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn has it
+            return again + data[offer.args[0] :]
+        return None
 
     def _head_without_offer(self) -> bytes:
-        """The head again as plain HTTP/1.1: a server need not take up an offer to change protocols (RFC 9110, 7.8).
+        """The head again as plain HTTP: a server need not take up an offer to change protocols (RFC 9110, 7.8).
 
         The parser would hand over everything after such a head, the body of the request included.
         """
@@ -147,21 +180,26 @@ class BoundedProtocol(HttpToolsProtocol):
         if method == b"CONNECT":
             raise BadRequest("this is no proxy")
         kept = [(name, value) for name, value in self.headers if name not in (b"upgrade", b"http2-settings")]
-        lines = [method + b" " + self.url + b" HTTP/1.1", *(name + b": " + value for name, value in kept)]
+        version = self.parser.get_http_version().encode("ascii")
+        lines = [method + b" " + self.url + b" HTTP/" + version, *(name + b": " + value for name, value in kept)]
         return b"\r\n".join(lines) + b"\r\n\r\n"
 
-    def _decline(self, rest: bytes) -> None:
-        again, self._again = self._again, b""
-        self.parser = httptools.HttpRequestParser(self)
-        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn: such a request is not read
-        self.data_received(again + rest)
-
     def _watch(self) -> None:
-        """Keep the receive deadline running exactly while the client owes bytes of one head or one body."""
+        """Keep the receive deadline running exactly while the client owes bytes of one head or one body.
+
+        A connection that is being closed waits for its client to take the rest; that has the same deadline.
+        """
+        if self.parser is None:  # lost
+            return
+        if self.transport.is_closing():
+            self._abandon()
+            self._stop_reading_timer()
+            self._writing = self._writing or self.loop.call_later(self.timeout_s, self.transport.abort)
+            return
         owes = self.idle or (self._part is not None and not self.pipeline)
         if not owes or self._owed_for is not self.cycle:
             self._stop_reading_timer()
-        if owes and self._reading is None and not self.transport.is_closing():
+        if owes and self._reading is None:
             self._owed_for = self.cycle
             self._reading = self.loop.call_later(self.timeout_s, self._too_slow)
 
@@ -181,6 +219,7 @@ class BoundedProtocol(HttpToolsProtocol):
             return
         if self.idle:
             self.transport.close()
+            self._watch()
         elif self._part == "body" and not self.cycle.response_started:
             self._refuse(RequestTimeout(f"the request did not arrive within {self.timeout_s:g} s"))
 
@@ -195,15 +234,20 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def _refuse(self, error: I2VError) -> None:
         """Answer outside of any route, unless another answer is under way, and close."""
-        unanswered = [] if self.idle else [self._answering, *(cycle for cycle, _ in self.pipeline)]
-        under_way = any(cycle.response_started for cycle in unanswered)
-        for cycle in unanswered:
-            cycle.disconnected = True  # the app's own answer, should it come, has nowhere to go
-            cycle.message_event.set()
-        self.pipeline.clear()
-        if not under_way:
+        if not self._abandon():
             self.transport.write(_whole_answer(error))
         self.transport.close()
+        self._watch()
+
+    def _abandon(self) -> bool:
+        """Tell the requests that wait for an answer that it has nowhere to go. Returns whether one was under way."""
+        waiting = [self._answering, *(cycle for cycle, _ in self.pipeline)]
+        unanswered = [cycle for cycle in waiting if cycle is not None and not cycle.response_complete]
+        for cycle in unanswered:
+            cycle.disconnected = True
+            cycle.message_event.set()
+        self.pipeline.clear()
+        return any(cycle.response_started for cycle in unanswered)
 
 
 def _whole_answer(error: I2VError) -> bytes:

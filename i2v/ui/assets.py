@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Self
 
 import gradio
+from starlette.concurrency import run_in_threadpool
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from i2v.errors import NotFound
@@ -43,8 +44,8 @@ class Kept:
     packed: bytes | None
 
     @classmethod
-    def of(cls, headers: list[Header], body: bytes) -> Self:
-        packed = gzip.compress(body, 6, mtime=0) if len(body) > SMALL else body
+    def of(cls, headers: list[Header], body: bytes, *, compress: bool = True) -> Self:
+        packed = gzip.compress(body, 6, mtime=0) if compress and len(body) > SMALL else body
         return cls((*headers, (b"vary", b"accept-encoding")), body, packed if len(packed) < 0.9 * len(body) else None)
 
     async def answer(self, scope: Scope, send: Send) -> None:
@@ -76,20 +77,28 @@ class FromMemory:
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
         self.pages: OrderedDict[tuple[object, ...], Kept] = OrderedDict()
+        self.files: dict[str, Kept] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["method"] not in ("GET", "HEAD"):
             await self.app(scope, receive, send)
         elif scope["path"].startswith(PREFIX):
-            path = _files().get(scope["path"][len(PREFIX) :])
-            if path is None:
-                await error_answer(NotFound("there is no such file"), scope["path"])(scope, receive, send)
-            else:
-                await _file(path).answer(scope, send)
+            await self._file(scope, receive, send)
         elif scope["path"] in PAGES and scope["method"] == "GET":
             await self._page(scope, receive, send)
         else:
             await self.app(scope, receive, send)
+
+    async def _file(self, scope: Scope, receive: Receive, send: Send) -> None:
+        name = scope["path"][len(PREFIX) :]
+        kept = self.files.get(name)
+        if kept is None:
+            path = _files().get(name)
+            if path is None:
+                await error_answer(NotFound("there is no such file"), scope["path"])(scope, receive, send)
+                return
+            kept = self.files[name] = await run_in_threadpool(_read, path)
+        await kept.answer(scope, send)
 
     async def _page(self, scope: Scope, receive: Receive, send: Send) -> None:
         shaped = tuple(item for item in scope["headers"] if item[0] in SHAPES_A_PAGE)
@@ -135,12 +144,9 @@ def _files() -> dict[str, Path]:
     return {path.relative_to(FOLDER).as_posix(): path for path in FOLDER.rglob("*") if path.is_file()}
 
 
-@lru_cache(maxsize=256)
-def _file(path: Path) -> Kept:
+def _read(path: Path) -> Kept:
     kind = mimetypes.guess_type(path.name)[0] or "application/octet-stream"
     if kind.startswith("text/"):
         kind += "; charset=utf-8"
     headers = [(b"content-type", kind.encode("ascii")), FOREVER]
-    body = path.read_bytes()
-    kept = Kept.of(headers, body)
-    return Kept(kept.headers, body, None) if path.suffix in COMPRESSED_ALREADY else kept
+    return Kept.of(headers, path.read_bytes(), compress=path.suffix not in COMPRESSED_ALREADY)

@@ -137,6 +137,8 @@ class Desk:
             is_ours = greeted not in ("", name) or (not greeted and value == plain[key])
             if is_ours and value != fresh[key]:  # the same again would undo what is typed until it arrives
                 fields[key]["value"] = fresh[key]
+            elif key == "guidance_scale" and value != create.within(model, value):  # the slider refuses what is beyond
+                fields[key]["value"] = create.within(model, value)
         if model.guidance_range is not None:
             low, high = model.guidance_range
             say = speaker(language(request))

@@ -209,6 +209,20 @@ def test_what_is_not_http_does_not_write_into_an_answer_under_way(healthy):
     assert b"400 Bad Request" not in received
 
 
+OFFER = GET[:-2] + b"Connection: Upgrade\r\nUpgrade: h2c\r\n\r\n"
+
+
+@pytest.mark.parametrize("one", [GET, OFFER], ids=["plain", "offers"])
+def test_a_flood_of_requests_at_once_is_refused_before_it_fills_the_memory(healthy, one):
+    """Each waits in memory for its turn, and no guard sees it before that."""
+    with healthy.connect() as connection:
+        connection.sendall(one * 2000)
+        data = read_all(connection)
+    assert b"400 Bad Request" in data
+    assert data.count(b'{"status":"alive"}') < 2000
+    assert "Traceback" not in healthy.log
+
+
 def test_a_client_may_ask_before_it_sends_its_body(healthy):
     with healthy.connect() as connection:
         connection.sendall(post(b"", "Content-Length: 2", "Expect: 100-continue"))
