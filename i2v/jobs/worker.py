@@ -161,13 +161,18 @@ class Worker:
             return None
         if self._verdicts.persist(self._store.next_is_retry):
             self._publisher.drain()
-        found = self._verdicts.persist(lambda: self._store.claim(before_commit=lambda: self._failpoint("claiming")))
+        found = self._verdicts.persist(lambda: self._store.claim(before_commit=self._may_claim))
         if found is None:
             return None
         self._failpoint("claimed")
         live = Live(*found)
         self._verdicts.started(live)
         return live
+
+    def _may_claim(self) -> None:
+        """Once more, in the claim itself: a job that was just put back for want of its disk would lose an attempt."""
+        self._failpoint("claiming")
+        self._mark.check()
 
     def _folder_is_there(self) -> bool:
         """Raises `Unavailable` while it is not: a video made now would have no place, and jobs can wait."""

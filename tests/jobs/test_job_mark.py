@@ -265,6 +265,24 @@ def test_a_disk_that_goes_while_a_video_is_written_leaves_nothing_in_the_strange
     assert queue.video_path(queue.get(job.id)).is_file()
 
 
+def test_a_disk_that_goes_in_the_middle_of_a_claim_costs_the_job_no_attempt(
+    begin: Start, unmount: Unmount, dot: Image.Image
+) -> None:
+    """A job that was put back was claimed again by a worker that had seen the disk a moment before, and failed."""
+    mounts: list[Callable[[], None]] = []
+
+    def failpoint(name: str) -> None:
+        if name == "claiming" and not mounts:
+            mounts.append(unmount())
+
+    queue = begin(failpoint=failpoint)
+    job = queue.submit(SMALL, dot, door="cli")
+    until(lambda: bool(mounts) and not queue._verdicts.storage_works)
+    mounts[0]()
+    done = final(queue, job)
+    assert (done.status, done.attempt) == ("completed", 1)
+
+
 def test_a_disk_that_goes_at_each_attempt_fails_the_job_with_the_reason(
     make_queue: MakeQueue, outputs: Path, tmp_path: Path, dot: Image.Image
 ) -> None:
