@@ -166,6 +166,8 @@ def test_settings_of_a_stronger_model_come_into_the_range_of_this_one(
     beyond = [*FRESH[:-1], 12.0]
     slider = Desk(settings_in(tmp_path), queue).greet("fake", "demo", "", *beyond, NOBODY)[-1]
     assert slider["value"] == 9.0
+    kept = Desk(settings_in(tmp_path), queue).greet("fake", "", "", *beyond, NOBODY)[-1]
+    assert kept["value"] == 9.0  # what somebody has set stays, as far as the slider takes it
 
 
 def test_every_event_answers_when_the_queue_has_stopped(make_queue: MakeQueue, tmp_path: Path) -> None:
