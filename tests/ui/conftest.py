@@ -187,3 +187,14 @@ def fill(page: Page, photo: Path, prompt: str) -> None:
     page.set_input_files("#photo input[type=file]", photo)
     expect(page.locator("#photo img")).to_be_visible()
     page.locator("#prompt textarea").fill(prompt)
+
+
+def open_advanced(page: Page) -> None:
+    """Open the advanced fields and wait until they can be filled.
+
+    The framework builds them when they are first opened and writes their values once more a frame later: what a
+    program types before that is gone.
+    """
+    page.locator("#advanced button").first.click()
+    expect(page.locator("#seed input")).to_be_visible()
+    page.evaluate("() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(() => done())))")

@@ -10,7 +10,7 @@ from playwright.sync_api import Page, expect
 
 from i2v.video import probe, read_frames
 from tests.conftest import ASSETS
-from tests.ui.conftest import Site, fill, servers
+from tests.ui.conftest import Site, fill, open_advanced, servers
 from tests.ui.test_main_flow import PLAYS
 
 OpenPage = Callable[..., Page]
@@ -36,7 +36,7 @@ def choose(page: Page, *, size: str, frames: int, steps: int) -> None:
     """A job that two cores finish in seconds."""
     page.locator("#size input").fill(size)
     page.locator("#size input").press("Enter")
-    page.locator("#advanced button").first.click()
+    open_advanced(page)
     for name, value in (("frames", frames), ("steps", steps)):
         page.locator(f"#{name} input[type=number]").fill(str(value))
         page.locator(f"#{name} input[type=number]").press("Enter")

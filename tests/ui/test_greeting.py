@@ -6,7 +6,7 @@ from urllib.parse import urlsplit
 
 from playwright.sync_api import Page, Route, expect
 
-from tests.ui.conftest import Site
+from tests.ui.conftest import Site, open_advanced
 
 OpenPage = Callable[..., Page]
 PROMPT = "a boat at night"
@@ -17,7 +17,7 @@ def type_settings(page: Page) -> None:
     page.locator("#prompt textarea").fill(PROMPT)
     page.locator("#size input").fill("320x192")
     page.locator("#size input").press("Enter")
-    page.locator("#advanced button").first.click()
+    open_advanced(page)
     page.locator("#frames input[type=number]").fill("9")
     page.locator("#frames input[type=number]").press("Enter")
     page.locator("#frames input[type=number]").blur()
@@ -28,7 +28,7 @@ def expect_settings(page: Page) -> None:
     expect(page.locator("#size input")).to_have_value("320x192")
     expect(page.locator("#quality label", has_text="Standard").locator("input")).to_be_checked()
     if not page.locator("#frames").is_visible():  # loaded anew
-        page.locator("#advanced button").first.click()
+        open_advanced(page)
     expect(page.locator("#frames input[type=number]")).to_have_value("9")
 
 

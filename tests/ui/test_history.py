@@ -12,7 +12,7 @@ from playwright.sync_api import Page, expect
 from i2v.jobs.job import Job
 from i2v.request import GenerateRequest
 from tests.conftest import ASSETS
-from tests.ui.conftest import Site, fill
+from tests.ui.conftest import Site, fill, open_advanced
 
 OpenPage = Callable[..., Page]
 PHOTO = ASSETS / "coffee.jpg"
@@ -202,7 +202,7 @@ def test_a_dropped_video_brings_its_settings_back(site: Site, open_page: OpenPag
     expect(page.locator("#notice .good")).to_be_visible()
     expect(page.locator("#prompt textarea")).to_have_value("night falls")
     expect(page.locator("#photo img")).to_be_visible()
-    page.locator("#advanced button").first.click()
+    open_advanced(page)
     expect(page.locator("#seed input")).to_have_value("99")
     expect(page.locator("#frames input[type=number]")).to_have_value("10")
 

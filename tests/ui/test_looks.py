@@ -18,7 +18,7 @@ from i2v.ui.hint import about_prompt
 from i2v.ui.sizes import as_photo, offered
 from i2v.ui.texts import TABLE, speaker
 from tests.conftest import ASSETS
-from tests.ui.conftest import Site, fill
+from tests.ui.conftest import Site, fill, open_advanced
 
 OpenPage = Callable[..., Page]
 PHOTO = ASSETS / "coffee.jpg"
@@ -75,8 +75,7 @@ def test_a_chinese_browser_sees_a_chinese_page(site: Site, open_page: OpenPage) 
 
 def test_a_chinese_page_holds_no_english_but_names(site: Site, open_page: OpenPage) -> None:
     page = open_page(site.url, locale="zh-CN")
-    page.locator("#advanced button").first.click()
-    expect(page.locator("#seed input")).to_be_visible()
+    open_advanced(page)
     found = []
     for tab in ("创作", "历史", "系统"):
         page.get_by_role("tab", name=tab).click()
@@ -130,8 +129,7 @@ def test_every_text_stands_out_from_its_ground_in_both_schemes(site: Site, open_
     """Labels and hints had a contrast of 2.6, the button's words 4.4; 4.5 is wanted (WCAG 2.2 AA)."""
     page = open_page(site.url, color_scheme=scheme)
     fill(page, PHOTO, "the scene at sunset")
-    page.locator("#advanced button").first.click()
-    expect(page.locator("#seed input")).to_be_visible()
+    open_advanced(page)
     page.click("#generate")
     expect(page.locator("#stage video")).to_be_visible()
     for tab in ("Create", "History", "System"):
@@ -230,8 +228,7 @@ def test_a_phone_goes_to_the_job_once_it_is_on_its_way(site: Site, open_page: Op
 
 def test_every_control_has_a_name_for_screen_readers(site: Site, open_page: OpenPage) -> None:
     page = open_page(site.url)
-    page.locator("#advanced button").first.click()
-    expect(page.locator("#seed input")).to_be_visible()
+    open_advanced(page)
     nameless = page.evaluate(
         """() => [...document.querySelectorAll('#create input, #create textarea, #create button')]
           .filter(e => e.offsetParent && e.type !== 'file')
@@ -289,7 +286,7 @@ def test_the_dice_draws_a_seed_and_same_again_takes_the_last_one(site: Site, ope
     fill(page, PHOTO, "the scene at sunset")
     page.click("#generate")
     expect(page.locator("#stage video")).to_be_visible()
-    page.locator("#advanced button").first.click()
+    open_advanced(page)
     page.click("#seed-new")
     expect(page.locator("#seed input")).not_to_have_value("")
     page.click("#seed-same")
@@ -298,7 +295,7 @@ def test_the_dice_draws_a_seed_and_same_again_takes_the_last_one(site: Site, ope
 
 def test_a_quality_sets_the_steps(site: Site, open_page: OpenPage) -> None:
     page = open_page(site.url)
-    page.locator("#advanced button").first.click()
+    open_advanced(page)
     page.locator("#quality label", has_text="Fast").click()
     expect(page.locator("#steps input[type=number]")).to_have_value("10")
     page.locator("#quality label", has_text="High quality").click()

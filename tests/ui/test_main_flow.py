@@ -10,7 +10,7 @@ from i2v.engine.protocol import MemoryNeed
 from i2v.errors import DoesNotFit, OutOfMemory
 from i2v.request import GenerateRequest
 from tests.conftest import ASSETS
-from tests.ui.conftest import Site, fill
+from tests.ui.conftest import Site, fill, open_advanced
 
 PLAYS = "() => { const v = document.querySelector('#stage video'); return v?.readyState >= 3 && v.currentTime > 0.1 }"
 PHOTO = ASSETS / "coffee.jpg"
@@ -56,8 +56,7 @@ def test_the_video_stays_in_sight_beside_a_long_form(site: Site, open_page: Open
     """The stage scrolled away with the advanced fields open, and browsers pause a video that nobody sees."""
     page = open_page(site.url)
     fill(page, PHOTO, "night falls")
-    page.locator("#advanced button").first.click()
-    expect(page.locator("#seed input")).to_be_visible()
+    open_advanced(page)
     page.click("#generate")
     page.wait_for_function(PLAYS)
     page.mouse.wheel(0, 3000)
@@ -173,8 +172,7 @@ def test_the_estimate_is_there_as_soon_as_the_first_job_has_ended(site: Site, op
 def test_what_keeps_a_job_from_starting_is_said_where_the_button_is(site: Site, open_page: OpenPage) -> None:
     """The sentence stood under a long form, out of sight of whoever pressed the button."""
     page = open_page(site.url, viewport={"width": 1366, "height": 768})
-    page.locator("#advanced button").first.click()
-    expect(page.locator("#seed input")).to_be_visible()
+    open_advanced(page)
     page.evaluate("() => window.scrollTo(0, 0)")
     page.click("#generate")
     expect(page.locator("#notice .bad")).to_be_in_viewport(ratio=1)

@@ -11,7 +11,7 @@ from i2v.settings import Settings
 from i2v.ui.shortcuts import sentence, sentences
 from i2v.ui.texts import TABLE, translations
 from tests.conftest import ASSETS
-from tests.ui.conftest import Site, fill
+from tests.ui.conftest import Site, fill, open_advanced
 
 OpenPage = Callable[..., Page]
 PHOTO = ASSETS / "coffee.jpg"
@@ -57,7 +57,7 @@ def test_the_chosen_preset_is_the_one_of_the_job(site: Site, open_page: OpenPage
     """The form had no preset: a job of the page always ran as `exact`."""
     page = open_page(site.url)
     fill(page, PHOTO, "night falls")
-    page.locator("#advanced button").first.click()
+    open_advanced(page)
     page.locator("#preset label", has_text="turbo").click()
     page.click("#generate")
     expect(page.locator("#stage .facts")).to_contain_text("preset turbo")
@@ -82,7 +82,7 @@ def test_use_these_settings_brings_the_preset_back(site: Site, open_page: OpenPa
     page = open_page(f"{site.url}/?job={job.id}")
     page.click("#reuse")
     expect(page.locator("#notice .good")).to_be_visible()
-    page.locator("#advanced button").first.click()
+    open_advanced(page)
     expect(page.locator("#preset input[value=turbo]")).to_be_checked()
     expect(page.locator("#quality input[value=high]")).to_be_checked()  # 40 steps
     page.locator("#steps input[type=number]").fill("33")

@@ -10,7 +10,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from tests.conftest import ASSETS
-from tests.ui.conftest import Site
+from tests.ui.conftest import Site, open_advanced
 
 TOKEN = "a-token-of-some-length"
 PROMPT = '@it\'s "night"; type=text & $HOME falls'
@@ -28,7 +28,7 @@ def filled_page(site: Site, open_page: Callable[..., Page], **options: object) -
     page = open_page(site.url, **options)
     expect(page.locator("#banner")).to_contain_text(site.engine.info.title)
     page.locator("#prompt textarea").fill(PROMPT)
-    page.locator("#advanced button").first.click()
+    open_advanced(page)
     page.locator("#frames input[type=number]").fill("9")
     page.locator("#frames input[type=number]").press("Enter")
     page.locator("#seed input").fill("1234")

@@ -8,7 +8,7 @@ from playwright.sync_api import Page, expect
 from i2v.errors import InvalidRequest
 from i2v.ui.create import seed_of
 from tests.conftest import ASSETS
-from tests.ui.conftest import Site, fill
+from tests.ui.conftest import Site, fill, open_advanced
 
 OpenPage = Callable[..., Page]
 PHOTO = ASSETS / "coffee.jpg"
@@ -24,11 +24,6 @@ def generate(page: Page, site: Site) -> int:
     seed = new[0].request.seed
     assert seed is not None
     return seed
-
-
-def open_advanced(page: Page) -> None:
-    page.locator("#advanced button").first.click()
-    expect(page.locator("#seed input")).to_be_visible()
 
 
 def test_an_empty_seed_draws_a_new_one_for_each_video(site: Site, open_page: OpenPage) -> None:
