@@ -21,6 +21,7 @@ from i2v.ui.page import build
 from i2v.ui.shortcuts import sentences
 from i2v.ui.texts import translations
 from i2v.ui.uploads import own_folder
+from i2v.ui.welcome import Welcome
 
 STYLE = Path(__file__).with_name("style.css")
 ICON = Path(__file__).with_name("icon.svg")
@@ -32,7 +33,8 @@ HEAD = (  # for screen readers: the texts are English for every other language
 def mount_ui(app: FastAPI, settings: Settings, queue: JobQueue) -> FastAPI:
     """The app with the page at `/`. Call it last: a mount at `/` takes every path that no earlier route has taken."""
     _own_upload_folder()
-    blocks = build(settings, queue)
+    page = build(settings, queue)
+    blocks, words = page.blocks, translations(sentences(settings))
     app = gr.mount_gradio_app(
         app,
         blocks,
@@ -47,7 +49,7 @@ def mount_ui(app: FastAPI, settings: Settings, queue: JobQueue) -> FastAPI:
         enable_monitoring=False,
         pwa=False,
         mcp_server=False,
-        i18n=translations(sentences(settings)),
+        i18n=words,
         theme=theme(),
         css_paths=[STYLE],
         head=HEAD,
@@ -58,7 +60,9 @@ def mount_ui(app: FastAPI, settings: Settings, queue: JobQueue) -> FastAPI:
     blocks.has_launched = True
     check_closed(blocks)
     remember_signatures(blocks)
-    app.user_middleware.append(Middleware(FromMemory))  # inside of the layers that guard and stamp
+    app.user_middleware.append(
+        Middleware(FromMemory, written_for=Welcome(page, words, queue))
+    )  # inside of the layers that guard and stamp
     return app
 
 

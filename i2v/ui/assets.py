@@ -9,6 +9,7 @@ tried, and sent compressed where the browser allows it.
 import gzip
 import mimetypes
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -71,11 +72,12 @@ class FromMemory:
     """A layer that answers `/assets/...` and the page itself, and hands on everything else.
 
     The page holds nothing of a visitor: what a tab shows comes through events. Its first answer is kept, for each
-    address it is asked by. An answer that sets a cookie or is no whole 200 is not.
+    address it is asked by and each model it is `written_for`. An answer that sets a cookie or is no whole 200 is not.
     """
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, written_for: Callable[[], str | None]) -> None:
         self.app = app
+        self.written_for = written_for
         self.pages: OrderedDict[tuple[object, ...], Kept] = OrderedDict()
         self.files: dict[str, Kept] = {}
 
@@ -102,7 +104,14 @@ class FromMemory:
 
     async def _page(self, scope: Scope, receive: Receive, send: Send) -> None:
         shaped = tuple(item for item in scope["headers"] if item[0] in SHAPES_A_PAGE)
-        key = (scope["path"], scope["query_string"], scope.get("scheme"), scope.get("root_path"), shaped)
+        key = (
+            self.written_for(),
+            scope["path"],
+            scope["query_string"],
+            scope.get("scheme"),
+            scope.get("root_path"),
+            shaped,
+        )
         kept = self.pages.get(key)
         if kept is not None:
             self.pages.move_to_end(key)

@@ -21,6 +21,7 @@ QUALITY_STEPS = {
 }
 QUALITIES = ("fast", "standard", "high")
 PRESETS: tuple[Preset, ...] = ("exact", "fast", "turbo")
+GREETED = ("size", "num_frames", "fps", "steps", "guidance_scale")  # fields that are made ready for a model
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +86,16 @@ def within(model: ModelInfo | None, guidance: float) -> float:
         return guidance
     low, high = model.guidance_range
     return max(low, min(high, guidance))
+
+
+def ends(guidance_range: tuple[float, float]) -> dict[str, str]:
+    """The two numbers of the sentence `guidance_kept`."""
+    return {"low": f"{guidance_range[0]:g}", "high": f"{guidance_range[1]:g}"}
+
+
+def examples(model: ModelInfo) -> list[list[str]]:
+    """The rows of the examples: what the model is known to do."""
+    return [[phrase] for phrase in model.vocabulary]
 
 
 def quality_steps(model: ModelInfo | None, quality: str) -> int:

@@ -8,11 +8,11 @@ import gradio as gr
 from i2v.jobs.queue import JobQueue
 from i2v.settings import Settings
 from i2v.ui import history
-from i2v.ui.create import Controls, Form, build_form
+from i2v.ui.create import GREETED, Controls, Form, build_form
 from i2v.ui.shelf import Shelf
 from i2v.ui.sweep import Sweep
 from i2v.ui.texts import label
-from i2v.ui.watch import GREETED, IDLE_S, Desk
+from i2v.ui.watch import IDLE_S, Desk
 
 # Events go straight to their function: they are short, and Gradio's own queue would be a second one beside ours.
 EVENT: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
@@ -31,12 +31,16 @@ JOB_OF_LINK = """(kept, linked) => {
 }"""
 
 # The framework loads the page anew when a lost server is back: what was typed waits in this tab. Without the name of
-# the model in its first place the form was not ready, and there is nothing to keep.
+# the model in its first place the form was not ready, and there is nothing to keep. Where another model is there now,
+# the fields that are made ready for a model are its own.
 KEEP_FORM = "(...form) => { if (form[0]) sessionStorage.setItem('i2v-form', JSON.stringify(form)); }"
-RESTORE_FORM = """(...form) => {
+OF_A_MODEL = [0, *(Form.names().index(name) for name in GREETED)]  # places of them; the photo is not kept
+RESTORE_FORM = f"""(...form) => {{
   const kept = JSON.parse(sessionStorage.getItem('i2v-form') || '[]');
-  return kept.length === form.length ? kept : form;
-}"""
+  if (kept.length !== form.length) return form;
+  if (form[0] && kept[0] !== form[0]) for (const place of {OF_A_MODEL}) kept[place] = form[place];
+  return kept;
+}}"""
 
 # On a phone the stage is below the form: go there once the job is on its way, which the page learns a moment later.
 SHOW_STAGE = """async () => {
@@ -74,29 +78,40 @@ class Stage:
 class Memory:
     """What a tab remembers. The job id also stays in the browser, so that a reload comes back to it.
 
-    A `State` is the server's and goes with it. The name of the `model` that is there, and of the one that the form was
-    `greeted` by, are the tab's own.
+    A `State` is the server's and goes with it, and tells nobody outside the framework's queue that it has changed. The
+    name of the `model` that is there, of the one that the form was `greeted` by, and the `pace` of this machine are
+    texts that the tab holds itself.
     """
 
     job_id: gr.BrowserState
     seen: gr.State
     model: gr.Textbox
     greeted: gr.Textbox
-    pace: gr.BrowserState
+    pace: gr.Textbox
     photo_size: gr.State
     count: gr.State
 
 
-def build(settings: Settings, queue: JobQueue) -> gr.Blocks:
-    """The whole page, unmounted."""
+@dataclass(frozen=True, slots=True)
+class Page:
+    """The whole page, unmounted, and the parts of it that a model's arrival changes."""
+
+    blocks: gr.Blocks
+    form: Form
+    controls: Controls
+    model: gr.Textbox
+    greeted: gr.Textbox
+
+
+def build(settings: Settings, queue: JobQueue) -> Page:
+    """Draw everything and connect it."""
     with gr.Blocks(title="i2v", analytics_enabled=False, delete_cache=(3600, 86400), fill_width=True) as blocks:
         memory = Memory(
             gr.BrowserState(None, storage_key="i2v-job", secret="i2v"),  # noqa: S106 - hides nothing: a job id
             gr.State({}),
             gr.Textbox("", visible="hidden"),
             gr.Textbox("", visible="hidden"),
-            # Kept in the browser because a plain State tells nobody that it has changed, outside the framework's queue.
-            gr.BrowserState(None, storage_key="i2v-pace", secret="i2v"),  # noqa: S106 - hides nothing
+            gr.Textbox("", visible="hidden"),
             gr.State(None),
             gr.State(history.PAGE),
         )
@@ -152,7 +167,7 @@ def build(settings: Settings, queue: JobQueue) -> gr.Blocks:
         memory.job_id.change(desk.look, [memory.job_id, memory.seen], shown, **EVENT)
         _wire_form(desk, form, controls, memory, notice, foresee)
         _wire_result(Shelf(settings, queue), form, stage, memory, foresee)
-    return blocks
+    return Page(blocks, form, controls, memory.model, memory.greeted)
 
 
 def _build_stage(banner: gr.HTML, timer: gr.Timer, notice: gr.HTML) -> Stage:

@@ -21,11 +21,11 @@ from i2v.request import GenerateRequest, draw_seed
 from i2v.settings import Settings
 from i2v.ui import create, hint, history, sheet, stage
 from i2v.ui.banner import banner
+from i2v.ui.create import GREETED
 from i2v.ui.photo import read_photo
 from i2v.ui.shown import Shown
 from i2v.ui.texts import Say, explained, language, speaker
 
-GREETED = ("size", "num_frames", "fps", "steps", "guidance_scale")  # fields that a model's arrival fills in
 RUNNING_S = 0.5  # seconds between two looks at a running job
 IDLE_S = 3.0
 
@@ -95,7 +95,7 @@ class Desk:
             "line": history.line(say, self.queue, what.ids()),
             "pace": RUNNING_S if running or self.queue.state == "loading" else IDLE_S,
             "model": self.queue.model.name if self.queue.model else None,
-            "average": [self.queue.average_duration, self.queue.queue_length],
+            "average": f"{self.queue.average_duration} {self.queue.queue_length}",
         }
         updates = {**now, "pace": gr.Timer(now["pace"])}
         changed = [updates[key] if now[key] != seen.get(key) else gr.skip() for key in WATCHED]
@@ -143,13 +143,13 @@ class Desk:
             low, high = model.guidance_range
             say = speaker(language(request))
             fields["guidance_scale"] |= {"minimum": low, "maximum": high}
-            fields["guidance_scale"]["info"] = say("guidance_kept", low=f"{low:g}", high=f"{high:g}")
-        words = [[phrase] for phrase in model.vocabulary]
+            fields["guidance_scale"]["info"] = say("guidance_kept", **create.ends(model.guidance_range))
         updates = [gr.update(**change) if change else gr.skip() for change in fields.values()]
         about = self.about(prompt, request) if prompt else gr.skip()
         steps = fields["steps"].get("value", values[GREETED.index("steps")])
         quality = create.quality_of(model, steps)
-        return [name, gr.Dataset(samples=words, visible=bool(words)), about, quality, *updates]
+        examples = gr.Dataset(samples=create.examples(model), visible=bool(model.vocabulary))
+        return [name, examples, about, quality, *updates]
 
     def look_at_photo(self, upload: Any, request: gr.Request) -> tuple[Any, str]:
         """A photo was chosen or removed. -> its size or None, notice under the photo"""

@@ -24,12 +24,13 @@ from i2v.request import GenerateRequest
 from i2v.settings import Settings
 from i2v.ui import create, sheet, stage
 from i2v.ui.banner import banner
+from i2v.ui.create import GREETED
 from i2v.ui.shelf import Shelf
 from i2v.ui.shown import Shown
 from i2v.ui.system import facts
 from i2v.ui.texts import explained, speaker
 from i2v.ui.translated import noted, planned
-from i2v.ui.watch import GREETED, WATCHED, Desk, photo_url
+from i2v.ui.watch import WATCHED, Desk, photo_url
 
 NOBODY: Any = None  # the request of an event: without one the page speaks English
 MODEL = 2

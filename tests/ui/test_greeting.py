@@ -1,11 +1,18 @@
 """A model's arrival fills the form in once; what somebody has typed since stays, whatever the server does."""
 
+import json
 import threading
+from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 from urllib.parse import urlsplit
 
-from playwright.sync_api import Page, Route, expect
+import requests
+from playwright.sync_api import Page, Request, Route, expect
 
+from i2v.engine.fake import FakeEngine
+from i2v.engine.protocol import ModelInfo
 from tests.ui.conftest import Site, open_advanced
 
 OpenPage = Callable[..., Page]
@@ -77,3 +84,85 @@ def test_a_slow_answer_to_the_page_load_leaves_what_was_typed_meanwhile(site: Si
         held[0].continue_()
     answered(page, 2)
     expect_settings(page)
+
+
+class Narrow(FakeEngine):
+    """Another model: one that knows two phrases and a narrow range of guidance."""
+
+    @property
+    def info(self) -> ModelInfo:
+        return replace(
+            super().info, name="narrow", vocabulary=("night falls", "fade to black"), guidance_range=(2.0, 5.5)
+        )
+
+
+def sent(url: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What the page is made from: the properties of each named part, and the texts."""
+    config = requests.get(f"{url}/config", timeout=60).json()
+    parts = [part["props"] for part in config["components"]]
+    return {part["elem_id"]: part for part in parts if part.get("elem_id")}, config["i18n_translations"]
+
+
+def test_a_page_is_sent_with_the_settings_of_the_model_that_is_there(serve: Callable[..., Site]) -> None:
+    """The model greeted each visitor by an event, which set off three more: two thirds of what a visit cost."""
+    site = serve(attach=False)
+    parts, _ = sent(site.url)
+    assert (parts["size"]["value"], parts["steps"]["value"]) == ("512x512", 50)
+    assert not parts["examples"]["visible"]
+    site.queue.attach(Narrow())
+    parts, texts = sent(site.url)
+    assert (parts["size"]["value"], parts["steps"]["value"], parts["quality"]["value"]) == ("256x256", 20, "standard")
+    assert parts["examples"]["visible"]
+    assert parts["examples"]["samples"] == [["night falls"], ["fade to black"]]
+    guidance = parts["guidance"]
+    assert (guidance["minimum"], guidance["maximum"], guidance["value"]) == (2.0, 5.5, 5.5)
+    assert "guidance_kept" in str(guidance["info"])
+    for language in ("en", "zh", "zh-CN", "zh-TW"):
+        assert "2" in texts[language]["guidance_kept"]
+        assert "5.5" in texts[language]["guidance_kept"]
+    assert texts["en"]["guidance_kept"] != texts["zh"]["guidance_kept"]
+
+
+def test_an_example_of_such_a_page_goes_into_the_prompt(serve: Callable[..., Site], open_page: OpenPage) -> None:
+    site = serve(engine=Narrow())
+    page = open_page(site.url)
+    page.locator("#examples").get_by_text("fade to black", exact=True).click()
+    expect(page.locator("#prompt textarea")).to_have_value("fade to black")
+    open_advanced(page)
+    expect(page.locator("#guidance")).to_contain_text("5.5")
+    expect(page.locator("#guidance input[type=number]")).to_have_value("5.5")
+
+
+def test_a_visit_makes_two_events(site: Site, open_page: OpenPage) -> None:
+    """`open`, and the estimate; the page's clock ticks besides."""
+    events = requests.get(f"{site.url}/config", timeout=60).json()["dependencies"]
+    ticks = {event["id"] for event in events if any(target[1] == "tick" for target in event["targets"])}
+    made: Counter[int] = Counter()
+
+    def count(request: Request) -> None:
+        if "/gradio_api/run/predict" in request.url:
+            made[json.loads(request.post_data or "{}")["fn_index"]] += 1
+
+    page = open_page(site.url, before=lambda page: page.on("request", count))
+    expect(page.locator("#hint")).to_contain_text("this machine")
+    page.wait_for_function("() => document.readyState === 'complete'")
+    while not ticks & set(made):  # whatever the visit sets off has been sent by the first tick, seconds later
+        page.wait_for_event("request")
+    assert sorted(made[event] for event in set(made) - ticks) == [1, 1]
+
+
+def test_a_page_loaded_anew_keeps_the_words_and_takes_the_settings_of_another_model(
+    serve: Callable[..., Site], open_page: OpenPage
+) -> None:
+    site = serve()
+    page = open_page(site.url, forgive="ERR_CONNECTION_REFUSED")
+    type_settings(page)
+    page.reload()
+    expect_settings(page)
+    site.stop()
+    serve(port=urlsplit(site.url).port, engine=Narrow())
+    page.reload()
+    expect(page.locator("#prompt textarea")).to_have_value(PROMPT)
+    expect(page.locator("#size input")).to_have_value("256 × 256")
+    open_advanced(page)
+    expect(page.locator("#frames input[type=number]")).to_have_value("16")
