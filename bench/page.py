@@ -5,9 +5,9 @@
 - `load`: what one page load asks of the server, in requests, events among them, and bytes, as recorded in Chromium;
 - `job_s`: the seconds of one job (256x256, 8 frames, 40 steps of the demo model on one thread; `--fake`: 100 steps of
   50 ms of the fake engine) alone, and while another process makes `LOADS` page loads and `EVENTS` events, spread over
-  the job. Alone, with visitors who come back (their browsers keep the scripts), with visitors who have never been here,
-  with such visitors whose pages also set off their own events at each load, and alone again; `cost_percent` compares
-  with the mean of the two.
+  the job. Visitors who come back (their browsers keep the scripts), visitors who have never been here, and such
+  visitors whose pages also set off their own events at each load, each between two jobs alone, `ROUNDS` times;
+  `cost_percent` is the median over the rounds of a job's excess over the mean of its two neighbours, and the rounds.
 
 A page load is replayed over one kept connection with the requests that Chromium made, since a hundred browsers would
 measure themselves. Server and visitors are two processes of this machine; `visitor_cpu_s` is what they took of it.
@@ -50,7 +50,7 @@ from i2v.settings import Settings  # noqa: E402
 from i2v.ui import mount_ui  # noqa: E402
 
 PHOTO = ROOT / "tests" / "assets" / "coffee.jpg"
-LOADS, EVENTS, PAINTS = 100, 50, 5
+LOADS, EVENTS, PAINTS, ROUNDS = 100, 50, 5, 3
 
 Call = tuple[str, str | None]  # path, and the body of an event
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
@@ -61,7 +61,7 @@ def serving(settings: Settings, engine: Any) -> Iterator[tuple[str, JobQueue]]:
     """A server with the page, in a thread of this process; its address and queue."""
     queue = JobQueue(settings, engine=engine)
     app = mount_ui(create_app(settings, queue), settings, queue)
-    http = bounded_protocol(settings.receive_timeout_s, settings.max_connections)
+    http = bounded_protocol(settings.receive_timeout_s, settings.max_connections, app.state.at_hand)
     server = uvicorn.Server(uvicorn.Config(app, port=0, http=http, log_level="error", access_log=False))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
@@ -196,24 +196,33 @@ def main() -> None:
         with serving(settings, engine) as (url, queue):
             times, calls, size = paint(url, options.chromium)
             job_seconds(queue, 10)  # warms up
-            first = job_seconds(queue, steps)
+            alone = [job_seconds(queue, steps)]
             files = [call for call in calls if call[1] is None]
             returning = [call for call in files if not call[0].startswith("/assets/")]  # those are marked immutable
             visits = {"returning": returning, "first_time": files, "first_time_and_their_events": calls}
-            found = {kind: busy(url, queue, steps, part, first) for kind, part in visits.items()}
-            second = job_seconds(queue, steps)
-    alone = (first + second) / 2
+            took: dict[str, list[float]] = {kind: [] for kind in visits}
+            excess: dict[str, list[float]] = {kind: [] for kind in visits}
+            answers = {}
+            for _ in range(ROUNDS):
+                for kind, part in visits.items():
+                    seconds, answers[kind] = busy(url, queue, steps, part, alone[0])
+                    alone.append(job_seconds(queue, steps))
+                    took[kind].append(round(seconds, 2))
+                    excess[kind].append(seconds / statistics.mean(alone[-2:]) - 1)
     result = {
         "first_paint_ms": times,
         "load": {"requests": len(files), "returning": len(returning), "events": len(calls) - len(files)},
         "kilobytes": round(size / 1000),
         "engine": settings.model,
         "job_s": {
-            "alone": [round(first, 2), round(second, 2)],
-            **{kind: round(seconds, 2) for kind, (seconds, _) in found.items()},
+            "alone": [round(seconds, 2) for seconds in alone],
+            **took,
         },
-        "visitors": {kind: answers for kind, (_, answers) in found.items()},
-        "cost_percent": {kind: round(100 * (seconds - alone) / alone, 1) for kind, (seconds, _) in found.items()},
+        "visitors": answers,
+        "cost_percent": {
+            kind: [round(100 * share, 1) for share in (statistics.median(found), *found)]
+            for kind, found in excess.items()
+        },
     }
     print(json.dumps(result))
 

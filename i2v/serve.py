@@ -85,10 +85,11 @@ class Server(uvicorn.Server):
     """uvicorn with our bounds, which ends with an exit code instead of by raising its signal again."""
 
     def __init__(self, settings: Settings, app: FastAPI, address: str) -> None:
+        at_hand = getattr(app.state, "at_hand", None)  # of the page, where there is one
         super().__init__(
             uvicorn.Config(
                 app,
-                http=bounded_protocol(settings.receive_timeout_s, settings.max_connections),
+                http=bounded_protocol(settings.receive_timeout_s, settings.max_connections, ready=at_hand),
                 ws="none",
                 log_config=None,
                 access_log=False,

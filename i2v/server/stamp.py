@@ -9,7 +9,6 @@ import time
 import uuid
 from collections.abc import Callable, Iterable
 
-from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from i2v.errors import I2VError, NotFound
@@ -20,8 +19,8 @@ log = logging.getLogger("i2v.server")
 # Called once a request has been answered: method, route template, status (0: never answered), seconds.
 OnAnswer = Callable[[str, str, int, float], None]
 
-_REQUEST_ID = re.compile(r"[A-Za-z0-9_.-]{1,64}")
-_FIXED_HEADERS = (
+_PLAIN = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+FIXED_HEADERS = (
     (b"x-content-type-options", b"nosniff"),
     (b"x-frame-options", b"SAMEORIGIN"),
     (b"referrer-policy", b"same-origin"),
@@ -43,7 +42,7 @@ class Stamp:
         if scope["type"] == "websocket":  # no route here speaks it
             await send({"type": "websocket.close", "code": 1000})
             return
-        request_id = scope["i2v.request_id"] = _request_id(scope)
+        given = scope["i2v.request_id"] = request_id(scope["headers"])
         started = time.perf_counter()
         status = 0
 
@@ -51,22 +50,22 @@ class Stamp:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = _stamped(message.get("headers", ()), request_id)
+                message["headers"] = _stamped(message.get("headers", ()), given)
             await send(message)
 
         try:
             await self.app(scope, receive, stamped)
         except Exception as error:
             if 0 < status < 500:  # it broke off in the middle; all that can be done is to end the connection
-                log.warning("an answer broke off: %s", error, extra={"request": request_id})
+                log.warning("an answer broke off: %s", error, extra={"request": given})
                 return
-            log.exception("unexpected error", extra={"request": request_id})
+            log.exception("unexpected error", extra={"request": given})
             if not status:
                 await error_answer(I2VError(UNEXPECTED), scope["path"])(scope, receive, stamped)
         finally:
             seconds = time.perf_counter() - started
             self.on_answer(scope["method"], route_of(scope), status, seconds)
-            log.debug("%s %s %d", scope["method"], scope["path"], status, extra={"request": request_id, "s": seconds})
+            log.debug("%s %s %d", scope["method"], scope["path"], status, extra={"request": given, "s": seconds})
 
 
 _OWN_WORDS = {404: NotFound(UNKNOWN_PATH), 500: I2VError(UNEXPECTED)}
@@ -94,12 +93,12 @@ class OwnWords:
         await self.app(scope, receive, own if scope["type"] == "http" else send)
 
 
-def _stamped(headers: Iterable[tuple[bytes, bytes]], request_id: str) -> list[tuple[bytes, bytes]]:
+def _stamped(headers: Iterable[tuple[bytes, bytes]], name: str) -> list[tuple[bytes, bytes]]:
     """An answer's own headers (ASGI has their names in lower case), the fixed ones that it does not set, and the id."""
     own = [item for item in headers if item[0] != b"x-request-id"]
     names = {name for name, _ in own}
-    fixed = (item for item in _FIXED_HEADERS if item[0] not in names)
-    return [*own, *fixed, (b"x-request-id", request_id.encode("ascii"))]
+    fixed = (item for item in FIXED_HEADERS if item[0] not in names)
+    return [*own, *fixed, (b"x-request-id", name.encode("ascii"))]
 
 
 def route_of(scope: Scope) -> str:
@@ -108,7 +107,7 @@ def route_of(scope: Scope) -> str:
     return path if isinstance(path, str) and path else "other"
 
 
-def _request_id(scope: Scope) -> str:
+def request_id(headers: Iterable[tuple[bytes, bytes]]) -> str:
     """The caller's own id where it is a plain word, so that both logs can be matched; a fresh one otherwise."""
-    given = Headers(scope=scope).get("x-request-id", "")
-    return given if _REQUEST_ID.fullmatch(given) else f"req_{uuid.uuid4().hex}"
+    given = next((value for name, value in headers if name == b"x-request-id"), b"").decode("latin-1")
+    return given if _PLAIN.fullmatch(given) else f"req_{uuid.uuid4().hex}"

@@ -12,11 +12,12 @@ from typing import Any
 
 import gradio as gr
 from fastapi import FastAPI
+from gradio.blocks import BlocksConfig
 from starlette.middleware import Middleware
 
 from i2v.jobs.queue import JobQueue
 from i2v.settings import Settings
-from i2v.ui.assets import FromMemory
+from i2v.ui.assets import FromMemory, at_hand
 from i2v.ui.page import build
 from i2v.ui.shortcuts import sentences
 from i2v.ui.texts import translations
@@ -58,11 +59,13 @@ def mount_ui(app: FastAPI, settings: Settings, queue: JobQueue) -> FastAPI:
         blocked_paths=[str(settings.outputs.resolve())],
     )
     blocks.has_launched = True
+    keep_sessions_light(blocks)
     check_closed(blocks)
     remember_signatures(blocks)
-    app.user_middleware.append(
-        Middleware(FromMemory, written_for=Welcome(page, words, queue))
-    )  # inside of the layers that guard and stamp
+    # Where callers must prove who they are, the guards see every request.
+    app.state.at_hand = at_hand if settings.api_token is None else None
+    # Inside of the layers that guard and stamp.
+    app.user_middleware.append(Middleware(FromMemory, written_for=Welcome(page, words, queue)))
     return app
 
 
@@ -80,6 +83,22 @@ def check_closed(blocks: gr.Blocks) -> None:
     """Refuse to serve a page that would read files for anyone who names them."""
     if not blocks.has_launched or blocks.show_error or blocks.max_file_size is None or blocks.allowed_paths:
         raise RuntimeError("the web page would serve files that nobody uploaded; it is not mounted")
+
+
+class _Undescribed(BlocksConfig):
+    """The page's components, of which a visitor's session keeps no description."""
+
+    def __copy__(self) -> BlocksConfig:
+        copied = super().__copy__()
+        copied.config_for_block = lambda *_: {}
+        return copied
+
+
+def keep_sessions_light(blocks: gr.Blocks) -> None:
+    """The framework describes each component anew for each visitor, for links that bring a session back
+    (`gr.DeepLinkButton`): half of what a visit's events cost, for something that this page has not.
+    """
+    blocks.default_config.__class__ = _Undescribed
 
 
 def remember_signatures(blocks: gr.Blocks) -> None:

@@ -9,7 +9,7 @@ tried, and sent compressed where the browser allows it.
 import gzip
 import mimetypes
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -21,6 +21,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from i2v.errors import NotFound
 from i2v.server.answers import error_answer
+from i2v.server.protocol import Ready, ready_answer
 
 FOLDER = Path(gradio.__file__).parent / "templates" / "frontend" / "assets"
 PREFIX = "/assets/"
@@ -49,19 +50,24 @@ class Kept:
         packed = gzip.compress(body, 6, mtime=0) if compress and len(body) > SMALL else body
         return cls((*headers, (b"vary", b"accept-encoding")), body, packed if len(packed) < 0.9 * len(body) else None)
 
-    async def answer(self, scope: Scope, send: Send) -> None:
+    def chosen(self, packed: bool) -> tuple[list[Header], bytes]:
+        """The headers and the body for a client that takes gzip, or for one that does not."""
         body, headers = self.body, list(self.headers)
-        if self.packed is not None and takes_gzip(scope):
+        if self.packed is not None and packed:
             body = self.packed
             headers.append((b"content-encoding", b"gzip"))
         headers.append((b"content-length", b"%d" % len(body)))
+        return headers, body
+
+    async def answer(self, scope: Scope, send: Send) -> None:
+        headers, body = self.chosen(takes_gzip(scope["headers"]))
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
 
 
-def takes_gzip(scope: Scope) -> bool:
-    """Whether the browser names gzip and does not refuse it by `q=0`."""
-    for name, value in scope["headers"]:
+def takes_gzip(asked: Iterable[Header]) -> bool:
+    """Whether these headers name gzip and do not refuse it by `q=0`."""
+    for name, value in asked:
         if name == b"accept-encoding":
             words = [word.replace(b" ", b"") for word in value.lower().split(b",")]
             return any(word.partition(b";")[0] == b"gzip" and not word.endswith(b";q=0") for word in words)
@@ -79,7 +85,6 @@ class FromMemory:
         self.app = app
         self.written_for = written_for
         self.pages: OrderedDict[tuple[object, ...], Kept] = OrderedDict()
-        self.files: dict[str, Kept] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["method"] not in ("GET", "HEAD"):
@@ -93,13 +98,13 @@ class FromMemory:
 
     async def _file(self, scope: Scope, receive: Receive, send: Send) -> None:
         name = scope["path"][len(PREFIX) :]
-        kept = self.files.get(name)
+        kept = _KEPT.get(name)
         if kept is None:
             path = _files().get(name)
             if path is None:
                 await error_answer(NotFound("there is no such file"), scope["path"])(scope, receive, send)
                 return
-            kept = self.files[name] = await run_in_threadpool(_read, path)
+            kept = _KEPT[name] = await run_in_threadpool(_read, path)
         await kept.answer(scope, send)
 
     async def _page(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -132,6 +137,18 @@ class FromMemory:
                 self.pages.popitem(last=False)
 
 
+def at_hand(url: bytes, asked: list[Header]) -> Ready | None:
+    """What the server sends for a file of the page that somebody has asked for before, see `i2v.server.protocol`."""
+    if not url.startswith(b"/assets/"):
+        return None
+    name, packed = url[len(PREFIX) :].decode("latin-1"), takes_gzip(asked)
+    if (name, packed) not in _READY:
+        if (kept := _KEPT.get(name)) is None:
+            return None
+        _READY[name, packed] = ready_answer(*kept.chosen(packed))
+    return _READY[name, packed]
+
+
 def may_be_kept(messages: list[Message]) -> bool:
     """Whether these ASGI messages are one whole answer that is the same for everybody."""
     starts = [message for message in messages if message["type"] == "http.response.start"]
@@ -145,6 +162,11 @@ def _joined(messages: list[Message]) -> Kept:
     own = (b"content-length", b"vary", b"x-request-id")  # the last is written by a layer outside, for each answer
     headers = [item for item in messages[0]["headers"] if item[0] not in own]
     return Kept.of(headers, b"".join(message.get("body", b"") for message in messages[1:]))
+
+
+# The package's files do not change: one copy serves all servers of a process.
+_KEPT: dict[str, Kept] = {}
+_READY: dict[tuple[str, bool], Ready] = {}  # by name, and whether compressed
 
 
 @lru_cache(maxsize=1)

@@ -1,15 +1,22 @@
 """The connections of the server as `i2v serve` opens them."""
 
+import asyncio
 import socket
 import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
 
 import httpx
 import pytest
+import uvicorn
+from uvicorn.server import ServerState
 
 from i2v.engine.fake import FakeEngine
 from i2v.jobs.queue import JobQueue
 from i2v.serve import Server, _listen
 from i2v.server.app import create_app
+from i2v.server.protocol import BoundedProtocol, Ready, bounded_protocol, ready_answer
 from i2v.settings import Settings
 
 
@@ -34,3 +41,89 @@ def test_no_answer_waits_for_the_acknowledgement_of_its_first_half(tmp_path, hos
     finally:
         server.should_exit = True
         thread.join(60)
+
+
+ASK = b"GET %b HTTP/1.1\r\nHost: localhost\r\n%b\r\n"
+LARGE = b"x" * 1_000_000
+
+
+def at_hand(target: bytes, _headers: Any) -> Ready | None:
+    bodies = {b"/small": b"ready", b"/large": LARGE}
+    body = bodies.get(target)
+    return None if body is None else ready_answer([(b"content-length", b"%d" % len(body))], body)
+
+
+async def app(_scope: Any, _receive: Any, send: Any) -> None:
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"3")]})
+    await send({"type": "http.response.body", "body": b"app"})
+
+
+@asynccontextmanager
+async def connected() -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter, BoundedProtocol]]:
+    """One connection to a server with answers at hand, and that server's side of it."""
+    config = uvicorn.Config(app, http=bounded_protocol(60.0, 10, at_hand), log_config=None)
+    config.load()
+    protocol: Any = config.http_protocol_class(config, ServerState(), {})  # type: ignore[call-arg]
+    server = await asyncio.get_running_loop().create_server(lambda: protocol, "127.0.0.1", 0)
+    reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname()[:2])
+    yield reader, writer, protocol
+    writer.transport.abort()
+    server.close()
+
+
+async def bodies(reader: asyncio.StreamReader, count: int) -> list[bytes]:
+    found = []
+    for _ in range(count):
+        head = await reader.readuntil(b"\r\n\r\n")
+        length = next(line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:"))
+        found.append(await reader.readexactly(int(length.partition(b":")[2])))
+    return found
+
+
+async def test_answers_keep_the_order_of_their_requests_whoever_gives_them():
+    asked = [b"/small", b"/other", b"/small", b"/large", b"/small", b"/other"]
+    async with connected() as (reader, writer, _):
+        writer.write(b"".join(ASK % (target, b"") for target in asked))
+        found = await bodies(reader, len(asked))
+    assert found == [b"ready", *[b"app"] * 5]  # what waits behind an answer of the app is the app's too
+
+
+@pytest.mark.parametrize(
+    "more", [b"Content-Length: 5\r\n", b"Transfer-Encoding: chunked\r\n", b"Connection: close\r\n"]
+)
+async def test_a_request_with_a_body_or_the_last_one_is_the_apps(more):
+    async with connected() as (reader, writer, _):
+        writer.write(ASK % (b"/small", more) + {b"C": b"12345", b"T": b"0\r\n\r\n"}[more[:1]] * (b"close" not in more))
+        assert await bodies(reader, 1) == [b"app"]
+
+
+async def test_each_request_has_its_own_time_to_arrive():
+    async with connected() as (reader, writer, protocol):
+        timers = []
+        for _ in range(3):
+            writer.write(ASK % (b"/small", b""))
+            assert await bodies(reader, 1) == [b"ready"]
+            timers.append(protocol._reading)
+        ends = [timer.when() for timer in timers]
+        assert sorted(set(ends)) == ends
+        assert [timer.cancelled() for timer in timers] == [True, True, False]
+
+
+async def test_a_client_that_asks_and_does_not_read_fills_no_memory():
+    async with connected() as (reader, writer, protocol):
+        reader._transport.pause_reading()  # type: ignore[attr-defined]
+        writer.write(ASK % (b"/large", b"") * 2000)
+        while not (protocol.flow.write_paused or protocol.transport.is_closing()):
+            await asyncio.sleep(0)
+        for _ in range(1000):  # turns of the loop, in which the rest of the requests arrives
+            await asyncio.sleep(0)
+        assert protocol.transport.get_write_buffer_size() < 3 * len(LARGE)
+        assert len(protocol.pipeline) <= 100
+
+
+async def test_what_is_at_hand_has_the_headers_of_every_answer():
+    async with connected() as (reader, writer, _):
+        writer.write(ASK % (b"/small", b"X-Request-Id: mine\r\n"))
+        head = (await reader.readuntil(b"\r\n\r\n")).decode("ascii").lower()
+    for line in ("x-request-id: mine", "x-content-type-options: nosniff", "referrer-policy: same-origin"):
+        assert f"\r\n{line}" in head

@@ -15,6 +15,7 @@ from i2v.engine.fake import FakeEngine
 from i2v.errors import JobCancelled
 from i2v.jobs.queue import JobQueue
 from i2v.server.app import create_app
+from i2v.server.protocol import bounded_protocol
 from i2v.settings import Settings
 from i2v.ui import mount_ui
 
@@ -71,8 +72,9 @@ class Site:
 
 def run_server(settings: Settings, queue: JobQueue, port: int = 0) -> tuple[uvicorn.Server, threading.Thread, int]:
     app = mount_ui(create_app(settings, queue), settings, queue)
+    http = bounded_protocol(settings.receive_timeout_s, settings.max_connections, app.state.at_hand)
     server = uvicorn.Server(
-        uvicorn.Config(app, host="127.0.0.1", port=port, log_level="warning", timeout_graceful_shutdown=2)
+        uvicorn.Config(app, host="127.0.0.1", port=port, http=http, log_level="warning", timeout_graceful_shutdown=2)
     )
     thread = threading.Thread(target=server.run, daemon=True)
     listening = threading.Event()

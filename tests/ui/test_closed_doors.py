@@ -167,10 +167,28 @@ def test_the_pages_scripts_are_kept_by_browsers_and_no_path_leads_out_of_their_f
     assert "javascript" in answer.headers["content-type"]
     assert "immutable" in answer.headers["cache-control"]
     assert answer.headers["x-content-type-options"] == "nosniff"
+    again = requests.get(f"{site.url}/{script[0]}", timeout=30)  # from memory, without asking the app
+    assert again.content == answer.content
+    own = {"date", "x-request-id"}
+    assert {name: again.headers[name] for name in again.headers if name.lower() not in own} == {
+        name: answer.headers[name] for name in answer.headers if name.lower() not in own
+    }
+    assert own <= {name.lower() for name in again.headers}
     for path in ("..%2findex.html", "%2e%2e/%2e%2e/%2e%2e/routes.py", "%2fetc%2fpasswd", "nothing.js", ""):
         answer = requests.get(f"{site.url}/assets/{path}", timeout=30)
         assert answer.status_code == 404, path
         assert SECRET not in answer.text
+
+
+def test_behind_a_token_the_guards_see_every_request_for_a_script(serve: Callable[..., Site]) -> None:
+    token = "a-token-of-some-length"
+    site = serve(api_token=token)
+    known = {"headers": {"Authorization": f"Bearer {token}"}, "timeout": 30}
+    script = re.search(r"assets/[\w.-]+\.js", requests.get(site.url, **known).text)
+    assert script is not None
+    for _ in range(2):
+        assert requests.get(f"{site.url}/{script[0]}", **known).status_code == 200
+        assert requests.get(f"{site.url}/{script[0]}", timeout=30).status_code == 401
 
 
 def test_the_page_and_its_scripts_are_sent_compressed_to_those_who_take_it(site: Site) -> None:
