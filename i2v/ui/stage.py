@@ -13,7 +13,7 @@ from PIL import Image
 
 from i2v.jobs.job import Job, JobResult
 from i2v.ui.texts import Say, duration, explained, titled
-from i2v.ui.translated import noted, planned
+from i2v.ui.translated import noted, planned, warned
 
 
 def empty(say: Say) -> str:
@@ -135,7 +135,7 @@ def _facts(say: Say, job: Job, result: JobResult, path: str) -> str:
 
 def _advice(say: Say, result: JobResult) -> str:
     """What the result check noticed, right under the video: it says what to change."""
-    said = "".join(f"<p>{escape(text)}</p>" for text in result.warnings)
+    said = "".join(f"<p>{escape(warned(say, text))}</p>" for text in result.warnings)
     return f"<aside class='advice'><b>{escape(say('advice'))}</b>{said}</aside>" if said else ""
 
 

@@ -38,6 +38,45 @@ NOTES: tuple[Sentence, ...] = (
         r"引导强度 \1 已改为 \2；此模型适用 \3 到 \4。",
     ),
     (re.escape(NOTE), "这是测试用的假引擎，并非模型：只在照片上叠加移动的图案。"),
+    (
+        r"The model was trained at (\S+); smaller videos show less detail and often less motion\.",
+        r"模型以 \1 训练；尺寸较小的视频细节较少，动作也往往较弱。",
+    ),
+)
+
+# Of `i2v.engine.verdict.labels` and `i2v.engine.sizes.labels`.
+NEARER = r"(?:, or a size nearer to (?P<size>\S+) with (?P<frames>\d+) frames)?\."
+WARNINGS: tuple[Sentence, ...] = (
+    (
+        r"The colours end far from the photo's\. If that is not meant, try another seed, a lower guidance scale"
+        + NEARER,
+        "结尾的色彩与照片相差很大。如非本意，可换一个种子或降低引导强度{nearer}。",
+    ),
+    (
+        r"Hardly anything moves in this video\. Try another seed, a lower motion_fps, a higher guidance scale" + NEARER,
+        "画面几乎没有动作。可换一个种子、降低动作帧率或提高引导强度{nearer}。",
+    ),
+    (
+        r"Hardly anything changes in this video\. This model follows (?P<words>.+)\.",
+        "画面几乎没有变化。此模型会遵循：{words}。",
+    ),
+    (
+        r"The prompt has no phrase that this model follows: (?P<words>.+), or other words for these\.",
+        "提示词中没有此模型会遵循的短语：{words}，或意思相近的英文说法。",
+    ),
+    (
+        r"(?P<asked>\S+ with \d+ frames) is far from the (?P<far>.+) the model was trained with \((?P<trained>.+)\), "
+        r"so expect defects; nearer is better\.",
+        "{asked}：{far}与模型的训练条件（{trained}）相差很大，可能出现瑕疵；越接近越好。",
+    ),
+)
+PARTS = (
+    ("number of frames", "帧数"),
+    ("size", "尺寸"),
+    ("shape", "宽高比"),
+    (" and ", "、"),
+    (" with ", "，"),
+    (" frames", " 帧"),
 )
 
 
@@ -57,6 +96,20 @@ def noted(say: Say, note: str) -> str:
             if found := re.fullmatch(words, note):
                 return found.expand(chinese)
     return note
+
+
+def warned(say: Say, warning: str) -> str:
+    """What the result check says, in the reader's language."""
+    if not is_english(say):
+        for words, chinese in WARNINGS:
+            if found := re.fullmatch(words, warning):
+                values = {name: value or "" for name, value in found.groupdict().items()}
+                nearer = "，或采用更接近 {size}、{frames} 帧的设置".format(**values) if values.get("size") else ""
+                for name in values.keys() - {"words"}:
+                    for part, own in PARTS:
+                        values[name] = values[name].replace(part, own)
+                return chinese.format(nearer=nearer, **values)
+    return warning
 
 
 def is_english(say: Say) -> bool:

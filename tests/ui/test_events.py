@@ -13,9 +13,12 @@ import pytest
 from PIL import Image
 from starlette.requests import Request
 
+from i2v.engine import sizes as engine_sizes
 from i2v.engine.engine import keep_guidance
 from i2v.engine.fake import NOTE, FakeEngine
 from i2v.engine.memory import Plan, ladder
+from i2v.engine.verdict import Verdict
+from i2v.engine.verdict import labels as verdict_labels
 from i2v.errors import Unavailable
 from i2v.images import place
 from i2v.jobs.job import Job
@@ -29,7 +32,7 @@ from i2v.ui.shelf import Shelf
 from i2v.ui.shown import Shown
 from i2v.ui.system import facts
 from i2v.ui.texts import explained, speaker
-from i2v.ui.translated import noted, planned
+from i2v.ui.translated import noted, planned, warned
 from i2v.ui.watch import WATCHED, Desk, photo_url
 
 NOBODY: Any = None  # the request of an event: without one the page speaks English
@@ -305,6 +308,33 @@ def test_notes_of_the_engine_are_told_in_chinese_and_foreign_ones_as_they_are() 
     assert noted(SAY_CHINESE, kept[0]) == "引导强度 12 已改为 9；此模型适用 1 到 9。"
     assert noted(SAY_CHINESE, NOTE) != NOTE
     assert noted(SAY_CHINESE, "Something new.") == "Something new."
+
+
+REAL = replace(FakeEngine().info, kind="real")
+WORDY = replace(FakeEngine().info, kind="demo", vocabulary=("night falls", "static"), phrases=("night falls",))
+
+
+def engine_warnings() -> list[str]:
+    """One of each kind that the engine gives."""
+    request = GenerateRequest(prompt="a boat", width=1600, height=256, num_frames=8)
+    verdict = Verdict(drifted=True, still=True)
+    said = [text for info in (FakeEngine().info, REAL, WORDY) for text in verdict_labels(verdict, request, info)]
+    return [*said, *engine_sizes.labels(request, REAL)]
+
+
+@pytest.mark.parametrize("text", engine_warnings())
+def test_every_warning_of_the_engine_is_told_in_chinese(text: str) -> None:
+    told = warned(SAY_CHINESE, text)
+    assert warned(SAY, text) == text
+    assert not re.search("[a-z]{2}", re.sub('"[a-z ]+"', "", told))  # but for the model's own phrases
+    assert sorted(re.findall(r"\d+", told)) == sorted(re.findall(r"\d+", text))
+    assert re.findall('"[a-z ]+"', told) == re.findall('"[a-z ]+"', text)
+
+
+def test_a_warning_that_nobody_translated_stays_as_it_is() -> None:
+    assert warned(SAY_CHINESE, "Something new.") == "Something new."
+    (small,) = engine_sizes.notes(GenerateRequest(prompt="a boat", width=256, height=256), REAL)
+    assert not re.search("[a-z]{2}", noted(SAY_CHINESE, small))
 
 
 def test_the_banner_explains_loading_and_its_failure_in_chinese(tmp_path: Path) -> None:
