@@ -115,6 +115,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._watch()
 
     def on_message_begin(self) -> None:
+        self._unset_keepalive_if_required()  # armed by the answer to a request of the same piece of data
         super().on_message_begin()
         self._part, self._news = "head", True
 
@@ -199,7 +200,8 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def _answer_at_hand(self) -> bytes | None:
         """What to write for a request that needs no app: no body, nothing before it, and a client that reads."""
-        if self.parser.get_method() != b"GET" or not self.parser.should_keep_alive():
+        is_plain = self.parser.get_method() == b"GET" and self.parser.get_http_version() == "1.1"
+        if not is_plain or not self.parser.should_keep_alive():
             return None
         if not self.idle or self.flow.write_paused or any(name in _OF_A_BODY for name, _ in self.headers):
             return None

@@ -8,6 +8,7 @@ import base64
 import binascii
 import hmac
 import ipaddress
+from collections.abc import Callable
 from functools import lru_cache
 from urllib.parse import urlsplit
 
@@ -70,9 +71,19 @@ def check_host(headers: Headers, allowed: frozenset[str]) -> None:
     host = headers.get("host")
     if host is None:
         return
-    name = _name_of(host)
-    if name not in allowed and not _is_ip(name):
+    if not _is_served(host, allowed):
         raise Forbidden("this Host is not served here; add its name to the setting allowed_hosts")
+
+
+def served_hosts(settings: Settings) -> Callable[[bytes], bool]:
+    """Whether `check_host` lets a Host pass, remembered for the last few."""
+    allowed = _allowed_names(settings)
+    return lru_cache(maxsize=64)(lambda host: _is_served(host.decode("latin-1"), allowed))
+
+
+def _is_served(host: str, allowed: frozenset[str]) -> bool:
+    name = _name_of(host)
+    return name in allowed or _is_ip(name)
 
 
 def check_origin(headers: Headers, own: set[str]) -> None:

@@ -22,6 +22,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from i2v.errors import NotFound
 from i2v.server.answers import error_answer
 from i2v.server.protocol import Ready, ready_answer
+from i2v.server.security import MAX_HEADERS
 
 FOLDER = Path(gradio.__file__).parent / "templates" / "frontend" / "assets"
 PREFIX = "/assets/"
@@ -29,6 +30,7 @@ FOREVER = (b"cache-control", b"public, max-age=31536000, immutable")  # their na
 
 PAGES = ("/", "/config", "/theme.css", "/static/js/iframeResizer.contentWindow.min.js")
 SHAPES_A_PAGE = (b"host", b"x-forwarded-host", b"x-forwarded-proto", b"x-forwarded-prefix")  # headers in its addresses
+CLOSED = ("/gradio_api/deep_link",)  # keeps what a session shows in a file, for a link that anyone may open
 KEPT = 32  # answers; a few addresses and languages of one server
 
 SMALL = 1000  # bytes that are not worth compressing
@@ -91,6 +93,8 @@ class FromMemory:
             await self.app(scope, receive, send)
         elif scope["path"].startswith(PREFIX):
             await self._file(scope, receive, send)
+        elif scope["path"] in CLOSED:
+            await error_answer(NotFound("there is no such route"), scope["path"])(scope, receive, send)
         elif scope["path"] in PAGES and scope["method"] == "GET":
             await self._page(scope, receive, send)
         else:
@@ -137,9 +141,13 @@ class FromMemory:
                 self.pages.popitem(last=False)
 
 
-def at_hand(url: bytes, asked: list[Header]) -> Ready | None:
-    """What the server sends for a file of the page that somebody has asked for before, see `i2v.server.protocol`."""
-    if not url.startswith(b"/assets/"):
+def at_hand(served: Callable[[bytes], bool], url: bytes, asked: list[Header]) -> Ready | None:
+    """What the server sends for a file of the page that somebody has asked for before, see `i2v.server.protocol`.
+
+    What the guard would refuse, a Host that is not `served` or too many headers, is left to it.
+    """
+    host = next((value for name, value in asked if name == b"host"), b"")
+    if not url.startswith(b"/assets/") or len(asked) > MAX_HEADERS or not served(host):
         return None
     name, packed = url[len(PREFIX) :].decode("latin-1"), takes_gzip(asked)
     if (name, packed) not in _READY:

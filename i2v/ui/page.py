@@ -153,7 +153,7 @@ def build(settings: Settings, queue: JobQueue) -> Page:
             with_request(desk.greet),
             [memory.model, memory.greeted, form.prompt, *greeted],
             [memory.greeted, controls.examples, controls.prompt_notice, controls.quality, *greeted],
-            **EVENT,
+            **RAW,  # the form may hold a guidance that the model's slider, the same for all tabs, does not take
         )
         timer.tick(desk.look, [memory.job_id, memory.seen], shown, **EVENT)
         generate.click(with_request(desk.submit), form.components(), [memory.job_id, notice], **RAW).then(

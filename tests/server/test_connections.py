@@ -53,7 +53,12 @@ def at_hand(target: bytes, _headers: Any) -> Ready | None:
     return None if body is None else ready_answer([(b"content-length", b"%d" % len(body))], body)
 
 
-async def app(_scope: Any, _receive: Any, send: Any) -> None:
+go_on = asyncio.Event()  # lets the app answer `/slow`
+
+
+async def app(scope: Any, _receive: Any, send: Any) -> None:
+    if scope["path"] == "/slow":
+        await go_on.wait()
     await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"3")]})
     await send({"type": "http.response.body", "body": b"app"})
 
@@ -112,13 +117,25 @@ async def test_each_request_has_its_own_time_to_arrive():
 async def test_a_client_that_asks_and_does_not_read_fills_no_memory():
     async with connected() as (reader, writer, protocol):
         reader._transport.pause_reading()  # type: ignore[attr-defined]
-        writer.write(ASK % (b"/large", b"") * 2000)
+        writer.write(ASK % (b"/large", b"") * 100)
         while not (protocol.flow.write_paused or protocol.transport.is_closing()):
             await asyncio.sleep(0)
         for _ in range(1000):  # turns of the loop, in which the rest of the requests arrives
             await asyncio.sleep(0)
         assert protocol.transport.get_write_buffer_size() < 3 * len(LARGE)
         assert len(protocol.pipeline) <= 100
+
+
+async def test_the_time_of_an_idle_connection_does_not_run_during_the_next_request():
+    """What came in one piece with a request for a file was cut off after five seconds."""
+    async with connected() as (reader, writer, protocol):
+        writer.write(ASK % (b"/small", b"") + ASK % (b"/slow", b""))
+        assert await bodies(reader, 1) == [b"ready"]
+        while protocol._answering is None:
+            await asyncio.sleep(0)
+        assert protocol.timeout_keep_alive_task is None
+        go_on.set()
+        assert await bodies(reader, 1) == [b"app"]
 
 
 async def test_what_is_at_hand_has_the_headers_of_every_answer():

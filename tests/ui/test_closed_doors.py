@@ -162,18 +162,23 @@ def test_the_pages_scripts_are_kept_by_browsers_and_no_path_leads_out_of_their_f
     """Browsers asked for all ninety files again at each visit, and each one was opened in a thread."""
     script = re.search(r"assets/[\w.-]+\.js", requests.get(site.url, timeout=30).text)
     assert script is not None
-    answer = requests.get(f"{site.url}/{script[0]}", timeout=30)
+    answer = requests.get(f"{site.url}/{script[0]}", timeout=30, headers={"Connection": "close"})  # the app's own
     assert answer.status_code == 200
     assert "javascript" in answer.headers["content-type"]
     assert "immutable" in answer.headers["cache-control"]
     assert answer.headers["x-content-type-options"] == "nosniff"
     again = requests.get(f"{site.url}/{script[0]}", timeout=30)  # from memory, without asking the app
     assert again.content == answer.content
-    own = {"date", "x-request-id"}
+    own = {"date", "x-request-id", "connection"}
     assert {name: again.headers[name] for name in again.headers if name.lower() not in own} == {
         name: answer.headers[name] for name in answer.headers if name.lower() not in own
     }
-    assert own <= {name.lower() for name in again.headers}
+    assert {"date", "x-request-id"} <= {name.lower() for name in again.headers}
+    foreign = requests.get(f"{site.url}/{script[0]}", timeout=30, headers={"Host": "evil.example"})
+    assert foreign.status_code == 403
+    long = requests.get(f"{site.url}/{script[0]}", timeout=30, headers={f"X-{n}": "y" for n in range(300)})
+    assert long.status_code == 400
+    assert requests.get(f"{site.url}/gradio_api/deep_link?session_hash=x", timeout=30).status_code == 404
     for path in ("..%2findex.html", "%2e%2e/%2e%2e/%2e%2e/routes.py", "%2fetc%2fpasswd", "nothing.js", ""):
         answer = requests.get(f"{site.url}/assets/{path}", timeout=30)
         assert answer.status_code == 404, path

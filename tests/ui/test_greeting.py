@@ -123,6 +123,24 @@ def test_a_page_is_sent_with_the_settings_of_the_model_that_is_there(serve: Call
     assert texts["en"]["guidance_kept"] != texts["zh"]["guidance_kept"]
 
 
+def test_a_page_opened_before_the_model_came_is_greeted_after_others_were_sent_its_settings(
+    serve: Callable[..., Site], open_page: OpenPage
+) -> None:
+    """The narrower slider, the same for all tabs, refused the guidance of the form that was to be greeted."""
+    site = serve(attach=False)
+    page = open_page(site.url)
+    held: list[Route] = []
+    page.route("**/gradio_api/run/predict*", lambda route: held.append(route))  # as in a tab in the background
+    site.queue.attach(Narrow())
+    sent(site.url)
+    page.unroute("**/gradio_api/run/predict*")
+    for route in held:
+        route.continue_()
+    expect(page.locator("#size input")).to_have_value("256 × 256")
+    open_advanced(page)
+    expect(page.locator("#guidance input[type=number]")).to_have_value("5.5")
+
+
 def test_an_example_of_such_a_page_goes_into_the_prompt(serve: Callable[..., Site], open_page: OpenPage) -> None:
     site = serve(engine=Narrow())
     page = open_page(site.url)
@@ -155,13 +173,14 @@ def test_a_page_loaded_anew_keeps_the_words_and_takes_the_settings_of_another_mo
     serve: Callable[..., Site], open_page: OpenPage
 ) -> None:
     site = serve()
-    page = open_page(site.url, forgive="ERR_CONNECTION_REFUSED")
+    page = open_page(site.url)
     type_settings(page)
     page.reload()
     expect_settings(page)
+    page.goto("about:blank")
     site.stop()
     serve(port=urlsplit(site.url).port, engine=Narrow())
-    page.reload()
+    page.goto(site.url)
     expect(page.locator("#prompt textarea")).to_have_value(PROMPT)
     expect(page.locator("#size input")).to_have_value("256 × 256")
     open_advanced(page)
