@@ -87,6 +87,20 @@ def test_a_postgresql_restart_does_not_let_a_second_server_in(
     second.close()
 
 
+def is_away(store: JobStore) -> None:
+    for _ in range(3):
+        with pytest.raises(Unavailable):
+            store.claim()
+
+
+def is_back(store: JobStore, url: str, clock: Clock) -> None:
+    """It works again, and holds the lock that keeps a second server out."""
+    assert store.claim() is None
+    with pytest.raises(DataError):
+        JobStore(url, "boot-2", clock)
+    store.close()
+
+
 def test_a_lock_that_the_database_still_holds_for_the_broken_session_is_waited_for(
     postgres_url: str, clock: Clock
 ) -> None:
@@ -95,13 +109,8 @@ def test_a_lock_that_the_database_still_holds_for_the_broken_session_is_waited_f
     cut_the_lock(postgres_url)
     with psycopg.connect(postgres_url, autocommit=True) as broken:
         broken.execute("SELECT pg_advisory_lock(%s)", (POSTGRES_LOCK,))
-        for _ in range(3):
-            with pytest.raises(Unavailable):
-                store.claim()
-    assert store.claim() is None
-    with pytest.raises(DataError):
-        JobStore(postgres_url, "boot-2", clock)
-    store.close()
+        is_away(store)
+    is_back(store, postgres_url, clock)
 
 
 def test_a_database_that_is_away_for_several_looks_is_taken_up_again(
@@ -115,13 +124,8 @@ def test_a_database_that_is_away_for_several_looks_is_taken_up_again(
 
         cut_the_lock(postgres_url)
         away.setattr(store._database._engine, "connect", refuse)
-        for _ in range(3):
-            with pytest.raises(Unavailable):
-                store.claim()
-    assert store.claim() is None
-    with pytest.raises(DataError):
-        JobStore(postgres_url, "boot-2", clock)
-    store.close()
+        is_away(store)
+    is_back(store, postgres_url, clock)
 
 
 def test_the_session_that_holds_the_lock_ends_soon_after_its_host_is_gone(postgres_url: str, clock: Clock) -> None:

@@ -54,13 +54,20 @@ def at_hand(target: bytes, _headers: Any) -> Ready | None:
 
 
 go_on = asyncio.Event()  # lets the app answer `/slow`
+told = asyncio.Event()  # `/listen` has heard that its client is gone
 
 
-async def app(scope: Any, _receive: Any, send: Any) -> None:
+async def app(scope: Any, receive: Any, send: Any) -> None:
     if scope["path"] == "/slow":
         await go_on.wait()
-    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"3")]})
-    await send({"type": "http.response.body", "body": b"app"})
+    if scope["path"] == "/listen":
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        told.set()
+        return
+    body = 20 * LARGE if scope["path"] == "/huge" else b"app"
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % len(body))]})
+    await send({"type": "http.response.body", "body": body})
 
 
 @asynccontextmanager
@@ -136,6 +143,30 @@ async def test_the_time_of_an_idle_connection_does_not_run_during_the_next_reque
         assert protocol.timeout_keep_alive_task is None
         go_on.set()
         assert await bodies(reader, 1) == [b"app"]
+
+
+async def test_a_client_that_leaves_is_told_to_the_request_that_is_answered_and_the_next_one_is_dropped():
+    async with connected() as (_, writer, protocol):
+        writer.write(ASK % (b"/listen", b"") + ASK % (b"/other", b""))
+        while not protocol.pipeline:
+            await asyncio.sleep(0)
+        writer.transport.abort()
+        await told.wait()
+        while protocol.pipeline:
+            await asyncio.sleep(0)
+
+
+async def test_a_closing_connection_does_not_wait_for_ever_for_a_client_that_reads_nothing():
+    async with connected() as (reader, writer, protocol):
+        reader._transport.pause_reading()  # type: ignore[attr-defined]
+        writer.write(ASK % (b"/huge", b"Connection: close\r\n"))
+        while protocol.transport is None or not protocol.transport.get_write_buffer_size():
+            await asyncio.sleep(0)
+        deadline = protocol._writing
+        assert deadline is not None
+        deadline._run()  # its time is up
+        assert protocol.transport.get_write_buffer_size() == 0
+        assert protocol.transport.is_closing()
 
 
 async def test_what_is_at_hand_has_the_headers_of_every_answer():
