@@ -287,7 +287,9 @@ def test_a_folder_without_a_card_is_a_real_model_of_its_own_name(folder: Path) -
 
 
 @pytest.mark.parametrize("name", ["nonsense", "/no/such/folder", "a/b/c", "../x"])
-def test_a_source_that_is_nothing_is_refused(name: str) -> None:
+def test_a_source_that_is_nothing_is_refused(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")  # whatever lies beside the checkout
     with pytest.raises(ModelUnavailable, match="neither auto, demo, an existing folder nor a hub id"):
         source.resolve(name)
 
