@@ -22,6 +22,7 @@ from i2v.settings import Settings
 from i2v.ui.assets import FromMemory, at_hand
 from i2v.ui.page import build
 from i2v.ui.shortcuts import sentences
+from i2v.ui.streams import EndWithServer
 from i2v.ui.texts import translations
 from i2v.ui.uploads import own_folder
 from i2v.ui.welcome import Welcome
@@ -67,6 +68,7 @@ def mount_ui(app: FastAPI, settings: Settings, queue: JobQueue) -> FastAPI:
     # Where callers must prove who they are, the guards see every request.
     app.state.at_hand = partial(at_hand, served_hosts(settings)) if settings.api_token is None else None
     # Inside of the layers that guard and stamp.
+    app.user_middleware.append(Middleware(EndWithServer, stopping=app.state.context.stopping))
     app.user_middleware.append(Middleware(FromMemory, written_for=Welcome(page, words, queue)))
     return app
 

@@ -64,11 +64,11 @@ def about_prompt(say: Say, prompt: str, model: ModelInfo | None = None) -> str:
     """What is likely to go wrong with this prompt, or nothing."""
     if not prompt.strip():
         return say("needs_prompt")
+    if model is not None and model.phrases and not model.knows(prompt):
+        return say("not_known", words=" · ".join(model.vocabulary))
     letters = [character for character in prompt if character.isalpha()]
     foreign = sum(1 for character in letters if not character.isascii())
     if letters and foreign / len(letters) > 0.3:
         return say("not_english")
-    if model is not None and not model.knows(prompt):
-        return say("not_known", words=" · ".join(model.vocabulary))
     tokens = max(len(prompt.split()), round(len(prompt) / CHARACTERS_A_TOKEN))
     return say("too_long", n=tokens) if tokens > TOKENS_READ else ""

@@ -40,8 +40,8 @@ def sentence(name: str, sampling: "Sampling") -> Sentence:
         chinese.append(f"以{'同样步数' if most is None else f'至多 {most} 步'}的 {solver} 代替 DDIM")
     first, last = (round(100 * edge) for edge in sampling.guidance_interval)
     if (first, last) != (0, 100):
-        english.append(f"guidance in {first} to {last} % of them only")
-        chinese.append(f"仅在 {first}% 至 {last}% 的步数做引导")
+        english.append(f"guidance from {first} to {last} % of the way only")
+        chinese.append(f"仅在进程的 {first}% 至 {last}% 做引导")
     if sampling.guidance_rescale:
         english.append(f"guidance rescaled by {sampling.guidance_rescale:g}")
         chinese.append(f"引导重新缩放 {sampling.guidance_rescale:g}")

@@ -105,9 +105,9 @@ TABLE: dict[str, tuple[str, str]] = {
         "fast：以至多 25 步的 UniPC 代替 DDIM",
     ),
     "preset_turbo": (
-        "turbo — DPM-Solver++(2M) in at most 16 steps stands in for DDIM; guidance in 50 to 100 % of them only; "
+        "turbo — DPM-Solver++(2M) in at most 16 steps stands in for DDIM; guidance from 50 to 100 % of the way only; "
         "one step in 2 is whole, the others reuse deep features",
-        "turbo：以至多 16 步的 DPM-Solver++(2M) 代替 DDIM；仅在 50% 至 100% 的步数做引导；"
+        "turbo：以至多 16 步的 DPM-Solver++(2M) 代替 DDIM；仅在进程的 50% 至 100% 做引导；"
         "每 2 步完整计算一步，其余复用深层特征",
     ),
     "generate": ("Generate video", "生成视频"),
