@@ -221,6 +221,10 @@ def read_request(
     prompt = str(values["prompt"] or "").strip()
     if not prompt:
         raise InvalidRequest(say("needs_prompt"), field="prompt")
+    try:
+        seed_of(values["seed"])
+    except InvalidRequest as error:
+        raise InvalidRequest(say("seed_wanted"), field="seed") from error
     width, height = size_of(values, photo, limits, model)
     return limits.check(request_of({**values, "prompt": prompt}, width, height))
 

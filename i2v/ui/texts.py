@@ -49,6 +49,7 @@ TABLE: dict[str, tuple[str, str]] = {
         "请用英文描述画面与动作，例如 “the scene at sunset”",
     ),
     "examples": ("Examples — click to use", "示例（点击使用）"),
+    "seed_wanted": ("Seed: a whole number is wanted, or nothing.", "种子：请填写整数，或留空。"),
     "quality": ("Quality", "质量"),
     "quality_fast": ("Fast", "快速"),
     "quality_standard": ("Standard", "标准"),
