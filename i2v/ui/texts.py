@@ -229,7 +229,7 @@ TABLE: dict[str, tuple[str, str]] = {
     "history_none": ("No video has “{search}” in its prompt.", "没有提示词包含“{search}”的视频。"),
     "history_more": ("Show more", "显示更多"),
     "history_open": ("Open the video “{prompt}”", "打开视频“{prompt}”"),
-    "restore": ("Restore settings: drop an MP4 made here", "恢复设置：拖入由此生成的 MP4"),
+    "restore": ("Restore settings from an MP4", "恢复设置：拖入由此生成的 MP4"),
     "restore_none": (
         "This file carries no settings. Only MP4 files made by i2v do.",
         "此文件不含设置信息，只有 i2v 生成的 MP4 才有。",
