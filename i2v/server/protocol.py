@@ -4,7 +4,7 @@ Written against uvicorn 0.54's `HttpToolsProtocol` (a C parser: a request costs 
 one in Python). Four rules: the head and the body of a request each arrive within `receive_timeout_s`; a head names one
 host and is not endless, and neither is what stands between the pieces of a body; a client that reads nothing of its
 answer for `receive_timeout_s` is cut off; when all places are taken, the longest-waiting idle connection makes room for
-a new one. What is ready, the page's ninety scripts, is sent without asking the app: a quarter of the cost.
+a new one. What is ready, the page's ninety scripts, is sent without asking the app, for half of the cost.
 """
 
 import asyncio
@@ -26,7 +26,6 @@ from i2v.server.stamp import FIXED_HEADERS, request_id
 BUSY = NotReady("too many open connections", retry_after=5)
 MAX_PIPELINED = 100  # requests that wait for the answer before theirs; each is in memory before any guard sees it
 MAX_FRAMING = 64_000  # bytes in a row that neither begin nor end a request nor belong to its body; more is not HTTP
-
 
 Headers = list[tuple[bytes, bytes]]
 

@@ -57,10 +57,13 @@ class HeadGuard:
 
 def check_size(scope: Scope) -> None:
     """No client needs more than a few kilobytes of address and headers."""
-    size = len(scope.get("raw_path") or b"") + len(scope["query_string"])
-    size += sum(len(name) + len(value) for name, value in scope["headers"])
-    if len(scope["headers"]) > MAX_HEADERS or size > MAX_HEAD:
+    if not is_short(len(scope.get("raw_path") or b"") + len(scope["query_string"]), scope["headers"]):
         raise BadRequest(f"the address and the headers are too long; at most {MAX_HEADERS} headers, {MAX_HEAD} bytes")
+
+
+def is_short(target: int, headers: list[tuple[bytes, bytes]]) -> bool:
+    """Whether a head with an address of `target` bytes and these headers is one that `check_size` lets pass."""
+    return len(headers) <= MAX_HEADERS and target + sum(len(name) + len(value) for name, value in headers) <= MAX_HEAD
 
 
 def check_host(headers: Headers, allowed: frozenset[str]) -> None:

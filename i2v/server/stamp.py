@@ -42,7 +42,7 @@ class Stamp:
         if scope["type"] == "websocket":  # no route here speaks it
             await send({"type": "websocket.close", "code": 1000})
             return
-        given = scope["i2v.request_id"] = request_id(scope["headers"])
+        its_id = scope["i2v.request_id"] = request_id(scope["headers"])
         started = time.perf_counter()
         status = 0
 
@@ -50,22 +50,22 @@ class Stamp:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = _stamped(message.get("headers", ()), given)
+                message["headers"] = _stamped(message.get("headers", ()), its_id)
             await send(message)
 
         try:
             await self.app(scope, receive, stamped)
         except Exception as error:
             if 0 < status < 500:  # it broke off in the middle; all that can be done is to end the connection
-                log.warning("an answer broke off: %s", error, extra={"request": given})
+                log.warning("an answer broke off: %s", error, extra={"request": its_id})
                 return
-            log.exception("unexpected error", extra={"request": given})
+            log.exception("unexpected error", extra={"request": its_id})
             if not status:
                 await error_answer(I2VError(UNEXPECTED), scope["path"])(scope, receive, stamped)
         finally:
             seconds = time.perf_counter() - started
             self.on_answer(scope["method"], route_of(scope), status, seconds)
-            log.debug("%s %s %d", scope["method"], scope["path"], status, extra={"request": given, "s": seconds})
+            log.debug("%s %s %d", scope["method"], scope["path"], status, extra={"request": its_id, "s": seconds})
 
 
 _OWN_WORDS = {404: NotFound(UNKNOWN_PATH), 500: I2VError(UNEXPECTED)}
@@ -93,12 +93,12 @@ class OwnWords:
         await self.app(scope, receive, own if scope["type"] == "http" else send)
 
 
-def _stamped(headers: Iterable[tuple[bytes, bytes]], name: str) -> list[tuple[bytes, bytes]]:
+def _stamped(headers: Iterable[tuple[bytes, bytes]], its_id: str) -> list[tuple[bytes, bytes]]:
     """An answer's own headers (ASGI has their names in lower case), the fixed ones that it does not set, and the id."""
     own = [item for item in headers if item[0] != b"x-request-id"]
     names = {name for name, _ in own}
     fixed = (item for item in FIXED_HEADERS if item[0] not in names)
-    return [*own, *fixed, (b"x-request-id", name.encode("ascii"))]
+    return [*own, *fixed, (b"x-request-id", its_id.encode("ascii"))]
 
 
 def route_of(scope: Scope) -> str:

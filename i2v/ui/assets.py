@@ -22,7 +22,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from i2v.errors import NotFound
 from i2v.server.answers import error_answer
 from i2v.server.protocol import Ready, ready_answer
-from i2v.server.security import MAX_HEADERS
+from i2v.server.security import is_short
 
 FOLDER = Path(gradio.__file__).parent / "templates" / "frontend" / "assets"
 PREFIX = "/assets/"
@@ -144,10 +144,10 @@ class FromMemory:
 def at_hand(served: Callable[[bytes], bool], url: bytes, asked: list[Header]) -> Ready | None:
     """What the server sends for a file of the page that somebody has asked for before, see `i2v.server.protocol`.
 
-    What the guard would refuse, a Host that is not `served` or too many headers, is left to it.
+    What the guard would refuse, a Host that is not `served` or too long a head, is left to it.
     """
     host = next((value for name, value in asked if name == b"host"), b"")
-    if not url.startswith(b"/assets/") or len(asked) > MAX_HEADERS or not served(host):
+    if not url.startswith(b"/assets/") or not is_short(len(url), asked) or not served(host):
         return None
     name, packed = url[len(PREFIX) :].decode("latin-1"), takes_gzip(asked)
     if (name, packed) not in _READY:

@@ -221,15 +221,11 @@ def read_request(
     prompt = str(values["prompt"] or "").strip()
     if not prompt:
         raise InvalidRequest(say("needs_prompt"), field="prompt")
-    try:
-        seed_of(values["seed"])
-    except InvalidRequest as error:
-        raise InvalidRequest(say("seed_wanted"), field="seed") from error
     width, height = size_of(values, photo, limits, model)
-    return limits.check(request_of({**values, "prompt": prompt}, width, height))
+    return limits.check(request_of(say, {**values, "prompt": prompt}, width, height))
 
 
-def request_of(values: Mapping[str, Any], width: int, height: int) -> GenerateRequest:
+def request_of(say: Say, values: Mapping[str, Any], width: int, height: int) -> GenerateRequest:
     """The fields' values as a request, its public limits not yet checked. Raises `InvalidRequest`."""
     try:
         return GenerateRequest(
@@ -238,7 +234,7 @@ def request_of(values: Mapping[str, Any], width: int, height: int) -> GenerateRe
             width=width,
             height=height,
             fit=cast(Fit, values["fit"]),
-            seed=seed_of(values["seed"]),
+            seed=seed_of(say, values["seed"]),
             guidance_scale=float(values["guidance_scale"]),
             num_frames=int(values["num_frames"]),
             fps=int(values["fps"]),
@@ -265,13 +261,13 @@ def values_of(request: GenerateRequest, model: ModelInfo | None) -> list[Any]:
     return [values[name] for name in Form.names()[1:]]
 
 
-def seed_of(value: Any) -> int | None:
+def seed_of(say: Say, value: Any) -> int | None:
     """None for an empty field. Raises `InvalidRequest` for what is no whole number."""
     text = str("" if value is None else value).strip()
     if not text:
         return None
     if not (text.isascii() and text.isdecimal()):
-        raise InvalidRequest("seed: a whole number is wanted, or nothing", field="seed")
+        raise InvalidRequest(say("seed_wanted"), field="seed")
     return int(text)
 
 

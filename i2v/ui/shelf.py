@@ -129,7 +129,7 @@ class Shelf:
         named = {**named, "prompt": str(named["prompt"] or "").strip() or "the scene at sunset"}
         try:
             width, height = create.size_of(named, (512, 512), self.settings.limits, self.queue.model)
-            request = create.request_of(named, width, height)
+            request = create.request_of(say, named, width, height)
         except I2VError as error:
             words = f"# {told(say, error)}"
             return words, words, words

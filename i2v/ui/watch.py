@@ -169,7 +169,7 @@ class Desk:
         try:
             photo = tuple(photo_size) if photo_size else (640, 480)
             width, height = create.size_of(named, photo, self.settings.limits, self.queue.model)
-            job_request = create.request_of({**named, "prompt": named["prompt"] or "-"}, width, height)
+            job_request = create.request_of(say, {**named, "prompt": named["prompt"] or "-"}, width, height)
             self.settings.limits.check(job_request)
             if photo_size and upload:
                 crop = hint.crop(say, place(photo, (width, height), named["fit"]))

@@ -2,7 +2,6 @@
 
 import asyncio
 import socket
-import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -12,12 +11,9 @@ import pytest
 import uvicorn
 from uvicorn.server import ServerState
 
-from i2v.engine.fake import FakeEngine
-from i2v.jobs.queue import JobQueue
-from i2v.serve import Server, _listen
-from i2v.server.app import create_app
 from i2v.server.protocol import BoundedProtocol, Ready, bounded_protocol, ready_answer
 from i2v.settings import Settings
+from tests.serving import serving
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
@@ -25,22 +21,10 @@ def test_no_answer_waits_for_the_acknowledgement_of_its_first_half(tmp_path, hos
     """Each answer on a kept connection took 40 ms longer: Nagle's algorithm was on, for the listening socket was made
     here and without a protocol number, by which asyncio knows TCP."""
     settings = Settings(outputs=tmp_path / "outputs", model="fake", ui=False, min_free_mb=0, host=host, port=0)
-    listener = _listen(settings)
-    server = Server(settings, create_app(settings, JobQueue(settings, engine=FakeEngine())), "here")
-    up = threading.Event()
-    server.once_listening = up.set
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-    thread.start()
-    try:
-        assert up.wait(60)
-        name = f"[{host}]" if ":" in host else host
-        with httpx.Client(base_url=f"http://{name}:{listener.getsockname()[1]}") as client:
-            assert client.get("/livez").status_code == 200
-            open_ones = [one.transport.get_extra_info("socket") for one in server.server_state.connections]
-            assert [one.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) for one in open_ones] == [1]
-    finally:
-        server.should_exit = True
-        thread.join(60)
+    with serving(settings) as (address, server), httpx.Client(base_url=address) as client:
+        assert client.get("/livez").status_code == 200
+        open_ones = [one.transport.get_extra_info("socket") for one in server.server_state.connections]
+        assert [one.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) for one in open_ones] == [1]
 
 
 ASK = b"GET %b HTTP/1.1\r\nHost: localhost\r\n%b\r\n"
@@ -75,7 +59,8 @@ async def connected() -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.Strea
     """One connection to a server with answers at hand, and that server's side of it."""
     config = uvicorn.Config(app, http=bounded_protocol(60.0, 10, at_hand), log_config=None)
     config.load()
-    protocol: Any = config.http_protocol_class(config, ServerState(), {})  # type: ignore[call-arg]
+    make: Any = config.http_protocol_class
+    protocol = make(config, ServerState(), {})
     server = await asyncio.get_running_loop().create_server(lambda: protocol, "127.0.0.1", 0)
     reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname()[:2])
     yield reader, writer, protocol
@@ -122,8 +107,7 @@ async def test_each_request_has_its_own_time_to_arrive():
 
 
 async def test_a_client_that_asks_and_does_not_read_fills_no_memory():
-    async with connected() as (reader, writer, protocol):
-        reader._transport.pause_reading()  # type: ignore[attr-defined]
+    async with connected() as (_, writer, protocol):  # a stream takes no more than its limit, 128 kB, unread
         writer.write(ASK % (b"/large", b"") * 100)
         while not (protocol.flow.write_paused or protocol.transport.is_closing()):
             await asyncio.sleep(0)
@@ -157,8 +141,7 @@ async def test_a_client_that_leaves_is_told_to_the_request_that_is_answered_and_
 
 
 async def test_a_closing_connection_does_not_wait_for_ever_for_a_client_that_reads_nothing():
-    async with connected() as (reader, writer, protocol):
-        reader._transport.pause_reading()  # type: ignore[attr-defined]
+    async with connected() as (_, writer, protocol):
         writer.write(ASK % (b"/huge", b"Connection: close\r\n"))
         while protocol.transport is None or not protocol.transport.get_write_buffer_size():
             await asyncio.sleep(0)

@@ -11,13 +11,14 @@ from typing import Any
 import gradio as gr
 import pytest
 import requests
+from gradio.state_holder import SessionState
 from playwright.sync_api import Page, expect
 
 from i2v.engine.fake import FakeEngine
 from i2v.engine.protocol import GenerationResult
 from i2v.server.app import create_app
 from i2v.ui import mount_ui
-from i2v.ui.app import check_closed, remember_signatures
+from i2v.ui.app import check_closed, keep_sessions_light, remember_signatures
 from i2v.ui.assets import may_be_kept
 from tests.conftest import ASSETS, ROOT
 from tests.ui.conftest import Site, fill
@@ -176,8 +177,8 @@ def test_the_pages_scripts_are_kept_by_browsers_and_no_path_leads_out_of_their_f
     assert {"date", "x-request-id"} <= {name.lower() for name in again.headers}
     foreign = requests.get(f"{site.url}/{script[0]}", timeout=30, headers={"Host": "evil.example"})
     assert foreign.status_code == 403
-    long = requests.get(f"{site.url}/{script[0]}", timeout=30, headers={f"X-{n}": "y" for n in range(300)})
-    assert long.status_code == 400
+    for long in ({f"X-{n}": "y" for n in range(300)}, {f"X-{n}": "y" * 6000 for n in range(11)}):
+        assert requests.get(f"{site.url}/{script[0]}", timeout=30, headers=long).status_code == 400
     assert requests.get(f"{site.url}/gradio_api/deep_link?session_hash=x", timeout=30).status_code == 404
     for path in ("..%2findex.html", "%2e%2e/%2e%2e/%2e%2e/routes.py", "%2fetc%2fpasswd", "nothing.js", ""):
         answer = requests.get(f"{site.url}/assets/{path}", timeout=30)
@@ -213,6 +214,16 @@ def test_the_page_and_its_scripts_are_sent_compressed_to_those_who_take_it(site:
         assert plain.headers["content-type"] == packed.headers["content-type"]
     head = requests.head(f"{site.url}/{script[0]}", timeout=30)
     assert (head.status_code, head.content) == (200, b"")
+
+
+def test_a_visitors_session_describes_no_component_and_the_page_still_does() -> None:
+    with gr.Blocks() as blocks:
+        shown = gr.HTML("x", elem_id="y")
+    keep_sessions_light(blocks)
+    session = SessionState(blocks)
+    assert session.config_values == {shown._id: {}}
+    assert session[shown._id] is shown
+    assert [part["props"]["elem_id"] for part in blocks.get_config_file()["components"]] == ["y"]
 
 
 def test_remembered_signatures_are_those_of_the_components() -> None:

@@ -28,6 +28,7 @@ from i2v.settings import Settings
 from i2v.ui import create, sheet, stage
 from i2v.ui.banner import banner
 from i2v.ui.create import GREETED
+from i2v.ui.hint import about_prompt
 from i2v.ui.shelf import Shelf
 from i2v.ui.shown import Shown
 from i2v.ui.system import facts
@@ -329,6 +330,13 @@ def test_every_warning_of_the_engine_is_told_in_chinese(text: str) -> None:
     assert not re.search("[a-z]{2}", re.sub('"[a-z ]+"', "", told))  # but for the model's own phrases
     assert sorted(re.findall(r"\d+", told)) == sorted(re.findall(r"\d+", text))
     assert re.findall('"[a-z ]+"', told) == re.findall('"[a-z ]+"', text)
+
+
+def test_a_model_that_knows_no_word_of_a_prompt_is_said_before_its_language() -> None:
+    """ "Followed poorly" was said of a model that follows nothing but its own phrases."""
+    assert "night falls" in about_prompt(SAY, "日落时分", WORDY)
+    assert "English" in about_prompt(SAY, "日落时分", REAL)
+    assert about_prompt(SAY, "night falls", WORDY) == ""
 
 
 def test_a_warning_that_nobody_translated_stays_as_it_is() -> None:

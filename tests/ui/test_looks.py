@@ -351,3 +351,25 @@ def test_as_the_photo_keeps_its_shape_within_the_limits() -> None:
 def test_only_sizes_that_the_operator_allows_are_offered() -> None:
     assert offered(PublicLimits(resolutions=(256,), side=(128, 640))) == [(256, 256)]
     assert (1280, 704) in offered(PublicLimits())
+
+
+def test_on_a_phone_the_box_for_a_video_covers_none_of_its_words(site: Site, open_page: OpenPage) -> None:
+    """Label and words lay on each other in half of the screen's width."""
+    page = open_page(site.url, viewport={"width": 390, "height": 844})
+    page.get_by_role("tab", name="History").click()
+    expect(page.locator("#restore")).to_be_visible()
+    search, restore = page.locator("#search").bounding_box(), page.locator("#restore").bounding_box()
+    label = page.locator("#restore label").first.bounding_box()
+    words = (
+        page.locator("#restore")
+        .get_by_text("Drop File Here")
+        .evaluate(
+            "(part) => { const range = document.createRange(); range.selectNodeContents(part);"
+            " return range.getBoundingClientRect().top }"
+        )
+    )
+    assert search is not None
+    assert restore is not None
+    assert label is not None
+    assert restore["y"] >= search["y"] + search["height"]
+    assert words >= label["y"] + label["height"]

@@ -7,6 +7,7 @@ from playwright.sync_api import Page, expect
 
 from i2v.errors import InvalidRequest
 from i2v.ui.create import seed_of
+from i2v.ui.texts import speaker
 from tests.conftest import ASSETS
 from tests.ui.conftest import Site, fill, open_advanced
 
@@ -85,10 +86,11 @@ def test_a_seed_that_is_no_number_is_said_in_words(site: Site, open_page: OpenPa
 
 @pytest.mark.parametrize(("text", "seed"), [("", None), ("  ", None), (None, None), ("0", 0), (" 42 ", 42)])
 def test_a_seed_is_read_from_its_field(text: str | None, seed: int | None) -> None:
-    assert seed_of(text) == seed
+    assert seed_of(speaker("en"), text) == seed
 
 
 @pytest.mark.parametrize("text", ["-1", "1.5", "1e3", "٣", "0x10", "seven"])
 def test_what_is_no_whole_number_is_no_seed(text: str) -> None:
-    with pytest.raises(InvalidRequest, match="whole number"):
-        seed_of(text)
+    for language, words in (("en", "whole number"), ("zh", "种子：请填写整数")):
+        with pytest.raises(InvalidRequest, match=words):
+            seed_of(speaker(language), text)
