@@ -2,9 +2,9 @@
 
 import sys
 
+from i2v.errors import SettingsError
 from i2v.flags import settings_from
 from i2v.serve import serve
-from i2v.settings import SettingsError
 
 
 def main() -> int:

@@ -24,13 +24,14 @@ from random_models import folder as random_folder
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from i2v.engine import fused, sampler
+from i2v.engine import sampler
 from i2v.engine.accelerate import Accelerator
 from i2v.engine.conditioning import Conditioning
 from i2v.engine.engine import Engine, vae_factor
+from i2v.engine.unet import fused
 from i2v.request import GenerateRequest
 
-from accounting import Accountant, FusedAttention  # isort: skip  (random_models puts the tests on the path)
+from tests.engine.accounting import Accountant, FusedAttention  # isort: skip  (random_models puts the tests on the path)
 
 HERE = Path(__file__).resolve().parent
 GUIDANCE = 9.0

@@ -5,7 +5,7 @@ import json
 
 import torch
 
-from i2v.engine import fused
+from i2v.engine.unet import fused
 
 
 def main() -> None:

@@ -19,10 +19,10 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, CLIPVi
 
 from i2v.engine.engine import Engine
 from i2v.engine.source import DEMO_FOLDER
-from i2v.engine.unet import I2VGenXLUNet
+from i2v.engine.unet.model import I2VGenXLUNet
 
-sys.path.append(str(Path(__file__).resolve().parent.parent / "tests" / "engine"))
-from full_size import TEXT, VAE, VISION
+sys.path.append(str(Path(__file__).resolve().parent.parent))
+from tests.engine.full_size import TEXT, VAE, VISION
 
 UNETS: dict[str, dict[str, Any]] = {
     "toy": {

@@ -147,6 +147,10 @@ class FatalEngineError(JobFailed):
     code = "engine_lost"
 
 
+class SettingsError(ValueError):
+    """A setting that is unknown or out of range; the message names it, where it came from and what was wanted."""
+
+
 class ModelUnavailable(Exception):
     """The model cannot be found, fetched or loaded. For the operator: it may name files, so no client is shown it."""
 

@@ -16,7 +16,8 @@ import typer
 from pydantic import BaseModel, SecretStr
 from pydantic.fields import FieldInfo
 
-from i2v.settings import Settings, SettingsError, load_settings
+from i2v.errors import SettingsError
+from i2v.settings import Settings, load_settings
 
 SHORTER = {"--max-vram-gb": "--max-vram"}  # another name for the same option
 

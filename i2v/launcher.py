@@ -18,9 +18,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import IO
 
-from i2v.errors import EXIT_RESTART
+from i2v.errors import EXIT_RESTART, SettingsError
 from i2v.flags import settings_from
-from i2v.settings import SettingsError
 
 FIRST_DELAY_S, LONGEST_DELAY_S = 1.0, 60.0
 HEALTHY_S = 600.0  # a server that ran this long was healthy: its next restart starts at the first delay again
@@ -205,7 +204,7 @@ def main(arguments: Sequence[str], folder: Path) -> int:
         return 2
     with log, Launcher(out := Tee(sys.stdout.buffer, log)) as launcher:
         out.line(f"[SUCCESS] log: {log.name}")
-        code = launcher.run([sys.executable, "-m", "i2v.preflight", *flags])
+        code = launcher.run([sys.executable, "-m", "i2v.cli.preflight", *flags])
         if code == 0 and not launcher.stopping:
             server = [sys.executable, str(folder / "server.py"), *flags]
             code = supervise(lambda: launcher.run(server), out.line, launcher.wait)

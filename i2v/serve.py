@@ -18,11 +18,11 @@ from types import FrameType
 import uvicorn
 from fastapi import FastAPI
 
-from i2v.engine.mutex import GpuMutex
 from i2v.errors import EXIT_RESTART, FatalEngineError
 from i2v.jobs.queue import JobQueue
 from i2v.jobs.schema import DataError
 from i2v.loading import introduce, load_engine, mutex_for
+from i2v.mutex import GpuMutex
 from i2v.server.app import create_app
 from i2v.server.logs import configure_logging
 from i2v.server.protocol import bounded_protocol

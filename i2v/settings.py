@@ -16,14 +16,11 @@ from pydantic_settings import (
     YamlConfigSettingsSource,
 )
 
+from i2v.errors import SettingsError
 from i2v.request import PublicLimits
 
 ENV_PREFIX = "I2V_"
 MAX_RESOLUTION = 4096  # pixels a side; what a `GenerateRequest` holds
-
-
-class SettingsError(ValueError):
-    """A setting that is unknown or out of range; the message names it, where it came from and what was wanted."""
 
 
 class _Group(BaseModel):

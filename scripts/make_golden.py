@@ -16,9 +16,9 @@ import torch
 from safetensors.torch import save_file
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "tests" / "engine"))
+sys.path.insert(0, str(ROOT))
 
-from tiny_folder import draw_photo, write_tiny_folder  # noqa: E402
+from tests.engine.tiny_folder import draw_photo, write_tiny_folder  # noqa: E402
 
 CASES = [
     {"width": 64, "height": 64, "num_frames": 1, "guidance_scale": 1.0, "steps": 3},

@@ -19,7 +19,8 @@ from PIL import Image
 from pydantic import BaseModel
 from starlette.routing import Route
 
-from i2v import cli, errors, flags
+from i2v import errors, flags
+from i2v.cli.commands import app
 from i2v.engine.fake import FakeEngine
 from i2v.errors import I2VError
 from i2v.jobs.queue import JobQueue
@@ -182,7 +183,7 @@ def test_every_metric_is_in_the_operations_guide(tmp_path: Path) -> None:
 def commands() -> Iterator[tuple[str, list[str]]]:
     """Each command of `i2v` with its own options: those that are no setting of the server."""
     setting_options = {flag.option for flag in flags.flags()} | set(flags.SHORTER.values())
-    group = typer.main.get_command(cli.app)
+    group = typer.main.get_command(app)
     for name, command in group.commands.items():  # type: ignore[attr-defined]
         found = []
         for parameter in command.params:

@@ -67,7 +67,7 @@ def test_server_and_page_never_import_torch() -> None:
 
 def test_jobs_are_handed_an_engine_and_import_none() -> None:
     """The worker may name the protocol's types; neither an engine nor torch."""
-    allowed = {"i2v.engine.protocol", "i2v.engine.mutex"}
+    allowed = {"i2v.engine.protocol", "i2v.mutex"}
     engine = {f"i2v.engine.{path.stem}" for path in under("engine")} - allowed
     assert breaches(under("jobs"), (*sorted(engine), "torch", "fastapi", "gradio", "i2v.server", "i2v.ui")) == []
 
@@ -89,7 +89,7 @@ ENVIRONMENT = {
     "i2v/settings.py": "the settings themselves",
     "i2v/launcher.py": "hands its own environment on to the server",
     "i2v/loading.py": "how OpenMP's threads wait, which is fixed when torch is imported",
-    "i2v/ui/app.py": "Gradio's folder for uploads",
+    "i2v/ui/mount/app.py": "Gradio's folder for uploads",
 }
 
 

@@ -21,8 +21,9 @@ import httpx
 import psutil
 import pytest
 
-from i2v import __version__, doctor, launcher, preflight
-from i2v.doctor import Check
+from i2v import __version__, launcher
+from i2v.cli import doctor, preflight
+from i2v.cli.doctor import Check
 from i2v.errors import EXIT_RESTART
 from i2v.settings import Settings, load_settings
 from tests.conftest import ASSETS, ROOT

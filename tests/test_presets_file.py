@@ -8,14 +8,13 @@ import torch
 import yaml
 from PIL import Image
 
-from i2v.doctor import check_steps
+from i2v.cli.doctor import check_steps
 from i2v.engine import Engine
-from i2v.engine.presets import PRESETS, Sampling
-from i2v.errors import ModelUnavailable
+from i2v.errors import ModelUnavailable, SettingsError
 from i2v.loading import load_engine
-from i2v.presets import PresetValues, read_presets
+from i2v.presets import PRESETS, PresetValues, Sampling, read_presets
 from i2v.request import GenerateRequest
-from i2v.settings import Settings, SettingsError
+from i2v.settings import Settings
 from tests.conftest import ROOT
 
 OWN = ROOT / "configs" / "presets.yaml"

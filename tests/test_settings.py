@@ -7,8 +7,9 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
+from i2v.errors import SettingsError
 from i2v.flags import Flag, flags, settings_from, takes_settings
-from i2v.settings import Settings, SettingsError, load_settings
+from i2v.settings import Settings, load_settings
 from tests.conftest import ROOT
 
 CONFIGS = ROOT / "configs"

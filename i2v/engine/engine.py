@@ -23,12 +23,12 @@ from i2v.engine import memory as gpu_memory
 from i2v.engine.accelerate import Accelerator, wait
 from i2v.engine.conventions import Conventions, for_model, for_parity, named
 from i2v.engine.memory import Offload, Plan
-from i2v.engine.presets import PRESETS, Sampling
 from i2v.engine.protocol import DeviceMemory, Frames, GenerationResult, MemoryNeed, ModelInfo, OnLoad, OnStep, Progress
 from i2v.engine.residency import resident, settle
 from i2v.engine.source import device_name
 from i2v.errors import FatalEngineError, InvalidRequest, ModelUnavailable, OutOfMemory
 from i2v.images import fit_image
+from i2v.presets import PRESETS, Sampling
 from i2v.request import GenerateRequest, Preset, draw_seed
 
 T = TypeVar("T")

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from i2v.engine.unet import I2VGenXLUNet
+from i2v.engine.unet.model import I2VGenXLUNet
 
 Held = tuple[nn.Module, str, Tensor]  # who holds a tensor, under which name, and its home copy
 

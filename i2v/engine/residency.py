@@ -12,7 +12,7 @@ from torch import nn
 
 from i2v.engine.memory import Offload
 from i2v.engine.paging import Held, bring, hold, homes_of, lane_of, leave, page
-from i2v.engine.unet import I2VGenXLUNet
+from i2v.engine.unet.model import I2VGenXLUNet
 
 
 @contextmanager

@@ -15,10 +15,10 @@ from torch import Tensor
 from i2v.engine import solvers
 from i2v.engine.accelerate import Accelerator
 from i2v.engine.conditioning import Conditioning
-from i2v.engine.presets import PRESETS, Sampling
 from i2v.engine.solvers import HISTORY, Schedule
-from i2v.engine.unet import DeepCache, RequestState
+from i2v.engine.unet.model import DeepCache, RequestState
 from i2v.errors import InvalidOutput, InvalidRequest
+from i2v.presets import PRESETS, Sampling
 
 __all__ = ["PRESETS", "Sampling", "StepKind", "denoise", "denoise_step", "draw_noise", "guide", "schedule"]
 

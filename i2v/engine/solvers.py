@@ -10,14 +10,13 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from itertools import pairwise
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
-Solver = Literal["ddim", "dpm++2m", "unipc"]
-SOLVERS: Mapping[Solver, str] = {"ddim": "DDIM", "dpm++2m": "DPM-Solver++(2M)", "unipc": "UniPC"}
+from i2v.presets import Solver
 
 # alpha_bar of the last timestep is 0 in a zero-SNR schedule, and the fast solvers work with log(alpha): this stands in
 # for the 0 (as in diffusers, for its own rescaled betas) and keeps their first step finite; 0.0002 of the signal

@@ -9,8 +9,8 @@ from pathlib import Path
 from PIL import Image
 
 from i2v.errors import QueueFull, StorageFull
+from i2v.jobs.eta import Line
 from i2v.jobs.job import Door, Job
-from i2v.jobs.line import Line
 from i2v.jobs.photo import encode_png
 from i2v.jobs.store import JobStore, NewJob
 from i2v.request import GenerateRequest

@@ -20,26 +20,21 @@ from PIL import Image
 
 from i2v.engine.protocol import DeviceMemory, EngineProtocol, Frames, MemoryNeed, ModelInfo
 from i2v.errors import I2VError, NotReady
-from i2v.jobs import retention
+from i2v.jobs import outputs
 from i2v.jobs.admission import Admission, free_bytes, new_job
-from i2v.jobs.ending import Ending
-from i2v.jobs.events import Hub
+from i2v.jobs.cancel import Ending
+from i2v.jobs.eta import Line, Pace
 from i2v.jobs.job import Door, Job, Status
-from i2v.jobs.line import Line
-from i2v.jobs.live import Board
-from i2v.jobs.lock import FolderLock
-from i2v.jobs.mark import Mark, mark_of
-from i2v.jobs.owed import Owed
-from i2v.jobs.pace import Pace
+from i2v.jobs.outputs import FolderLock, Mark, Shelf, mark_of
 from i2v.jobs.phase import Phase, State
 from i2v.jobs.photo import decode_png, normalise
-from i2v.jobs.publish import Failpoint, Publisher, WriteVideo
+from i2v.jobs.publisher import Failpoint, Publisher, WriteVideo
 from i2v.jobs.recovery import Starts, count_start, note_good_end, recover
+from i2v.jobs.running import Board
 from i2v.jobs.schema import DataError, sqlite_url
-from i2v.jobs.shelf import Shelf
-from i2v.jobs.store import Clock, JobStore
-from i2v.jobs.verdicts import Verdicts
-from i2v.jobs.waits import Waits
+from i2v.jobs.settle import Verdicts
+from i2v.jobs.signals import Hub, Waits
+from i2v.jobs.store import Clock, JobStore, Owed
 from i2v.jobs.worker import Mutex, PlainMutex, Worker
 from i2v.request import GenerateRequest
 from i2v.settings import Settings
@@ -449,7 +444,7 @@ class JobQueue:
                 for gone in self._shelf.enforce(self._clock()):
                     self._moved(gone)
             else:
-                store.forget_failures(retention.FAILURES_KEPT)
+                store.forget_failures(outputs.FAILURES_KEPT)
         except I2VError as error:
             log.warning("old jobs could not be removed: %s", error.message)
 

@@ -15,18 +15,15 @@ import re
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, Literal
 
-from sqlalchemy import ColumnElement, Connection, and_, delete, func, insert, select, update
+from sqlalchemy import ColumnElement, Connection, RowMapping, and_, delete, func, insert, select, update
 
 from i2v.errors import Conflict, NotFound, QueueFull, TooManyJobs
-from i2v.jobs import owed
 from i2v.jobs.database import Database
 from i2v.jobs.job import FINAL, Door, Job, JobResult, Status
-from i2v.jobs.owed import Owed
-from i2v.jobs.rows import CANCELLED, LOST, LOST_MESSAGE, NO_FILE, QUEUED, job_of, recovered
-from i2v.jobs.schema import inputs, jobs, meta
+from i2v.jobs.schema import inputs, jobs, meta, webhooks
 from i2v.request import GenerateRequest
 
 CACHED = 1000
@@ -74,6 +71,16 @@ class VideoRow:
     bytes: int
 
 
+@dataclass(frozen=True, slots=True)
+class Owed:
+    """An address, and what it is to be told: which job ended how (a final status), and when."""
+
+    job_id: str
+    url: str
+    status: str
+    ended_at: datetime
+
+
 class JobStore:
     """One open database. Thread-safe: reads run side by side, writes one after the other.
 
@@ -112,7 +119,7 @@ class JobStore:
             connection.execute(insert(jobs).values(**self._row(new)))
             connection.execute(insert(inputs).values(job_id=new.id, png=new.png))
             if new.webhook is not None:
-                owed.remember(connection, new.id, new.webhook)
+                remember(connection, new.id, new.webhook)
             return _read(connection, new.id), False
 
     def _row(self, new: NewJob) -> dict[str, Any]:
@@ -322,11 +329,11 @@ class JobStore:
     def owed_webhooks(self) -> Sequence[Owed]:
         """Addresses that have not been told of an end, whether the job is still there or not."""
         with self._database.reading() as connection:
-            return owed.owed(connection)
+            return owed(connection)
 
     def forget_webhook(self, id: str) -> None:
         with self._database.writing() as connection:
-            owed.forget(connection, id)
+            forget(connection, id)
 
     # -- notes --------------------------------------------------------------------------------------------------
 
@@ -417,7 +424,7 @@ def _move(connection: Connection, id: str, guard: ColumnElement[bool], values: d
     if not changed.rowcount:
         found = _read(connection, id)
         raise InvalidTransition(f"job {id} is {found.status}, attempt {found.attempt}")
-    owed.note_end(connection, id, values)
+    note_end(connection, id, values)
 
 
 def _find_key(connection: Connection, new: NewJob) -> Job | None:
@@ -451,3 +458,84 @@ def _read(connection: Connection, id: str) -> Job:
 
 def _unknown(id: str) -> NotFound:
     return NotFound(f"there is no video {id}" if _ID.fullmatch(id) else "there is no such video")
+
+
+CANCELLED = "the job was cancelled"
+INTERRUPTED = "the server stopped each time this job ran ({attempts} starts); it is not started again"
+LOST = "video_lost"
+LOST_MESSAGE = "the video's file is no longer in the outputs folder"
+NO_FILE: dict[str, Any] = {"file": None, "result": None, "bytes": None}
+QUEUED: dict[str, Any] = {
+    "status": "queued",
+    "boot_id": None,
+    "slot": None,
+    "stage": None,
+    "step": 0,
+    "started_at": None,
+    **NO_FILE,
+}
+
+
+def recovered(row: RowMapping, attempts: int, size_of: Callable[[str], int | None], now: float) -> dict[str, Any]:
+    size = size_of(row["file"]) if row["file"] and row["result"] else None
+    if size is not None:
+        result = json.dumps({**json.loads(row["result"]), "bytes": size})
+        return {"status": "completed", "slot": None, "completed_at": now, "bytes": size, "result": result}
+    if row["attempt"] >= attempts:
+        message = INTERRUPTED.format(attempts=row["attempt"])
+        values = {"status": "interrupted", "slot": None, "completed_at": now, **NO_FILE}
+        return {**values, "error_code": "interrupted", "error_message": message}
+    return dict(QUEUED)
+
+
+def job_of(row: RowMapping) -> Job:
+    return Job(
+        id=row["id"],
+        status=row["status"],
+        request=GenerateRequest.model_validate_json(row["request"]),
+        door=row["door"],
+        created_at=_when(row["created_at"]),
+        started_at=_when(row["started_at"]) if row["started_at"] is not None else None,
+        completed_at=_when(row["completed_at"]) if row["completed_at"] is not None else None,
+        attempt=row["attempt"],
+        stage=row["stage"] if row["status"] == "in_progress" else None,
+        step=row["step"],
+        error_code=row["error_code"],
+        error_message=row["error_message"],
+        result=_result(row["result"]) if row["status"] == "completed" else None,
+        extends=row["extends"],
+    )
+
+
+def _when(seconds: float) -> datetime:
+    return datetime.fromtimestamp(seconds, UTC)
+
+
+def _result(text: str) -> JobResult:
+    value = json.loads(text)
+    return JobResult(**{**value, "notes": tuple(value["notes"]), "warnings": tuple(value["warnings"])})
+
+
+def remember(connection: Connection, job_id: str, url: str) -> None:
+    """The address of a new job."""
+    connection.execute(insert(webhooks).values(job_id=job_id, url=url))
+
+
+def note_end(connection: Connection, job_id: str, values: dict[str, Any]) -> None:
+    """`values` are being written to the job's row. Where they end the job, its address is owed from now on."""
+    if "completed_at" in values:
+        ended = {"status": values["status"], "ended_at": values["completed_at"]}
+        connection.execute(update(webhooks).where(webhooks.c.job_id == job_id).values(**ended))
+
+
+def owed(connection: Connection) -> Sequence[Owed]:
+    """What is to be told, the earliest end first."""
+    query = select(webhooks).where(webhooks.c.status.is_not(None)).order_by(webhooks.c.ended_at)
+    return [
+        Owed(row.job_id, row.url, row.status, datetime.fromtimestamp(row.ended_at, UTC))
+        for row in connection.execute(query)
+    ]
+
+
+def forget(connection: Connection, job_id: str) -> None:
+    connection.execute(delete(webhooks).where(webhooks.c.job_id == job_id))

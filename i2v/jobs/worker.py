@@ -24,13 +24,13 @@ from i2v.errors import (
     StorageFull,
     Unavailable,
 )
-from i2v.jobs.events import Hub
-from i2v.jobs.live import Board, Live
-from i2v.jobs.mark import Mark
+from i2v.jobs.outputs import Mark
 from i2v.jobs.photo import decode_png
-from i2v.jobs.publish import Failpoint, Publisher, result_of
+from i2v.jobs.publisher import Failpoint, Publisher, result_of
+from i2v.jobs.running import Board, Live
+from i2v.jobs.settle import Verdicts
+from i2v.jobs.signals import Hub
 from i2v.jobs.store import InvalidTransition, JobStore
-from i2v.jobs.verdicts import Verdicts
 from i2v.jobs.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
@@ -39,7 +39,7 @@ SAVE_EVERY_S = 1.0
 
 
 class Mutex(Protocol):
-    """The shape of `i2v.engine.mutex.GpuMutex`."""
+    """The shape of `i2v.mutex.GpuMutex`."""
 
     def hold(
         self, on_wait: Callable[[str], None] | None = None, cancelled: Callable[[], bool] | None = None

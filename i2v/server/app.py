@@ -20,6 +20,7 @@ from starlette.types import Receive, Scope, Send
 import i2v
 from i2v.errors import I2VError, MethodNotAllowed, NotFound
 from i2v.jobs.queue import JobQueue
+from i2v.jobs.webhooks import Webhooks
 from i2v.server import docs, files, health, predict, videos
 from i2v.server.answers import (
     UNKNOWN_PATH,
@@ -30,9 +31,8 @@ from i2v.server.answers import (
 )
 from i2v.server.context import Context
 from i2v.server.metrics import Metrics
+from i2v.server.middleware import OwnWords, Stamp
 from i2v.server.security import BodyLimit, HeadGuard
-from i2v.server.stamp import OwnWords, Stamp
-from i2v.server.webhooks import Webhooks
 from i2v.settings import Settings
 
 STOP_TIMEOUT_S = 5.0  # a job that needs longer goes back to the queue at its next step

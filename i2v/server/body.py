@@ -1,6 +1,6 @@
 """Reads a request body and its JSON, strictly and without ever building more than a request can hold.
 
-Knows no dialect: what the values mean is the business of `positional.py` and `videos.py`.
+Knows no dialect: what the values mean is the business of `predict_request.py` and `videos.py`.
 """
 
 from collections.abc import Iterator

@@ -7,9 +7,9 @@ import anyio
 from fastapi import Request
 
 from i2v.jobs.queue import JobQueue
+from i2v.jobs.webhooks import Webhooks
 from i2v.server.metrics import Metrics
-from i2v.server.variants import Variants
-from i2v.server.webhooks import Webhooks
+from i2v.server.video_variants import Variants
 from i2v.settings import Settings
 
 # A photo of the largest size taken needs about 400 MB while it is decoded; two at once keep 64 callers from

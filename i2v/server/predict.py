@@ -22,7 +22,7 @@ from i2v.server.answers import JSONAnswer, error_answer
 from i2v.server.body import parse_json, read_body
 from i2v.server.context import caller_of, context_of, public_base
 from i2v.server.openapi import PREDICT
-from i2v.server.positional import data_of, read_predict
+from i2v.server.predict_request import data_of, read_predict
 
 router = APIRouter()
 log = logging.getLogger("i2v.server")

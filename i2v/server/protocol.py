@@ -21,7 +21,7 @@ from uvicorn.server import ServerState
 
 from i2v.errors import BadRequest, I2VError, NotReady
 from i2v.server.answers import error_body
-from i2v.server.stamp import FIXED_HEADERS, request_id
+from i2v.server.middleware import FIXED_HEADERS, request_id
 
 BUSY = NotReady("too many open connections", retry_after=5)
 MAX_PIPELINED = 100  # requests that wait for the answer before theirs; each is in memory before any guard sees it

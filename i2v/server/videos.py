@@ -20,11 +20,10 @@ from i2v.request import GenerateRequest
 from i2v.server import openapi
 from i2v.server.answers import JSONAnswer
 from i2v.server.context import Context, caller_of, context_of
-from i2v.server.events import stream
-from i2v.server.extension import source_of
 from i2v.server.files import in_memory, ranged, video_answer
 from i2v.server.predict import CLIENT_GONE, error_answer_for, error_of, outcome
-from i2v.server.variants import VARIANTS, file_name, media_type
+from i2v.server.video_events import stream
+from i2v.server.video_extension import source_of
 from i2v.server.video_object import poll_after_ms, shown, video_object
 from i2v.server.video_request import (
     CreateVideo,
@@ -39,6 +38,7 @@ from i2v.server.video_request import (
     receive,
     request_of,
 )
+from i2v.server.video_variants import VARIANTS, file_name, media_type
 
 router = APIRouter(prefix="/v1", tags=["videos"])
 log = logging.getLogger("i2v.server")

@@ -8,11 +8,11 @@ import gradio as gr
 from i2v.jobs.queue import JobQueue
 from i2v.settings import Settings
 from i2v.ui import history
-from i2v.ui.create import GREETED, Controls, Form, build_form
-from i2v.ui.shelf import Shelf
+from i2v.ui.desk import IDLE_S, Desk
+from i2v.ui.form import GREETED, Controls, Form, build_form
+from i2v.ui.results import Shelf
 from i2v.ui.sweep import Sweep
 from i2v.ui.texts import label
-from i2v.ui.watch import IDLE_S, Desk
 
 # Events go straight to their function: they are short, and Gradio's own queue would be a second one beside ours.
 EVENT: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}

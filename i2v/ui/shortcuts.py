@@ -3,11 +3,12 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from i2v.errors import SettingsError
 from i2v.loading import let_threads_sleep
-from i2v.settings import Settings, SettingsError
+from i2v.settings import Settings
 
 if TYPE_CHECKING:
-    from i2v.engine.presets import Sampling
+    from i2v.presets import Sampling
 
 Sentence = tuple[str, str]  # English, Chinese
 
@@ -31,7 +32,7 @@ def sentences(settings: Settings) -> Mapping[str, Sentence]:
 
 def sentence(name: str, sampling: "Sampling") -> Sentence:
     """`sampling` in words, made from its values."""
-    from i2v.engine.solvers import SOLVERS
+    from i2v.presets import SOLVERS
 
     english, chinese = [], []
     solver, most = SOLVERS[sampling.solver], sampling.max_steps

@@ -7,10 +7,10 @@ import gradio as gr
 
 from i2v.errors import I2VError
 from i2v.request import MAX_SEED, GenerateRequest, PublicLimits, draw_seed
-from i2v.ui import create, hint
+from i2v.ui import form, hint
+from i2v.ui.desk import Desk, caller_of, find, told
 from i2v.ui.shown import DRAFTS, Shown
 from i2v.ui.texts import language, speaker
-from i2v.ui.watch import Desk, caller_of, find, told
 
 
 def drafts(request: GenerateRequest, limits: PublicLimits) -> list[GenerateRequest]:
@@ -63,4 +63,4 @@ class Sweep:
         """The form's steps; where those are no more than the draft's, those of the standard quality."""
         low, high = self.desk.settings.limits.steps
         steps = min(high, max(low, int(chosen))) if isinstance(chosen, int | float) else low
-        return steps if steps > draft.steps else create.quality_steps(self.desk.queue.model, "standard")
+        return steps if steps > draft.steps else form.quality_steps(self.desk.queue.model, "standard")

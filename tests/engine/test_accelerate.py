@@ -16,7 +16,6 @@ from unittest import mock
 
 import pytest
 import torch
-from tiny_folder import SCHEDULER, draw_photo, write_tiny_folder
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -24,12 +23,13 @@ from i2v.engine import Engine, accelerate, memory, sampler
 from i2v.engine.accelerate import KEPT, Accelerator, Compiled, Graph, Tensors, choose_form
 from i2v.engine.conditioning import Conditioning
 from i2v.engine.memory import Plan
-from i2v.engine.presets import PRESETS, Sampling
 from i2v.engine.sampler import denoise, schedule
-from i2v.engine.unet import I2VGenXLUNet, RequestState
+from i2v.engine.unet.model import I2VGenXLUNet, RequestState
+from i2v.presets import PRESETS, Sampling
 from i2v.request import GenerateRequest
 from i2v.ui.texts import TABLE
 from tests.conftest import ROOT
+from tests.engine.tiny_folder import SCHEDULER, draw_photo, write_tiny_folder
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda:0")
 # whole and reusing steps, guided and not: every kind of step there is
@@ -592,7 +592,7 @@ from PIL import Image
 engine = Engine.load({str(folder)!r}, device="cpu")
 engine.generate(GenerateRequest(prompt="x", width=64, height=64, num_frames=2, steps=2, seed=1),
                 Image.radial_gradient("L").convert("RGB"))
-print([name for name in ("torch._inductor.compile_fx", "i2v.engine.triton_kernels") if name in sys.modules])
+print([name for name in ("torch._inductor.compile_fx", "i2v.engine.unet.triton_kernels") if name in sys.modules])
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny_folder import draw_photo, write_tiny_folder
 
 from i2v.engine import Engine
 from i2v.engine.conditioning import encode_text, upstream_crop
@@ -16,6 +15,7 @@ from i2v.images import fit_image
 from i2v.loading import load_engine
 from i2v.request import GenerateRequest
 from i2v.settings import Settings
+from tests.engine.tiny_folder import draw_photo, write_tiny_folder
 
 REQUEST = GenerateRequest(prompt="the sun", width=64, height=64, num_frames=2, steps=2, guidance_scale=5.0, seed=3)
 

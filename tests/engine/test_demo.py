@@ -12,8 +12,8 @@ from i2v.request import GenerateRequest
 
 pytest.importorskip("skimage")  # the measurement is the training's; the `train` and `test` extras bring it
 
-from i2v.demo.train import measurement, scenes
-from i2v.demo.train.evaluate import PROMPTS
+from tools.demo_model import measurement, scenes
+from tools.demo_model.evaluate import PROMPTS
 
 SIDE = 256
 JOB = GenerateRequest(

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_folder import draw_photo, write_tiny_folder
 
 from i2v.engine import Engine
 from i2v.request import GenerateRequest
+from tests.engine.tiny_folder import draw_photo, write_tiny_folder
 
 GOLDEN = Path(__file__).parent / "golden"
 RECORD = json.loads((GOLDEN / "pipeline.json").read_text(encoding="utf-8"))

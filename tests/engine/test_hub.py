@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from hub_double import COMMIT, HubDouble, serving
 from safetensors.torch import save
 
 from i2v.engine import hub, source
 from i2v.errors import ModelUnavailable
+from tests.engine.hub_double import COMMIT, HubDouble, serving
 
 REPO = "someone/i2vgen-xl-test"
 UNET = "unet/diffusion_pytorch_model.fp16.safetensors"

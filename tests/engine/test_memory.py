@@ -7,10 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
-import full_size
 import pytest
 import torch
-from accounting import Accountant, FusedAttention
 from diffusers import AutoencoderKL
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,9 +16,11 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, CLIPVi
 
 from i2v.engine import memory, source, weights
 from i2v.engine.memory import GIB, Memory, Plan, Shape
-from i2v.engine.unet import DeepCache, I2VGenXLUNet
+from i2v.engine.unet.model import DeepCache, I2VGenXLUNet
 from i2v.errors import DoesNotFit
 from i2v.request import GenerateRequest
+from tests.engine import full_size
+from tests.engine.accounting import Accountant, FusedAttention
 
 # The published model in float16.
 FULL = Shape(

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from unet_pairs import CONFIGS, Inputs, difference, inputs, own, upstream
 
 from i2v.engine import paging
 from i2v.engine.paging import Held, blocks_of, page
 from i2v.engine.residency import resident
-from i2v.engine.unet import DeepCache, I2VGenXLUNet
+from i2v.engine.unet.model import DeepCache, I2VGenXLUNet
+from tests.engine.unet.unet_pairs import CONFIGS, Inputs, difference, inputs, own, upstream
 
 META = torch.device("meta")
 

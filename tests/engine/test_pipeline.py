@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_folder import draw_photo, write_tiny_folder
 
 from i2v.engine import Engine
 from i2v.engine.conditioning import TextCache, encode_text
@@ -18,6 +17,7 @@ from i2v.engine.protocol import Progress
 from i2v.errors import FatalEngineError, InvalidOutput, InvalidRequest, JobCancelled, OutOfMemory
 from i2v.images import fit_image
 from i2v.request import GenerateRequest
+from tests.engine.tiny_folder import draw_photo, write_tiny_folder
 
 SMALL = GenerateRequest(
     prompt="the sun", negative_prompt="", width=64, height=64, num_frames=4, steps=3, guidance_scale=5.0, seed=7

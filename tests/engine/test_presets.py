@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from i2v.calibration import psnr
+from i2v.cli.calibration import psnr
 from i2v.engine import Engine
 from i2v.engine.protocol import GenerationResult, Progress
 from i2v.request import GenerateRequest

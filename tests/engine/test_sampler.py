@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_folder import SCHEDULER
 
 from i2v.engine.conditioning import Conditioning
-from i2v.engine.presets import EXACT
 from i2v.engine.sampler import PRESETS, Sampling, denoise, guide, schedule
-from i2v.engine.solvers import SOLVERS, Schedule
+from i2v.engine.solvers import Schedule
 from i2v.errors import InvalidOutput, InvalidRequest
+from i2v.presets import EXACT, SOLVERS
+from tests.engine.tiny_folder import SCHEDULER
 
 SHAPE = (1, 4, 2, 6, 6)
 

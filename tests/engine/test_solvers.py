@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler
-from tiny_folder import SCHEDULER
 from torch import Tensor
 
-from i2v.engine.solvers import HISTORY, SOLVERS, Schedule, Solver, advance, solver_table, timesteps_of
+from i2v.engine.solvers import HISTORY, Schedule, advance, solver_table, timesteps_of
 from i2v.engine.source import DEMO_FOLDER
+from i2v.presets import SOLVERS, Solver
+from tests.engine.tiny_folder import SCHEDULER
 
 DEMO_SCHEDULER = json.loads((DEMO_FOLDER / "scheduler" / "scheduler_config.json").read_text(encoding="utf-8"))
 MIX = torch.randn(24, 24, dtype=torch.float64, generator=torch.Generator().manual_seed(3)) / 5

@@ -6,13 +6,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from PIL import Image
-from tiny_folder import draw_photo
 
 from i2v.engine import Engine, sizes, verdict
 from i2v.engine.protocol import Frames, ModelInfo
 from i2v.errors import InvalidOutput
 from i2v.images import fit_image
 from i2v.request import GenerateRequest
+from tests.engine.tiny_folder import draw_photo
 
 FRAMES, SIZE = 8, 64
 REQUEST = GenerateRequest(prompt="a cup of coffee", width=512, height=512, num_frames=16)

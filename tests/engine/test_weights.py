@@ -5,7 +5,6 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-import full_size
 import pytest
 import torch
 from diffusers import AutoencoderKL
@@ -14,8 +13,9 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from i2v.engine import source, weights
-from i2v.engine.unet import I2VGenXLUNet
+from i2v.engine.unet.model import I2VGenXLUNet
 from i2v.errors import ModelUnavailable
+from tests.engine import full_size
 
 CPU = torch.device("cpu")
 UNET = "unet/diffusion_pytorch_model.safetensors"

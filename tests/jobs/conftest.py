@@ -6,16 +6,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import postgres_server as postgres
 import pytest
-from job_doubles import Clock, Gate, MakeQueue, memory, quick_write
 from PIL import Image
 
+import tests.jobs.postgres_server as postgres
 from i2v.engine.fake import FakeEngine
 from i2v.jobs.queue import JobQueue
 from i2v.jobs.schema import sqlite_url
 from i2v.jobs.store import JobStore
 from i2v.settings import Settings
+from tests.jobs.job_doubles import Clock, Gate, MakeQueue, memory, quick_write
 
 
 @pytest.fixture

@@ -11,7 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import psycopg
-from job_doubles import memory
+
+from tests.jobs.job_doubles import memory
 
 MISSING = "PostgreSQL's server programs are needed for these tests: apt-get install postgresql"
 

@@ -11,12 +11,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from job_doubles import DEADLINE_S
 
 from i2v import video
 from i2v.jobs.job import Job
 from i2v.jobs.queue import JobQueue
 from i2v.settings import Settings
+from tests.jobs.job_doubles import DEADLINE_S
 
 SCRIPT = Path(__file__).with_name("dying_server.py")
 ROOT = SCRIPT.parents[2]

@@ -6,10 +6,9 @@ from datetime import UTC, datetime
 import pytest
 
 from i2v.engine.protocol import Progress
+from i2v.jobs.eta import UNKNOWN_PACE_S, Line, Pace
 from i2v.jobs.job import DECODE_STEPS, Job, Status
-from i2v.jobs.line import UNKNOWN_PACE_S, Line
-from i2v.jobs.live import LEAST_S, Board, Live
-from i2v.jobs.pace import Pace
+from i2v.jobs.running import LEAST_S, Board, Live
 from i2v.jobs.store import Claim
 from i2v.request import GenerateRequest
 

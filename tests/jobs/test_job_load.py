@@ -6,11 +6,11 @@ from pathlib import Path
 
 import psutil
 import pytest
-from job_doubles import SMALL, MakeQueue, until
 from PIL import Image
 
 from i2v.errors import QueueFull
 from i2v.jobs.queue import JobQueue
+from tests.jobs.job_doubles import SMALL, MakeQueue, until
 
 KEPT = 20
 

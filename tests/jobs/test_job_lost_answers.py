@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from job_doubles import SMALL, MakeQueue, final, until
 from PIL import Image
 from test_job_store import ENDS, RESULT, add, start
 
@@ -15,6 +14,7 @@ from i2v.errors import NotFound, Unavailable
 from i2v.jobs.job import FINAL
 from i2v.jobs.schema import sqlite_url
 from i2v.jobs.store import InvalidTransition, JobStore
+from tests.jobs.job_doubles import SMALL, MakeQueue, final, until
 
 
 class Wire:

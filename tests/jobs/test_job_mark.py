@@ -7,16 +7,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from job_doubles import DEADLINE_S, SMALL, Gate, MakeQueue, final, until
 from PIL import Image
 from sqlalchemy import delete
 
 from i2v.engine.fake import FakeEngine
 from i2v.errors import NotFound, Unavailable
 from i2v.jobs.job import Job
-from i2v.jobs.mark import MARK_NAME
+from i2v.jobs.outputs import MARK_NAME
 from i2v.jobs.queue import JobQueue
 from i2v.jobs.schema import DataError, meta, sqlite_url
+from tests.jobs.job_doubles import DEADLINE_S, SMALL, Gate, MakeQueue, final, until
 
 Start = Callable[..., JobQueue]
 Unmount = Callable[[], Callable[[], None]]

@@ -9,14 +9,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from job_doubles import DEADLINE_S, SMALL, Gate, MakeQueue, final, until
 from PIL import Image
 
 from i2v.engine.fake import FakeEngine
 from i2v.errors import Conflict, DoesNotFit, NotFound, NotReady, QueueFull, StorageFull, TooManyJobs, Unavailable
-from i2v.jobs import retention
+from i2v.jobs import outputs as outputs_folder
 from i2v.jobs.job import Job
 from i2v.jobs.queue import JobQueue
+from tests.jobs.job_doubles import DEADLINE_S, SMALL, Gate, MakeQueue, final, until
 
 
 @pytest.fixture
@@ -263,7 +263,7 @@ def test_a_video_that_cannot_be_removed_keeps_its_row_and_says_why(
         raise OSError(errno.EROFS, os.strerror(errno.EROFS), name)
 
     with monkeypatch.context() as patched:
-        patched.setattr(retention, "remove_files", refuse)
+        patched.setattr(outputs_folder, "remove_files", refuse)
         with pytest.raises(Unavailable, match="cannot be removed: Read-only file system") as refused:
             queue.delete(done.id)
     assert str(queue._folder) not in refused.value.message

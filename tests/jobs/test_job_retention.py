@@ -5,16 +5,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from job_doubles import SMALL, Clock, Gate, MakeQueue, final, until
 from PIL import Image
 
 from i2v import video
 from i2v.engine.fake import FakeEngine
 from i2v.errors import Conflict, NotFound
-from i2v.jobs import retention
+from i2v.jobs import outputs as outputs_folder
 from i2v.jobs.job import Job
 from i2v.jobs.queue import JobQueue
 from i2v.request import GenerateRequest
+from tests.jobs.job_doubles import SMALL, Clock, Gate, MakeQueue, final, until
 
 BYTES = 10_000
 
@@ -112,7 +112,7 @@ def test_a_video_another_job_continues_stays_until_that_one_is_done(
     assert gate.reached.wait(60)
     with pytest.raises(Conflict):
         queue.delete(first.id)
-    assert retention.enforce(queue._opened(), outputs, queue._settings.retention, queue._clock()) == []
+    assert outputs_folder.enforce(queue._opened(), outputs, queue._settings.retention, queue._clock()) == []
     gate.open()
     done = final(queue, longer)
     assert done.status == "completed"
@@ -136,7 +136,7 @@ def test_only_a_finished_video_can_be_continued(make_queue: MakeQueue, dot: Imag
 def test_rows_without_a_video_are_bounded(
     make_queue: MakeQueue, dot: Image.Image, gate: Gate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(retention, "FAILURES_KEPT", 5)
+    monkeypatch.setattr(outputs_folder, "FAILURES_KEPT", 5)
     queue = make_queue(FakeEngine(fault=gate), settings={"queue": {"length": 100}})
     queue.submit(SMALL, dot, door="cli")
     assert gate.reached.wait(60)

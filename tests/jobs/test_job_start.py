@@ -10,17 +10,18 @@ from pathlib import Path
 
 import psycopg
 import pytest
-from job_doubles import DEADLINE_S, SMALL, Clock, MakeQueue, final, quick_write
 from PIL import Image
 from sqlalchemy.exc import OperationalError
 
 from i2v.engine.fake import FakeEngine
 from i2v.errors import FatalEngineError, Unavailable
-from i2v.jobs import database, retention
+from i2v.jobs import database
+from i2v.jobs import outputs as outputs_folder
 from i2v.jobs.queue import JobQueue
 from i2v.jobs.schema import KEEPALIVES, POSTGRES_LOCK, SCHEMA_VERSION, DataError, open_database, sqlite_url
 from i2v.jobs.store import JobStore
 from i2v.settings import Settings
+from tests.jobs.job_doubles import DEADLINE_S, SMALL, Clock, MakeQueue, final, quick_write
 
 ROOT = Path(__file__).resolve().parents[2]
 NAME = "video_20260102_030405_abc123"
@@ -311,7 +312,7 @@ def test_a_start_that_is_refused_or_cannot_be_counted_leaves_no_death_behind(
     def fail(*_arguments: object) -> None:
         raise Unavailable("not now")
 
-    for place, name in ((retention, "sweep"), (JobStore, "set_notes")):
+    for place, name in ((outputs_folder, "sweep"), (JobStore, "set_notes")):
         with monkeypatch.context() as failing:
             failing.setattr(place, name, fail)
             with pytest.raises(DataError):

@@ -6,12 +6,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
-from job_doubles import SMALL, Clock
 
 from i2v.errors import Conflict, NotFound, QueueFull, TooManyJobs
 from i2v.jobs.job import FINAL, Job, JobResult
-from i2v.jobs.owed import Owed
-from i2v.jobs.store import Claim, InvalidTransition, JobStore, NewJob
+from i2v.jobs.store import Claim, InvalidTransition, JobStore, NewJob, Owed
+from tests.jobs.job_doubles import SMALL, Clock
 
 RESULT = JobResult(
     file="video_20260102_030405_abcdef.mp4",

@@ -10,18 +10,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import postgres_server as postgres
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
-from job_doubles import Clock, memory
 from test_job_store import RESULT, new
 
+import tests.jobs.postgres_server as postgres
 from i2v.errors import NotFound, QueueFull
 from i2v.jobs.job import FINAL
 from i2v.jobs.schema import sqlite_url
 from i2v.jobs.store import Claim, InvalidTransition, JobStore
+from tests.jobs.job_doubles import Clock, memory
 
 CAPACITY = 4
 ATTEMPTS = 2

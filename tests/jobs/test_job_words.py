@@ -4,12 +4,12 @@ from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
-from job_doubles import SMALL
 from test_job_store import RESULT
 
+from i2v.jobs.eta import SHAPES_KEPT, Pace
 from i2v.jobs.job import Job
-from i2v.jobs.pace import SHAPES_KEPT, Pace
 from i2v.jobs.summary import summary
+from tests.jobs.job_doubles import SMALL
 
 JOB = Job(
     id="video_" + "0" * 24,

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from job_doubles import DEADLINE_S, SMALL, Gate, MakeQueue, final, quick_write, until
 from PIL import Image
 
 from i2v.engine.fake import FakeEngine
@@ -25,6 +24,7 @@ from i2v.errors import (
 from i2v.jobs.job import Job
 from i2v.jobs.queue import JobQueue
 from i2v.jobs.worker import Worker
+from tests.jobs.job_doubles import DEADLINE_S, SMALL, Gate, MakeQueue, final, quick_write, until
 
 SECRET = "/home/somebody/weights.bin of prompt 'the sea'"
 

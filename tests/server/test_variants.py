@@ -4,16 +4,16 @@ from pathlib import Path
 
 import pytest
 
-from i2v.server import variants
-from i2v.server.variants import Variants
+from i2v.server import video_variants
+from i2v.server.video_variants import Variants
 
 
 @pytest.fixture
 def sizes(monkeypatch):
     """Sets how large the picture of each video is; the videos themselves are not read."""
     sizes = {}
-    monkeypatch.setattr(variants.video, "read_frames", lambda path: path.name)
-    monkeypatch.setitem(variants._MAKERS, "gif", ("image/gif", "gif", lambda name, _fps: b"x" * sizes[name]))
+    monkeypatch.setattr(video_variants.video, "read_frames", lambda path: path.name)
+    monkeypatch.setitem(video_variants._MAKERS, "gif", ("image/gif", "gif", lambda name, _fps: b"x" * sizes[name]))
     return sizes
 
 

@@ -12,8 +12,8 @@ from PIL import Image
 
 from i2v.errors import BadRequest
 from i2v.jobs.job import FINAL
-from i2v.server.variants import Variants
 from i2v.server.video_request import receive
+from i2v.server.video_variants import Variants
 from i2v.video import probe
 
 CREATE = {"prompt": "the scene at sunset", "size": "256x256", "num_frames": 8, "steps": 10}
@@ -430,10 +430,10 @@ class TestExtensions:
         """Reading stopped silently at a bound: a long chain lost its end and went on from a frame in its middle."""
         first = await finished()
         body = {"prompt": "more", "seconds": "1", "video": {"id": first.id}}
-        monkeypatch.setattr("i2v.server.extension.MAX_FRAMES", 7)
+        monkeypatch.setattr("i2v.server.video_extension.MAX_FRAMES", 7)
         answer = await client.post("/v1/videos/extensions", json=body)
         assert (answer.status_code, answer.json()["error"]["param"]) == (422, "video")
-        monkeypatch.setattr("i2v.server.extension.MAX_FRAMES", 8)
+        monkeypatch.setattr("i2v.server.video_extension.MAX_FRAMES", 8)
         assert (await client.post("/v1/videos/extensions", json=body)).status_code == 200
 
     async def test_a_video_that_is_not_ready_cannot_be_continued(self, client, create, gate):
@@ -549,7 +549,7 @@ async def test_a_preview_in_an_event_is_a_picture(app, client, create, queue, en
     job = (await create()).json()["id"]
     assert await asyncio.to_thread(shown.wait, 60)
     assert queue.preview(job) is not None
-    from i2v.server.events import _progress
+    from i2v.server.video_events import _progress
 
     event = _progress(app.state.context, queue.get(job))
     assert event["preview"].startswith("data:image/jpeg;base64,")

@@ -19,8 +19,8 @@ from i2v.engine.fake import FakeEngine
 from i2v.engine.protocol import GenerationResult
 from i2v.server.app import create_app
 from i2v.ui import mount_ui
-from i2v.ui.app import check_closed, remember_signatures
-from i2v.ui.assets import may_be_kept
+from i2v.ui.mount.app import check_closed, remember_signatures
+from i2v.ui.mount.assets import may_be_kept
 from tests.conftest import ASSETS, ROOT
 from tests.ui.conftest import Site, fill
 

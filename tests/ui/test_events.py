@@ -25,22 +25,22 @@ from i2v.jobs.job import Job
 from i2v.jobs.queue import JobQueue
 from i2v.request import GenerateRequest
 from i2v.settings import Settings
-from i2v.ui import create, sheet, stage
+from i2v.ui import form, sheet, stage
 from i2v.ui.banner import banner
-from i2v.ui.create import GREETED
+from i2v.ui.desk import WATCHED, Desk, photo_url
+from i2v.ui.form import GREETED
 from i2v.ui.hint import about_prompt
-from i2v.ui.shelf import Shelf
+from i2v.ui.results import Shelf
 from i2v.ui.shown import Shown
 from i2v.ui.system import facts
 from i2v.ui.texts import explained, speaker
 from i2v.ui.translated import noted, planned, warned
-from i2v.ui.watch import WATCHED, Desk, photo_url
 
 NOBODY: Any = None  # the request of an event: without one the page speaks English
 MODEL = 2
 BANNER, STAGE = (3 + WATCHED.index(name) for name in ("banner", "stage"))
 SAY, SAY_CHINESE = speaker("en"), speaker("zh")
-FRESH = [create.defaults(None)[name] for name in GREETED]  # a form that nobody has touched
+FRESH = [form.defaults(None)[name] for name in GREETED]  # a form that nobody has touched
 DOT = Image.new("RGB", (64, 64), (200, 100, 50))
 MakeQueue = Callable[..., JobQueue]
 
@@ -162,9 +162,9 @@ def test_settings_of_a_stronger_model_come_into_the_range_of_this_one(
     narrow = replace(demo, guidance_range=(1.0, 9.0))
     queue = make_queue()
     request = GenerateRequest(prompt="night falls", width=64, height=64, guidance_scale=12.0)
-    place_of = create.Form.names().index("guidance_scale") - 1
-    assert create.values_of(request, narrow)[place_of] == 9.0
-    assert create.values_of(request, demo)[place_of] == 12.0
+    place_of = form.Form.names().index("guidance_scale") - 1
+    assert form.values_of(request, narrow)[place_of] == 9.0
+    assert form.values_of(request, demo)[place_of] == 12.0
     monkeypatch.setattr(JobQueue, "model", narrow)
     slider = Desk(settings_in(tmp_path), queue).greet("fake", "", "", *FRESH, NOBODY)[-1]
     assert (slider["minimum"], slider["maximum"]) == (1.0, 9.0)
@@ -198,7 +198,7 @@ def test_every_event_answers_when_the_queue_has_stopped(make_queue: MakeQueue, t
 def test_a_size_of_nothing_is_refused_in_words(make_queue: MakeQueue, tmp_path: Path, size: str) -> None:
     """The crop was drawn first, and divided by the size."""
     settings = settings_in(tmp_path)
-    values = create.defaults(None) | {
+    values = form.defaults(None) | {
         "photo": None,
         "prompt": "night falls",
         "negative_prompt": "",
@@ -208,7 +208,7 @@ def test_a_size_of_nothing_is_refused_in_words(make_queue: MakeQueue, tmp_path: 
         "preset": "exact",
         "seed": "",
     }
-    given = [values[name] for name in create.Form.names()[1:]]
+    given = [values[name] for name in form.Form.names()[1:]]
     crop, refusal = Desk(settings, make_queue()).foresee([640, 480], {"path": "photo"}, *given, NOBODY)
     assert crop == ""
     assert "bad" in refusal
@@ -358,7 +358,7 @@ def test_the_examples_name_the_address_that_clients_see(make_queue: MakeQueue, t
     """Behind a proxy they named the server's own address, which no client reaches."""
     scope = {"type": "http", "path": "/", "headers": [], "scheme": "http", "server": ("127.0.0.1", 7860)}
     asked = SimpleNamespace(headers={}, client=None, request=Request(scope))
-    values = create.defaults(None) | {
+    values = form.defaults(None) | {
         "prompt": "night falls",
         "negative_prompt": "",
         "fit": "crop",
@@ -366,7 +366,7 @@ def test_the_examples_name_the_address_that_clients_see(make_queue: MakeQueue, t
         "preset": "exact",
         "seed": "",
     }
-    given = [values[name] for name in create.Form.names()[1:]]
+    given = [values[name] for name in form.Form.names()[1:]]
     queue = make_queue()
     own = Shelf(settings_in(tmp_path), queue).system(*given, asked)
     assert all("http://127.0.0.1:7860/" in code for code in own[1:])

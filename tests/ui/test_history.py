@@ -128,7 +128,7 @@ def test_the_page_continues_no_longer_clip_than_the_routes_do(
     site: Site, open_page: OpenPage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The page decoded a clip of any length into memory; the routes' limit of 256 frames was not asked."""
-    monkeypatch.setattr("i2v.server.extension.MAX_FRAMES", 4)
+    monkeypatch.setattr("i2v.server.video_extension.MAX_FRAMES", 4)
     job = make_video(site, "night falls")
     page = open_page(f"{site.url}/?job={job.id}")
     page.click("#extend")

@@ -19,7 +19,7 @@ PHOTO = ASSETS / "coffee.jpg"
 
 def test_each_preset_says_in_one_line_what_the_engine_does_for_it() -> None:
     """`fast` named the solver that it had before."""
-    from i2v.engine.presets import PRESETS
+    from i2v.presets import PRESETS
 
     for name, sampling in PRESETS.items():
         if name != "exact":

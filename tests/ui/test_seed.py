@@ -6,7 +6,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from i2v.errors import InvalidRequest
-from i2v.ui.create import seed_of
+from i2v.ui.form import seed_of
 from i2v.ui.texts import speaker
 from tests.conftest import ASSETS
 from tests.ui.conftest import Site, fill, open_advanced

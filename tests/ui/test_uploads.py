@@ -5,13 +5,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-from i2v.ui.uploads import own_folder
+from i2v.ui.mount.uploads import own_folder
 from tests.conftest import ROOT
 
 SERVER = """
 import sys
 from pathlib import Path
-from i2v.ui.uploads import own_folder
+from i2v.ui.mount.uploads import own_folder
 folder = own_folder(Path(sys.argv[1]))
 (folder / "photo.png").write_bytes(b"a photo")
 print(folder, flush=True)

@@ -1,0 +1,1 @@
+"""The I2VGen-XL UNet: our own, with the published names of its weights."""

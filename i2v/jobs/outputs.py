@@ -1,0 +1,285 @@
+"""The outputs folder: its lock, the mark that tells it from another one, its videos, and which of them have to go."""
+
+import logging
+import os
+import re
+import uuid
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from i2v.errors import Conflict, NotFound, Unavailable
+from i2v.jobs.job import Job
+from i2v.jobs.schema import DataError
+from i2v.jobs.store import InvalidTransition, JobStore
+from i2v.settings import RetentionSettings
+
+LOCK_NAME = ".i2v.lock"
+PID_NAME = ".i2v.pid"  # beside the lock: who holds it, for the sentence a second server prints
+
+
+class FolderLock:
+    """Held from `acquire` to `release`."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._lock = FileLock(folder / LOCK_NAME, thread_local=False)
+
+    def acquire(self) -> None:
+        """Raises `DataError` when another process holds the folder, or when it cannot be made or written."""
+        try:
+            if not self._folder.is_dir():
+                self._folder.mkdir(parents=True)
+                self._folder.chmod(0o755)  # whatever the umask: other users of the machine may read the videos
+            self._lock.acquire(timeout=0)
+            (self._folder / PID_NAME).write_text(f"{os.getpid()}\n")
+        except Timeout:
+            holder = self._holder()
+            who = f" (process {holder})" if holder else ""
+            raise DataError(
+                f"another i2v server{who} uses the folder {self._folder}. "
+                "Stop it first, or choose another folder with --outputs"
+            ) from None
+        except OSError as error:
+            self._lock.release()
+            raise DataError(f"the outputs folder {self._folder} cannot be used: {error.strerror or error}") from None
+
+    def release(self) -> None:
+        with suppress(OSError):
+            (self._folder / PID_NAME).unlink(missing_ok=True)
+        self._lock.release()
+
+    def _holder(self) -> int | None:
+        try:
+            return int((self._folder / PID_NAME).read_text())
+        except (OSError, ValueError):
+            return None
+
+
+MARK_NAME = ".i2v.outputs"
+_NOTE = "outputs"  # the table's copy of the word
+_WORD = re.compile(rb"\w{1,64}")
+
+ABSENT = "the outputs folder is not the one that holds the videos; its disk may not be mounted"
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """`file` lies in the outputs folder; with `word` it must say exactly that, without it must be the very file
+    (`identity`: device and inode) that the server has open as its table."""
+
+    file: Path
+    word: str | None = None
+    identity: tuple[int, int] | None = None
+
+    def is_there(self) -> bool:
+        """Whether the folder is the one that the table belongs to."""
+        try:
+            return (
+                _identity(self.file) == self.identity
+                if self.word is None
+                else self.file.read_text().strip() == self.word
+            )
+        except (OSError, ValueError):
+            return False
+
+    def check(self) -> None:
+        """Raises `Unavailable` when the folder is not there: nothing may be concluded from it or written into it."""
+        if not self.is_there():
+            raise Unavailable(ABSENT, retry_after=30)
+
+
+def mark_of(folder: Path, own_table: Path | None, store: JobStore) -> Mark:
+    """The mark of a folder; `own_table` is the table's file where it lies in it, None for a table elsewhere.
+
+    The first start of a table elsewhere marks the folder, and so does one that knows no video, which has nothing to
+    lose; a word that is there already, another table's, is taken over. Raises `DataError` when the folder is another
+    one than at the last start, or has none of the videos of a table that knows no word yet; and OSError.
+    """
+    if own_table is not None:
+        return Mark(own_table, identity=_identity(own_table))
+    file, word, videos = folder / MARK_NAME, store.note(_NOTE), store.videos()
+    if word is None and videos and all(size_of(folder, video.file) is None for video in videos):
+        word = uuid.uuid5(uuid.NAMESPACE_OID, videos[0].id).hex  # the same at each try, with nothing written
+    if word is None or not Mark(file, word).is_there():
+        if word is not None and videos:
+            raise DataError(
+                f"the outputs folder {folder} is not the one that holds the videos of this job table: mount its disk, "
+                f"or name it with --outputs. If they are gone for good, or were moved here: echo {word} > {file}"
+            )
+        there = _read(file)
+        word = there or word or uuid.uuid4().hex
+        if not there:
+            _write(file, word)
+    if store.note(_NOTE) != word:  # last: a table that knows a word which is in no folder would refuse the right one
+        store.set_notes({_NOTE: word})
+    return Mark(file, word)
+
+
+def _identity(file: Path) -> tuple[int, int]:
+    found = file.stat()
+    return found.st_dev, found.st_ino
+
+
+def _read(file: Path) -> str:
+    """The word in a folder, empty when there is none. Raises `DataError` when the file is none of ours."""
+    if not file.exists():
+        return ""
+    found = file.read_bytes().strip()
+    if found and _WORD.fullmatch(found) is None:
+        raise DataError(f"{file} holds no word of a job table; remove it")
+    return found.decode("ascii")
+
+
+def _write(file: Path, word: str) -> None:
+    """Whole or not at all, whenever the machine stops."""
+    part = file.with_name(f"{MARK_NAME}.part")
+    try:
+        with open(part, "w", encoding="ascii") as new:
+            new.write(f"{word}\n")
+            new.flush()
+            os.fsync(new.fileno())
+        part.replace(file)
+    finally:
+        part.unlink(missing_ok=True)
+    folder = os.open(file.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+log = logging.getLogger(__name__)
+
+FAILURES_KEPT = 1000  # rows without a video; they hold a photo each, so they are bounded
+_STEM = r"video_\d{8}_\d{6}_[a-z0-9]{6}"
+_UNFINISHED = re.compile(rf"{_STEM}\.[\w.]*part")
+_SIDECAR = re.compile(rf"{_STEM}\.json")
+
+
+def size_of(folder: Path, name: str) -> int | None:
+    """Bytes of a finished video, None when it is missing or anything but a plain file of that folder."""
+    path = folder / name
+    try:
+        return path.stat().st_size if path.is_file() and not path.is_symlink() else None
+    except OSError:
+        return None
+
+
+def remove_files(folder: Path, name: str) -> None:
+    """The video and its sidecar. A name that has become a folder is left alone."""
+    for path in (folder / name, (folder / name).with_suffix(".json")):
+        if path.is_symlink() or not path.is_dir():
+            path.unlink(missing_ok=True)
+
+
+def sweep(store: JobStore, folder: Path) -> None:
+    """At start, with the folder locked and nothing running."""
+    for path in folder.iterdir():
+        orphaned = _SIDECAR.fullmatch(path.name) and not path.with_suffix(".mp4").exists()
+        if (_UNFINISHED.fullmatch(path.name) or orphaned) and (path.is_file() or path.is_symlink()):
+            path.unlink(missing_ok=True)
+            log.info("removed an unfinished file: %s", path.name)
+    for video in store.videos():
+        if size_of(folder, video.file) is None:
+            store.mark_lost(video.id)
+            log.warning("its video is no longer there", extra={"job": video.id})
+
+
+def enforce(store: JobStore, folder: Path, limits: RetentionSettings, now: datetime) -> list[str]:
+    """Remove what is over the limits, oldest first; returns the ids that went."""
+    gone: list[str] = []
+    if limits.days:
+        gone += _remove(
+            store,
+            folder,
+            [video.id for video in store.videos(removable=True, before=now - timedelta(days=limits.days))],
+        )
+    if limits.count or limits.gigabytes:
+        gone += _remove(store, folder, _surplus(store, limits))
+    return gone
+
+
+def _surplus(store: JobStore, limits: RetentionSettings) -> list[str]:
+    number, size = store.videos_total()
+    allowed = limits.gigabytes * 1e9
+    found = []
+    for video in store.videos(removable=True) if _over(number, size, limits.count, allowed) else ():
+        if not _over(number, size, limits.count, allowed):
+            break
+        found.append(video.id)
+        number, size = number - 1, size - video.bytes
+    return found
+
+
+def _over(number: int, size: int, count: int, allowed: float) -> bool:
+    return bool((count and number > count) or (allowed and size > allowed))
+
+
+def _remove(store: JobStore, folder: Path, ids: list[str]) -> list[str]:
+    gone = []
+    for id in ids:
+        try:
+            job = store.get(id)
+            if job.result is not None:
+                remove_files(folder, job.result.file)
+            store.delete(id)
+        except (NotFound, InvalidTransition):
+            continue  # somebody else removed it
+        except OSError as error:
+            log.warning("could not be removed: %s", error.strerror, extra={"job": id})
+            continue
+        gone.append(id)
+    return gone
+
+
+def writable(folder: Path) -> bool:
+    """Whether files can be made in `folder` now."""
+    return folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)
+
+
+class Shelf:
+    """Finished videos of `store` in `folder`, as long as `mark` says that it is the right one."""
+
+    def __init__(self, folder: Path, mark: Mark, store: JobStore, limits: RetentionSettings) -> None:
+        self._folder = folder
+        self._mark = mark
+        self._store = store
+        self._limits = limits
+
+    def problem(self) -> str | None:
+        """Why no video can be written, in a sentence without paths."""
+        if not self._mark.is_there():
+            return ABSENT
+        return None if writable(self._folder) else "the outputs folder cannot be written"
+
+    def path_of(self, job: Job) -> Path:
+        """As `JobQueue.video_path`."""
+        if job.result is None:
+            raise Conflict(f"the video is not ready: the job is {job.status}")
+        if size_of(self._folder, job.result.file) is None:
+            self._mark.check()
+            with suppress(InvalidTransition, NotFound):
+                self._store.mark_lost(job.id)
+            raise NotFound("the file of this video is no longer there")
+        return self._folder / job.result.file
+
+    def remove(self, job: Job) -> None:
+        """The files of a finished job, if it has any. Raises `Unavailable` when they cannot be removed now."""
+        if job.result is None:
+            return
+        self._mark.check()
+        try:
+            remove_files(self._folder, job.result.file)
+        except OSError as error:
+            raise Unavailable(f"the video cannot be removed: {error.strerror}", retry_after=30) from error
+
+    def enforce(self, now: datetime) -> Sequence[str]:
+        """Remove what is over the limits, files and rows; returns the ids that went."""
+        if not self._mark.is_there():
+            return ()
+        return enforce(self._store, self._folder, self._limits, now)

@@ -1,0 +1,234 @@
+"""Frames -> a finished video: encodes on its own thread, so that the GPU works on the next job meanwhile.
+
+Order: settings sidecar, then the MP4 under a temporary name, verified, flushed, renamed, then the row. Whenever the
+process dies, an MP4 under its final name is complete, and a row says completed only when its file is there.
+"""
+
+import json
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from i2v import __version__
+from i2v.engine.protocol import Frames, GenerationResult, ModelInfo
+from i2v.errors import GenerationFailed, I2VError, JobCancelled, Unavailable
+from i2v.jobs.job import Job, JobResult
+from i2v.jobs.outputs import ABSENT, Mark
+from i2v.jobs.running import Live
+from i2v.jobs.settle import Verdicts
+
+log = logging.getLogger(__name__)
+
+Failpoint = Callable[[str], None]
+
+
+class WriteVideo(Protocol):
+    """The shape of `i2v.video.write_video`."""
+
+    def __call__(
+        self,
+        frames: NDArray[np.uint8],
+        path: Path,
+        *,
+        fps: int,
+        metadata: dict[str, str],
+        on_point: Callable[[str], None] | None = None,
+    ) -> None: ...
+
+
+@dataclass(slots=True)
+class _Parcel:
+    live: Live
+    frames: Frames
+    result: JobResult
+
+
+class Publisher:
+    """One thread that writes finished videos into `folder`, with at most one more waiting for it.
+
+    A folder that is not the one of `mark`, at the start or at the end of the writing, gets no video: the job goes back.
+    `source_frames(id)` gives the frames of the video that a job continues; they go before the new ones.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        verdicts: Verdicts,
+        *,
+        mark: Mark,
+        write_video: WriteVideo,
+        source_frames: Callable[[str], Frames],
+        failpoint: Failpoint,
+    ) -> None:
+        self._folder = folder
+        self._verdicts = verdicts
+        self._mark = mark
+        self._write_video = write_video
+        self._source_frames = source_frames
+        self._failpoint = failpoint
+        self._parcels: SimpleQueue[_Parcel | None] = SimpleQueue()
+        self._room = threading.Semaphore(1)
+        self._thread = threading.Thread(target=self._run, name="i2v-publisher", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def take(self, live: Live, frames: Frames, result: JobResult) -> None:
+        """Hand over a result; waits while an earlier one is still being written, so results never pile up."""
+        self._room.acquire()
+        self._parcels.put(_Parcel(live, frames, result))
+
+    def drain(self) -> None:
+        """Wait until nothing is being written. Called by the thread that calls `take`."""
+        with self._room:
+            pass
+
+    def stop(self, timeout: float | None = None) -> bool:
+        """Write what was taken, then end; False when that took longer than `timeout` seconds."""
+        if not self._thread.is_alive() or self._thread is threading.current_thread():
+            return True
+        self._parcels.put(None)
+        self._thread.join(timeout)
+        return not self._thread.is_alive()
+
+    def _run(self) -> None:
+        try:
+            while (parcel := self._parcels.get()) is not None:
+                self._settle(parcel)
+                del parcel  # the frames, before the next wait
+                self._room.release()
+        except Exception:  # a defect of ours: see the worker
+            log.exception("the publisher failed")
+            self._verdicts.broken(GenerationFailed("the publisher failed; the server restarts"))
+
+    def _settle(self, parcel: _Parcel) -> None:
+        live = parcel.live
+        try:
+            self._publish(parcel)
+        except JobCancelled:
+            self._verdicts.cancelled(live)
+        except Unavailable as error:
+            self._verdicts.put_back(live, error)
+        except I2VError as error:
+            self._failed(live, error)
+        except Exception:
+            log.exception("the video could not be written", extra={"job": live.job.id})
+            self._failed(live, GenerationFailed("the video could not be written"))
+
+    def _failed(self, live: Live, error: I2VError) -> None:
+        """A disk that goes shows itself as any error of reading or writing: that is not the job's fault."""
+        if self._mark.is_there():
+            self._verdicts.failed(live, error)
+        else:
+            self._verdicts.put_back(live, Unavailable(ABSENT, retry_after=30))
+
+    def _publish(self, parcel: _Parcel) -> None:
+        live, job = parcel.live, parcel.live.job
+        path = self._folder / parcel.result.file
+        sidecar = path.with_suffix(".json")
+
+        def on_point(name: str) -> None:
+            if live.cancelled and name != "renamed":
+                raise JobCancelled("the job was cancelled")
+            self._failpoint(name)
+            if name != "renamed":
+                self._mark.check()
+
+        start = time.perf_counter()
+        try:
+            if live.cancelled:
+                raise JobCancelled("the job was cancelled")
+            self._mark.check()
+            frames = parcel.frames
+            if job.extends is not None:
+                frames = np.concatenate([self._source_frames(job.extends), frames[1:]])
+            _write_sidecar(sidecar, job, parcel.result)
+            metadata = metadata_of(job, parcel.result)
+            self._write_video(frames, path, fps=job.request.fps, metadata=metadata, on_point=on_point)
+        except BaseException:
+            _remove(path, sidecar)
+            raise
+        stages = parcel.result.stage_seconds | {"write": time.perf_counter() - start}
+        done = replace(parcel.result, bytes=path.stat().st_size, stage_seconds=stages)
+        if not self._verdicts.completed(live, done):
+            _remove(path, sidecar)
+        self._failpoint("committed")
+
+
+def _remove(*paths: Path) -> None:
+    """As far as the disk lets it: what stays is swept at the next start."""
+    for path in paths:
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
+
+
+def result_of(file: str, result: GenerationResult, info: ModelInfo) -> JobResult:
+    """What is kept of a generation once its frames are gone; `bytes` and the writing time follow."""
+    return JobResult(
+        file=file,
+        bytes=0,
+        seed=result.seed,
+        guidance_scale=result.guidance_scale,
+        model=info.name,
+        model_title=info.title,
+        device=info.device,
+        seconds=sum(result.stage_seconds.values()),
+        stage_seconds=dict(result.stage_seconds),
+        peak_memory_mb=result.peak_memory_mb,
+        plan=result.plan,
+        notes=tuple(result.notes),
+        warnings=tuple(result.warnings),
+    )
+
+
+def metadata_of(job: Job, result: JobResult) -> dict[str, str]:
+    """What is written into the MP4: `request` is a GenerateRequest as JSON, which runs the job again as it was."""
+    request = job.request.model_copy(update={"seed": result.seed})
+    return {
+        "software": f"i2v {__version__}",
+        "job": job.id,
+        "model": result.model,
+        "model_title": result.model_title,
+        "device": result.device,
+        "prompt": request.prompt,
+        "seed": str(result.seed),
+        "guidance_scale": str(result.guidance_scale),
+        "request": request.model_dump_json(),
+    }
+
+
+def _write_sidecar(path: Path, job: Job, result: JobResult) -> None:
+    kept: dict[str, Any] = {
+        "id": job.id,
+        "created_at": job.created_at.isoformat(),
+        "request": job.request.model_dump(mode="json"),
+        "result": {name: value for name, value in asdict(result).items() if name != "bytes"},
+        "software": f"i2v {__version__}",
+    }
+    if job.extends is not None:
+        kept["extends"] = job.extends
+    part = path.with_name(path.stem + ".json.part")
+    try:
+        with open(part, "w", encoding="utf-8", opener=_world_readable) as file:
+            json.dump(kept, file, indent=2, ensure_ascii=False)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _world_readable(name: str, flags: int) -> int:
+    descriptor = os.open(name, flags, 0o644)
+    os.fchmod(descriptor, 0o644)  # whatever the umask
+    return descriptor

@@ -1,0 +1,121 @@
+"""Who waits for which job: callbacks by job id, called from the worker's thread the moment something changed.
+
+A signal carries no data: a watcher reads the job itself afterwards, so one that comes twice or early does no harm.
+"""
+
+import asyncio
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager, suppress
+
+from i2v.jobs.job import Job
+
+Wake = Callable[[], None]  # quick, thread-safe
+
+
+class Hub:
+    """Watchers of jobs. All methods may be called from any thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._watchers: dict[str, dict[object, tuple[Wake, bool]]] = {}
+
+    @contextmanager
+    def watch(self, id: str, wake: Wake, *, steps: bool) -> Iterator[None]:
+        """Call `wake` when the job changes state, with `steps` also after each step, until the block is left."""
+        ticket = object()
+        with self._lock:
+            self._watchers.setdefault(id, {})[ticket] = (wake, steps)
+        try:
+            yield
+        finally:
+            with self._lock:
+                watchers = self._watchers.get(id, {})
+                watchers.pop(ticket, None)
+                if not watchers:
+                    self._watchers.pop(id, None)
+
+    @contextmanager
+    def signal(self, id: str, *, steps: bool) -> Iterator[asyncio.Event]:
+        """`watch` for a coroutine: the event is set in its own loop."""
+        loop = asyncio.get_running_loop()
+        changed = asyncio.Event()
+
+        def wake() -> None:
+            with suppress(RuntimeError):  # the loop was closed under the watcher: nobody is left to tell
+                loop.call_soon_threadsafe(changed.set)
+
+        with self.watch(id, wake, steps=steps):
+            yield changed
+
+    def step(self, id: str) -> None:
+        """The job has moved on within its state."""
+        for wake, steps in self._of(id):
+            if steps:
+                wake()
+
+    def changed(self, id: str) -> None:
+        """The job is in another state, or gone."""
+        for wake, _steps in self._of(id):
+            wake()
+
+    def everyone(self, *, steps_only: bool = False) -> None:
+        """Something that concerns every watcher: the queue goes down; or only those who follow steps: it has moved."""
+        with self._lock:
+            found = [watcher for watchers in self._watchers.values() for watcher in watchers.values()]
+        for wake, steps in found:
+            if steps or not steps_only:
+                wake()
+
+    def __len__(self) -> int:
+        """How many are watching; 0 when nobody waits."""
+        with self._lock:
+            return sum(len(watchers) for watchers in self._watchers.values())
+
+    def _of(self, id: str) -> list[tuple[Wake, bool]]:
+        with self._lock:
+            return list(self._watchers.get(id, {}).values())
+
+
+class Waits:
+    """`read(id)` gives the job now; it raises NotFound for one that is gone, NotReady when waiting is in vain."""
+
+    def __init__(self, hub: Hub, read: Callable[[str], Job]) -> None:
+        self._hub = hub
+        self._read = read
+
+    async def wait(self, id: str) -> Job:
+        with self._hub.signal(id, steps=False) as changed:
+            while True:
+                changed.clear()  # before the look, so that a change after it is not lost
+                job = await asyncio.to_thread(self._read, id)
+                if job.is_final:
+                    return job
+                await changed.wait()
+
+    async def events(self, id: str) -> AsyncIterator[Job]:
+        with self._hub.signal(id, steps=True) as changed:
+            last = None
+            while True:
+                changed.clear()
+                job = await asyncio.to_thread(self._read, id)
+                if job != last:
+                    yield job
+                if job.is_final:
+                    return
+                last = job
+                await changed.wait()
+
+    def wait_sync(self, id: str, timeout: float | None = None) -> Job:
+        deadline = None if timeout is None else time.monotonic() + timeout
+        changed = threading.Event()
+        with self._hub.watch(id, changed.set, steps=False):
+            while True:
+                changed.clear()
+                job = self._read(id)
+                if job.is_final:
+                    return job
+                left = None if deadline is None else max(0.0, deadline - time.monotonic())
+                if not changed.wait(left):
+                    raise TimeoutError(f"job {id} is still {job.status} after {timeout} s")

@@ -1,0 +1,174 @@
+"""Mounts the page at `/`, after every other route, with the framework's open doors closed.
+
+A mounted Gradio does not check the paths of uploaded files unless `has_launched` is set, which only `launch()` does;
+without it any caller could read any file of this machine through any event.
+"""
+
+import inspect
+import os
+import tempfile
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from fastapi import FastAPI
+from gradio.blocks import BlocksConfig
+from starlette.middleware import Middleware
+
+from i2v.jobs.queue import JobQueue
+from i2v.server.security import served_hosts
+from i2v.settings import Settings
+from i2v.ui.mount.assets import FromMemory, at_hand
+from i2v.ui.mount.streams import EndWithServer
+from i2v.ui.mount.uploads import own_folder
+from i2v.ui.mount.welcome import Welcome
+from i2v.ui.page import build
+from i2v.ui.shortcuts import sentences
+from i2v.ui.texts import translations
+
+STYLE = Path(__file__).with_name("style.css")
+ICON = Path(__file__).with_name("icon.svg")
+HEAD = (  # for screen readers: the texts are English for every other language
+    "<script>document.documentElement.lang = /^zh/i.test(navigator.language) ? navigator.language : 'en'</script>"
+)
+
+
+def mount_ui(app: FastAPI, settings: Settings, queue: JobQueue) -> FastAPI:
+    """The app with the page at `/`. Call it last: a mount at `/` takes every path that no earlier route has taken."""
+    _own_upload_folder()
+    page = build(settings, queue)
+    blocks, words = page.blocks, translations(sentences(settings))
+    app = gr.mount_gradio_app(
+        app,
+        blocks,
+        path="/",
+        server_name=settings.host,
+        server_port=settings.port,
+        footer_links=[],  # its settings change half of the language: sentences follow the browser
+        run_history=False,
+        show_error=False,
+        max_file_size=int(settings.max_body_mb * 1_000_000),
+        ssr_mode=False,
+        enable_monitoring=False,
+        pwa=False,
+        mcp_server=False,
+        i18n=words,
+        theme=theme(),
+        css_paths=[STYLE],
+        head=HEAD,
+        favicon_path=str(ICON),
+        allowed_paths=[],
+        blocked_paths=[str(settings.outputs.resolve())],
+    )
+    blocks.has_launched = True
+    keep_sessions_light(blocks)
+    check_closed(blocks)
+    remember_signatures(blocks)
+    # Where callers must prove who they are, the guards see every request.
+    app.state.at_hand = partial(at_hand, served_hosts(settings)) if settings.api_token is None else None
+    # Inside of the layers that guard and stamp.
+    app.user_middleware.append(Middleware(EndWithServer, stopping=app.state.context.stopping))
+    app.user_middleware.append(Middleware(FromMemory, written_for=Welcome(page, words, queue)))
+    return app
+
+
+def _own_upload_folder() -> None:
+    """Uploads go to a folder that this process alone reads and that goes with it.
+
+    Gradio's default is one folder for all users and servers of a machine, files named by their content: a server that
+    stops removes the same photo under the feet of another. It takes the folder from the environment only.
+    """
+    if "GRADIO_TEMP_DIR" not in os.environ:
+        os.environ["GRADIO_TEMP_DIR"] = str(own_folder(Path(tempfile.gettempdir())))
+
+
+def check_closed(blocks: gr.Blocks) -> None:
+    """Refuse to serve a page that would read files for anyone who names them."""
+    if not blocks.has_launched or blocks.show_error or blocks.max_file_size is None or blocks.allowed_paths:
+        raise RuntimeError("the web page would serve files that nobody uploaded; it is not mounted")
+
+
+class _Undescribed(BlocksConfig):
+    """The page's components, of which a visitor's session keeps no description."""
+
+    def __copy__(self) -> BlocksConfig:
+        copied = super().__copy__()
+        copied.config_for_block = lambda *_: {}
+        return copied
+
+
+def keep_sessions_light(blocks: gr.Blocks) -> None:
+    """The framework describes each component anew for each visitor, for links that bring a session back
+    (`gr.DeepLinkButton`): half of what a visit's events cost, for something that this page has not.
+    """
+    blocks.default_config.__class__ = _Undescribed
+
+
+def remember_signatures(blocks: gr.Blocks) -> None:
+    """Keep each component's signature with its constructor, where `inspect` looks for one first.
+
+    The framework reads it anew for every component of the page at each visit and for each output of every event, which
+    took two fifths of what a visit costs.
+    """
+    constructors = {vars(kind).get("__init__") for block in blocks.blocks.values() for kind in type(block).__mro__}
+    for constructor in constructors:
+        if inspect.isfunction(constructor):
+            plain: Any = inspect.unwrap(constructor)
+            plain.__signature__ = inspect.signature(plain)
+
+
+def theme() -> gr.themes.Base:
+    """Fonts of the reader's own system: the framework's themes load theirs from the internet."""
+    sans = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "Noto Sans", "Noto Sans CJK SC", "sans-serif"]
+    return gr.themes.Soft(
+        primary_hue="indigo",
+        secondary_hue="indigo",
+        neutral_hue="slate",
+        radius_size="lg",
+        font=sans,
+        font_mono=["ui-monospace", "SFMono-Regular", "Menlo", "monospace"],
+    ).set(
+        block_title_background_fill="none",
+        block_title_background_fill_dark="none",
+        block_title_text_color="*body_text_color",
+        block_title_text_color_dark="*body_text_color",
+        block_title_padding="0",
+        block_title_text_weight="600",
+        block_label_background_fill="*background_fill_primary",
+        block_label_background_fill_dark="*background_fill_primary",
+        block_label_text_color="*body_text_color_subdued",
+        block_label_text_color_dark="*body_text_color_subdued",
+        body_text_color_subdued="*neutral_500",
+        body_text_color_subdued_dark="*neutral_400",
+        block_info_text_color="*neutral_500",
+        block_info_text_color_dark="*neutral_400",
+        input_border_color="*neutral_400",
+        input_border_color_dark="*neutral_500",
+        input_placeholder_color="*neutral_500",
+        input_placeholder_color_dark="*neutral_400",
+        button_primary_background_fill="*primary_600",
+        button_primary_background_fill_dark="*primary_600",
+        button_primary_background_fill_hover="*primary_700",
+        button_primary_background_fill_hover_dark="*primary_700",
+        checkbox_label_background_fill_selected="*primary_600",
+        checkbox_label_background_fill_selected_dark="*primary_600",
+        checkbox_border_color="*neutral_400",
+        checkbox_border_color_dark="*neutral_400",
+        checkbox_label_border_color="*neutral_300",
+        checkbox_label_border_color_dark="*neutral_600",
+        block_border_width="1px",
+        input_border_width="1px",
+        input_border_width_dark="1px",
+        input_shadow="none",
+        input_shadow_dark="none",
+        checkbox_label_border_width="1px",
+        checkbox_label_border_width_dark="1px",
+        checkbox_label_shadow="none",
+        button_secondary_border_color="*border_color_primary",
+        button_secondary_border_color_dark="*border_color_primary",
+        button_border_width="1px",
+        button_border_width_dark="1px",
+        block_shadow="none",
+        block_shadow_dark="none",
+    )
