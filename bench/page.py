@@ -61,7 +61,7 @@ def serving(settings: Settings, engine: Any) -> Iterator[tuple[str, JobQueue]]:
     """A server with the page, in a thread of this process; its address and queue."""
     queue = JobQueue(settings, engine=engine)
     app = mount_ui(create_app(settings, queue), settings, queue)
-    http = bounded_protocol(settings.receive_timeout_s, settings.max_connections, app.state.at_hand)
+    http = bounded_protocol(settings.receive_timeout_s, settings.max_connections)
     server = uvicorn.Server(uvicorn.Config(app, port=0, http=http, log_level="error", access_log=False))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()

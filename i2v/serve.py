@@ -85,11 +85,10 @@ class Server(uvicorn.Server):
     """uvicorn with our bounds, which ends with an exit code instead of by raising its signal again."""
 
     def __init__(self, settings: Settings, app: FastAPI, address: str) -> None:
-        at_hand = getattr(app.state, "at_hand", None)  # of the page, where there is one
         super().__init__(
             uvicorn.Config(
                 app,
-                http=bounded_protocol(settings.receive_timeout_s, settings.max_connections, ready=at_hand),
+                http=bounded_protocol(settings.receive_timeout_s, settings.max_connections),
                 ws="none",
                 log_config=None,
                 access_log=False,

@@ -4,14 +4,12 @@ Written against uvicorn 0.54's `HttpToolsProtocol` (a C parser: a request costs 
 one in Python). Four rules: the head and the body of a request each arrive within `receive_timeout_s`; a head names one
 host and is not endless, and neither is what stands between the pieces of a body; a client that reads nothing of its
 answer for `receive_timeout_s` is cut off; when all places are taken, the longest-waiting idle connection makes room for
-a new one. What is ready, the page's ninety scripts, is sent without asking the app, for half of the cost.
+a new one.
 """
 
 import asyncio
 import json
 import socket
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import Any
 
 import httptools
@@ -21,46 +19,22 @@ from uvicorn.server import ServerState
 
 from i2v.errors import BadRequest, I2VError, NotReady
 from i2v.server.answers import error_body
-from i2v.server.middleware import FIXED_HEADERS, request_id
 
 BUSY = NotReady("too many open connections", retry_after=5)
 MAX_PIPELINED = 100  # requests that wait for the answer before theirs; each is in memory before any guard sees it
 MAX_FRAMING = 64_000  # bytes in a row that neither begin nor end a request nor belong to its body; more is not HTTP
-
-Headers = list[tuple[bytes, bytes]]
 
 
 class RequestTimeout(I2VError):
     status, code = 408, "request_timeout"
 
 
-@dataclass(frozen=True, slots=True)
-class Ready:
-    """A whole answer of status 200 as it goes over the wire, but for the headers that differ from one to the next."""
-
-    head: bytes
-    body: bytes
-
-
-# The answer to a GET with this target and these headers; None for what only the app can answer.
-AtHand = Callable[[bytes, Headers], Ready | None]
-
-
-def ready_answer(headers: Iterable[tuple[bytes, bytes]], body: bytes) -> Ready:
-    """`headers` with their names in lower case, the length among them; those of every answer are added."""
-    lines = (b"%b: %b\r\n" % item for item in (*headers, *FIXED_HEADERS))
-    return Ready(b"HTTP/1.1 200 OK\r\n" + b"".join(lines), body)
-
-
-def bounded_protocol(
-    receive_timeout_s: float, max_connections: int, ready: AtHand | None = None
-) -> type[asyncio.Protocol]:
-    """The protocol class for `uvicorn.Config(http=...)` with these bounds; the app is not asked for what is `ready`."""
+def bounded_protocol(receive_timeout_s: float, max_connections: int) -> type[asyncio.Protocol]:
+    """The protocol class for `uvicorn.Config(http=...)` with these bounds."""
 
     class Bounded(BoundedProtocol):
         timeout_s = receive_timeout_s
         places = max_connections
-        at_hand = staticmethod(ready or _nothing)
 
     return Bounded
 
@@ -68,7 +42,6 @@ def bounded_protocol(
 class BoundedProtocol(HttpToolsProtocol):
     timeout_s: float
     places: int
-    at_hand: AtHand
 
     def __init__(self, config: Config, server_state: ServerState, app_state: dict[str, Any], **more: Any) -> None:
         super().__init__(config, server_state, app_state, **more)
@@ -76,7 +49,6 @@ class BoundedProtocol(HttpToolsProtocol):
         self._framing = 0  # bytes received since the last piece of news
         self._news = False  # whether the parser found a beginning, an end or a piece of a body in what it was fed
         self._answering: Any = None  # the request cycle whose answer is due; those after it wait in `pipeline`
-        self._ready: bytes | None = None  # the answer to the request that is being read, where it needs no app
         self._again = b""  # a head that offers another protocol, without the offer
         self._reading: asyncio.TimerHandle | None = None  # runs while the client owes us bytes
         self._owed_for: object = self  # the request cycle that `_reading` was started for
@@ -133,9 +105,7 @@ class BoundedProtocol(HttpToolsProtocol):
         if self.parser.should_upgrade():
             self._again = self._head_without_offer()
             return
-        self._ready = self._answer_at_hand()
-        if self._ready is None:
-            super().on_headers_complete()
+        super().on_headers_complete()
         self._part = "body"
 
     def on_body(self, body: bytes) -> None:
@@ -145,14 +115,8 @@ class BoundedProtocol(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         if self._again:
             return
-        if self._ready is None:
-            super().on_message_complete()
+        super().on_message_complete()
         self._part, self._news = None, True
-        if self._ready is not None:
-            self.transport.write(self._ready)
-            self._ready = None
-            self._stop_reading_timer()  # the next request has its own time
-            self.on_response_complete()
 
     def _start_asgi_task(self, cycle: Any, app: Any) -> None:
         async def watched(scope: Any, receive: Any, send: Any) -> None:
@@ -196,19 +160,6 @@ class BoundedProtocol(HttpToolsProtocol):
         if self._answering is None or self.transport.is_closing():
             return True
         return bool(self._answering.response_complete and not self.pipeline)
-
-    def _answer_at_hand(self) -> bytes | None:
-        """What to write for a request that needs no app: no body, nothing before it, and a client that reads."""
-        is_plain = self.parser.get_method() == b"GET" and self.parser.get_http_version() == "1.1"
-        if not is_plain or not self.parser.should_keep_alive():
-            return None
-        if not self.idle or self.flow.write_paused or any(name in _OF_A_BODY for name, _ in self.headers):
-            return None
-        found = self.at_hand(self.url, self.headers)
-        if found is None:
-            return None
-        own = [*self.server_state.default_headers, (b"x-request-id", request_id(self.headers).encode("ascii"))]
-        return found.head + b"".join([b"%b: %b\r\n" % item for item in own]) + b"\r\n" + found.body
 
     def _feed(self, data: bytes) -> bytes | None:
         """Parse; what is to be parsed again, where a request offers another protocol. Raises `HttpParserError`."""
@@ -314,10 +265,6 @@ def _whole_answer(error: I2VError) -> bytes:
     return "\r\n".join(head).encode("ascii") + b"\r\n\r\n" + body
 
 
-def _nothing(_target: bytes, _headers: Headers) -> None:
-    """For a server without a page."""
-
-
 def _send_at_once(transport: asyncio.Transport) -> None:
     """Head and body of an answer are two writes: with Nagle's algorithm the second waits for the client's delayed
     acknowledgement of the first, 40 ms. asyncio turns it off only on sockets whose protocol number was spelt out.
@@ -327,7 +274,6 @@ def _send_at_once(transport: asyncio.Transport) -> None:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
-_OF_A_BODY = (b"content-length", b"transfer-encoding", b"expect")
 _PHRASES = {400: "Bad Request", 408: "Request Timeout", 503: "Service Unavailable"}
 
 

@@ -8,7 +8,6 @@ import base64
 import binascii
 import hmac
 import ipaddress
-from collections.abc import Callable
 from functools import lru_cache
 from urllib.parse import urlsplit
 
@@ -57,13 +56,9 @@ class HeadGuard:
 
 def check_size(scope: Scope) -> None:
     """No client needs more than a few kilobytes of address and headers."""
-    if not is_short(len(scope.get("raw_path") or b"") + len(scope["query_string"]), scope["headers"]):
+    headers, target = scope["headers"], len(scope.get("raw_path") or b"") + len(scope["query_string"])
+    if len(headers) > MAX_HEADERS or target + sum(len(name) + len(value) for name, value in headers) > MAX_HEAD:
         raise BadRequest(f"the address and the headers are too long; at most {MAX_HEADERS} headers, {MAX_HEAD} bytes")
-
-
-def is_short(target: int, headers: list[tuple[bytes, bytes]]) -> bool:
-    """Whether a head with an address of `target` bytes and these headers is one that `check_size` lets pass."""
-    return len(headers) <= MAX_HEADERS and target + sum(len(name) + len(value) for name, value in headers) <= MAX_HEAD
 
 
 def check_host(headers: Headers, allowed: frozenset[str]) -> None:
@@ -74,19 +69,9 @@ def check_host(headers: Headers, allowed: frozenset[str]) -> None:
     host = headers.get("host")
     if host is None:
         return
-    if not _is_served(host, allowed):
-        raise Forbidden("this Host is not served here; add its name to the setting allowed_hosts")
-
-
-def served_hosts(settings: Settings) -> Callable[[bytes], bool]:
-    """Whether `check_host` lets a Host pass, remembered for the last few."""
-    allowed = _allowed_names(settings)
-    return lru_cache(maxsize=64)(lambda host: _is_served(host.decode("latin-1"), allowed))
-
-
-def _is_served(host: str, allowed: frozenset[str]) -> bool:
     name = _name_of(host)
-    return name in allowed or _is_ip(name)
+    if name not in allowed and not _is_ip(name):
+        raise Forbidden("this Host is not served here; add its name to the setting allowed_hosts")
 
 
 def check_origin(headers: Headers, own: set[str]) -> None:

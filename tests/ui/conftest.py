@@ -72,7 +72,7 @@ class Site:
 
 def run_server(settings: Settings, queue: JobQueue, port: int = 0) -> tuple[uvicorn.Server, threading.Thread, int]:
     app = mount_ui(create_app(settings, queue), settings, queue)
-    http = bounded_protocol(settings.receive_timeout_s, settings.max_connections, app.state.at_hand)
+    http = bounded_protocol(settings.receive_timeout_s, settings.max_connections)
     server = uvicorn.Server(
         uvicorn.Config(app, host="127.0.0.1", port=port, http=http, log_level="warning", timeout_graceful_shutdown=2)
     )

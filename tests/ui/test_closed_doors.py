@@ -164,27 +164,49 @@ def test_the_pages_scripts_are_kept_by_browsers_and_no_path_leads_out_of_their_f
     """Browsers asked for all ninety files again at each visit, and each one was opened in a thread."""
     script = re.search(r"assets/[\w.-]+\.js", requests.get(site.url, timeout=30).text)
     assert script is not None
-    answer = requests.get(f"{site.url}/{script[0]}", timeout=30, headers={"Connection": "close"})  # the app's own
+    answer = requests.get(f"{site.url}/{script[0]}", timeout=30)
     assert answer.status_code == 200
     assert "javascript" in answer.headers["content-type"]
     assert "immutable" in answer.headers["cache-control"]
     assert answer.headers["x-content-type-options"] == "nosniff"
-    again = requests.get(f"{site.url}/{script[0]}", timeout=30)  # from memory, without asking the app
+    again = requests.get(f"{site.url}/{script[0]}", timeout=30)  # from memory
     assert again.content == answer.content
-    own = {"date", "x-request-id", "connection"}
+    own = {"date", "x-request-id"}
     assert {name: again.headers[name] for name in again.headers if name.lower() not in own} == {
         name: answer.headers[name] for name in answer.headers if name.lower() not in own
     }
-    assert {"date", "x-request-id"} <= {name.lower() for name in again.headers}
-    foreign = requests.get(f"{site.url}/{script[0]}", timeout=30, headers={"Host": "evil.example"})
-    assert foreign.status_code == 403
-    for long in ({f"X-{n}": "y" for n in range(300)}, {f"X-{n}": "y" * 6000 for n in range(11)}):
-        assert requests.get(f"{site.url}/{script[0]}", timeout=30, headers=long).status_code == 400
     assert requests.get(f"{site.url}/gradio_api/deep_link?session_hash=x", timeout=30).status_code == 404
     for path in ("..%2findex.html", "%2e%2e/%2e%2e/%2e%2e/routes.py", "%2fetc%2fpasswd", "nothing.js", ""):
         answer = requests.get(f"{site.url}/assets/{path}", timeout=30)
         assert answer.status_code == 404, path
         assert SECRET not in answer.text
+
+
+def test_page_files_pass_the_guards_carry_a_request_id_and_are_counted(site: Site) -> None:
+    """The HTTP parser answered those that had been asked for before, past the guards, the log and the metrics."""
+    script = re.search(r"assets/[\w.-]+\.js", requests.get(site.url, timeout=30).text)
+    assert script is not None
+
+    def ask(**headers: str) -> requests.Response:
+        return requests.get(f"{site.url}/{script[0]}", timeout=30, headers=headers)
+
+    def counted() -> float:
+        found = re.search(
+            r'i2v_http_requests_total{method="GET",route="other",status="200"} (\S+)',
+            requests.get(f"{site.url}/metrics", timeout=30).text,
+        )
+        assert found is not None
+        return float(found[1])
+
+    before = counted()
+    given = ask(**{"X-Request-Id": "mine"})
+    assert (given.status_code, given.headers["x-request-id"]) == (200, "mine")
+    assert {"nosniff", "same-origin"} <= set(given.headers.values())
+    assert ask().headers["x-request-id"] != ask().headers["x-request-id"]
+    assert counted() == before + 3
+    assert ask(Host="evil.example").status_code == 403
+    assert ask(**{f"X-{n}": "y" for n in range(300)}).status_code == 400
+    assert ask(**{f"X-{n}": "y" * 6000 for n in range(11)}).status_code == 400
 
 
 def test_behind_a_token_the_guards_see_every_request_for_a_script(serve: Callable[..., Site]) -> None:

@@ -7,7 +7,6 @@ without it any caller could read any file of this machine through any event.
 import inspect
 import os
 import tempfile
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +16,8 @@ from gradio.blocks import BlocksConfig
 from starlette.middleware import Middleware
 
 from i2v.jobs.queue import JobQueue
-from i2v.server.security import served_hosts
 from i2v.settings import Settings
-from i2v.ui.mount.assets import FromMemory, at_hand
+from i2v.ui.mount.assets import FromMemory
 from i2v.ui.mount.streams import EndWithServer
 from i2v.ui.mount.uploads import own_folder
 from i2v.ui.mount.welcome import Welcome
@@ -65,8 +63,6 @@ def mount_ui(app: FastAPI, settings: Settings, queue: JobQueue) -> FastAPI:
     keep_sessions_light(blocks)
     check_closed(blocks)
     remember_signatures(blocks)
-    # Where callers must prove who they are, the guards see every request.
-    app.state.at_hand = partial(at_hand, served_hosts(settings)) if settings.api_token is None else None
     # Inside of the layers that guard and stamp.
     app.user_middleware.append(Middleware(EndWithServer, stopping=app.state.context.stopping))
     app.user_middleware.append(Middleware(FromMemory, written_for=Welcome(page, words, queue)))

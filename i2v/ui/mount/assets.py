@@ -1,9 +1,10 @@
 """The framework's page, scripts and styles, answered from memory; browsers keep the scripts for a year.
 
-A first visit asks for some ninety files and the page itself. The framework opens a file in a thread for each, has them
-all asked for again at the next visit, and writes the page anew for everybody, though nothing in it changes while the
-server runs: 0.24 s of the interpreter that a running job needs too. Here an answer is looked up before any route is
-tried, and sent compressed where the browser allows it.
+A first visit asks for about ninety files and the page itself. The framework opens each file in a thread, lets browsers
+ask for all of them again at the next visit, and writes the page anew for everybody, though nothing in it changes while
+the server runs: 0.24 s of the interpreter, which a running job needs too. Here an answer is looked up inside of the
+guards and before any route is tried. Memory holds it once, compressed; the few clients that do not take gzip get it
+unpacked.
 """
 
 import gzip
@@ -21,8 +22,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from i2v.errors import NotFound
 from i2v.server.answers import error_answer
-from i2v.server.protocol import Ready, ready_answer
-from i2v.server.security import is_short
 
 FOLDER = Path(gradio.__file__).parent / "templates" / "frontend" / "assets"
 PREFIX = "/assets/"
@@ -40,53 +39,50 @@ Header = tuple[bytes, bytes]
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
-    """One whole answer of status 200, as it is and compressed (None where that would not make it smaller)."""
+class StoredAnswer:
+    """One whole answer of status 200."""
 
     headers: tuple[Header, ...]  # without those that say how the body is encoded
     body: bytes
-    packed: bytes | None
+    packed: bool  # whether `body` is compressed
 
     @classmethod
     def of(cls, headers: list[Header], body: bytes, *, compress: bool = True) -> Self:
-        packed = gzip.compress(body, 6, mtime=0) if compress and len(body) > SMALL else body
-        return cls((*headers, (b"vary", b"accept-encoding")), body, packed if len(packed) < 0.9 * len(body) else None)
-
-    def chosen(self, packed: bool) -> tuple[list[Header], bytes]:
-        """The headers and the body for a client that takes gzip, or for one that does not."""
-        body, headers = self.body, list(self.headers)
-        if self.packed is not None and packed:
-            body = self.packed
-            headers.append((b"content-encoding", b"gzip"))
-        headers.append((b"content-length", b"%d" % len(body)))
-        return headers, body
+        """Stores `body` compressed where that makes it smaller by a tenth."""
+        smaller = gzip.compress(body, 6, mtime=0) if compress and len(body) > SMALL else body
+        packed = len(smaller) < 0.9 * len(body)
+        return cls((*headers, (b"vary", b"accept-encoding")), smaller if packed else body, packed)
 
     async def answer(self, scope: Scope, send: Send) -> None:
-        headers, body = self.chosen(takes_gzip(scope["headers"]))
+        body, headers = self.body, list(self.headers)
+        if self.packed and takes_gzip(scope["headers"]):
+            headers.append((b"content-encoding", b"gzip"))
+        elif self.packed:
+            body = gzip.decompress(body)
+        headers.append((b"content-length", b"%d" % len(body)))
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
 
 
 def takes_gzip(asked: Iterable[Header]) -> bool:
-    """Whether these headers name gzip and do not refuse it by `q=0`."""
-    for name, value in asked:
-        if name == b"accept-encoding":
-            words = [word.replace(b" ", b"") for word in value.lower().split(b",")]
-            return any(word.partition(b";")[0] == b"gzip" and not word.endswith(b";q=0") for word in words)
-    return False
+    """Whether `Accept-Encoding` names gzip and does not refuse it by `q=0`."""
+    value = next((value for name, value in asked if name == b"accept-encoding"), b"")
+    words = [word.replace(b" ", b"") for word in value.lower().split(b",")]
+    return any(word.partition(b";")[0] == b"gzip" and not word.endswith(b";q=0") for word in words)
 
 
 class FromMemory:
     """A layer that answers `/assets/...` and the page itself, and hands on everything else.
 
-    The page holds nothing of a visitor: what a tab shows comes through events. Its first answer is kept, for each
-    address it is asked by and each model it is `written_for`. An answer that sets a cookie or is no whole 200 is not.
+    The page holds nothing of a visitor: what a tab shows comes through events. Its first answer is stored, for each
+    address that it is asked by and each model that it is `written_for`; not one with a cookie, nor one that is no whole
+    200.
     """
 
     def __init__(self, app: ASGIApp, written_for: Callable[[], str | None]) -> None:
         self.app = app
         self.written_for = written_for
-        self.pages: OrderedDict[tuple[object, ...], Kept] = OrderedDict()
+        self.pages: OrderedDict[tuple[object, ...], StoredAnswer] = OrderedDict()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["method"] not in ("GET", "HEAD"):
@@ -102,14 +98,14 @@ class FromMemory:
 
     async def _file(self, scope: Scope, receive: Receive, send: Send) -> None:
         name = scope["path"][len(PREFIX) :]
-        kept = _KEPT.get(name)
-        if kept is None:
+        stored = _STORED.get(name)
+        if stored is None:
             path = _files().get(name)
             if path is None:
                 await error_answer(NotFound("there is no such file"), scope["path"])(scope, receive, send)
                 return
-            kept = _KEPT[name] = await run_in_threadpool(_read, path)
-        await kept.answer(scope, send)
+            stored = _STORED[name] = await run_in_threadpool(_read, path)
+        await stored.answer(scope, send)
 
     async def _page(self, scope: Scope, receive: Receive, send: Send) -> None:
         shaped = tuple(item for item in scope["headers"] if item[0] in SHAPES_A_PAGE)
@@ -121,10 +117,10 @@ class FromMemory:
             scope.get("root_path"),
             shaped,
         )
-        kept = self.pages.get(key)
-        if kept is not None:
+        stored = self.pages.get(key)
+        if stored is not None:
             self.pages.move_to_end(key)
-            await kept.answer(scope, send)
+            await stored.answer(scope, send)
             return
         messages: list[Message] = []
 
@@ -141,22 +137,6 @@ class FromMemory:
                 self.pages.popitem(last=False)
 
 
-def at_hand(served: Callable[[bytes], bool], url: bytes, asked: list[Header]) -> Ready | None:
-    """What the server sends for a file of the page that somebody has asked for before, see `i2v.server.protocol`.
-
-    What the guard would refuse, a Host that is not `served` or too long a head, is left to it.
-    """
-    host = next((value for name, value in asked if name == b"host"), b"")
-    if not url.startswith(b"/assets/") or not is_short(len(url), asked) or not served(host):
-        return None
-    name, packed = url[len(PREFIX) :].decode("latin-1"), takes_gzip(asked)
-    if (name, packed) not in _READY:
-        if (kept := _KEPT.get(name)) is None:
-            return None
-        _READY[name, packed] = ready_answer(*kept.chosen(packed))
-    return _READY[name, packed]
-
-
 def may_be_kept(messages: list[Message]) -> bool:
     """Whether these ASGI messages are one whole answer that is the same for everybody."""
     starts = [message for message in messages if message["type"] == "http.response.start"]
@@ -166,15 +146,14 @@ def may_be_kept(messages: list[Message]) -> bool:
     return not {name for name, _ in starts[0]["headers"]} & {b"set-cookie", b"content-encoding"}
 
 
-def _joined(messages: list[Message]) -> Kept:
+def _joined(messages: list[Message]) -> StoredAnswer:
     own = (b"content-length", b"vary", b"x-request-id")  # the last is written by a layer outside, for each answer
     headers = [item for item in messages[0]["headers"] if item[0] not in own]
-    return Kept.of(headers, b"".join(message.get("body", b"") for message in messages[1:]))
+    return StoredAnswer.of(headers, b"".join(message.get("body", b"") for message in messages[1:]))
 
 
 # The package's files do not change: one copy serves all servers of a process.
-_KEPT: dict[str, Kept] = {}
-_READY: dict[tuple[str, bool], Ready] = {}  # by name, and whether compressed
+_STORED: dict[str, StoredAnswer] = {}
 
 
 @lru_cache(maxsize=1)
@@ -183,9 +162,9 @@ def _files() -> dict[str, Path]:
     return {path.relative_to(FOLDER).as_posix(): path for path in FOLDER.rglob("*") if path.is_file()}
 
 
-def _read(path: Path) -> Kept:
+def _read(path: Path) -> StoredAnswer:
     kind = mimetypes.guess_type(path.name)[0] or "application/octet-stream"
     if kind.startswith("text/"):
         kind += "; charset=utf-8"
     headers = [(b"content-type", kind.encode("ascii")), FOREVER]
-    return Kept.of(headers, path.read_bytes(), compress=path.suffix not in COMPRESSED_ALREADY)
+    return StoredAnswer.of(headers, path.read_bytes(), compress=path.suffix not in COMPRESSED_ALREADY)
