@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 from random_models import engine as random_engine
 
-from i2v.engine import memory
+from i2v.engine import device_memory, memory
 from i2v.engine.accelerate import Accelerator
 from i2v.errors import DoesNotFit, OutOfMemory
 from i2v.request import GenerateRequest
@@ -49,17 +49,17 @@ def main() -> int:
     report["plan"], report["stage_seconds"] = first.plan, first.stage_seconds
     report["steps"] = engine.steps.report()
     engine.steps.drop()
-    memory.recover(engine.device)
+    device_memory.recover(engine.device)
     before = allocated(options.device)
     report["refused_beforehand"] = not fits(engine, large)
     report["large"] = run_out(replace(engine, memory_mode="resident"), large, photo, cuda)
     engine.steps.drop()
-    memory.recover(engine.device)
+    device_memory.recover(engine.device)
     report["bytes_left_behind"] = allocated(options.device) - before
     frames = engine.generate(small, photo).frames
     report["next_job_frames"] = len(frames)
     report["recovers"] = run_out(engine, middle, photo, cuda, times=1)
-    memory.recover(engine.device)
+    device_memory.recover(engine.device)
     report["peaks"] = (
         [compare(engine, request, photo, options.device) for request in (small, *map(job, options.peaks))]
         if cuda

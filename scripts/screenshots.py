@@ -45,7 +45,7 @@ PHONE = {"width": 390, "height": 844}
 PATIENCE_MS = 600_000
 MOST_BYTES = 250_000
 GIF_SIDE, GIF_BYTES = 320, 1_500_000
-MACHINE = memory.Memory(total=5 * memory.GIB // 4, available=5 * memory.GIB // 4)  # of the second server
+MACHINE = memory.MemoryBudget(total=5 * memory.GIB // 4, available=5 * memory.GIB // 4)  # of the second server
 MADE = (
     "create",
     "running",

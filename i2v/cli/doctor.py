@@ -83,14 +83,14 @@ def check_torch() -> Check:
 
 
 def check_device(settings: Settings) -> Check:
-    from i2v.engine import memory, source
+    from i2v.engine import device_memory, source
     from i2v.errors import ModelUnavailable
 
     try:
         device = source.choose_device(settings.device)
     except ModelUnavailable as error:
         return Check("device", False, str(error))
-    found = memory.read(device, settings.max_vram_gb)
+    found = device_memory.read(device, settings.max_vram_gb)
     words = f"{found.available / 2**30:.1f} of {found.total / 2**30:.1f} GiB free"
     return Check("device", True, f"{source.device_name(device)}, {words}")
 

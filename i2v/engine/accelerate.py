@@ -16,7 +16,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 
-from i2v.engine import memory
+from i2v.engine import device_memory, failures
 
 Accelerate = Literal["auto", "off", "compile", "graph"]
 Tensors = tuple[Tensor, ...]
@@ -306,9 +306,9 @@ class Accelerator:
         try:
             reason = self._examine(form, key, call, given, wanted, BOUNDS[dtype])
         except Exception as error:
-            if memory.is_fatal(error):
+            if failures.is_fatal(error):
                 raise
-            short = memory.is_out_of_memory(error)
+            short = failures.is_out_of_memory(error)
             first = next(iter(str(error).splitlines()), "")[:200]
             cause = NO_MEMORY if short else f"{type(error).__name__}: {first}"
             reason = f"{form.name} could not be made, {cause}"
@@ -344,7 +344,7 @@ class Accelerator:
         self._told[reason] = None
         if self.form is not None:  # with nothing kept, the recordings' common memory goes too
             self.form.forget(self.kept, 0 if NO_MEMORY in reason else KEPT)
-        memory.recover(device)
+        device_memory.recover(device)
 
     def _best(self, call: Call, given: Tensors, device: torch.device) -> float:
         """Seconds of the fastest of `TRIALS` runs, the device's queued work included."""

@@ -5,7 +5,6 @@ answers running out of memory. Knows nothing of HTTP, jobs or files. Callers hol
 """
 
 import math
-import resource
 import time
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
@@ -18,7 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from i2v.engine import conditioning, decode, sampler, sizes, verdict, weights
+from i2v.engine import conditioning, decode, device_memory, failures, sampler, sizes, verdict, weights
 from i2v.engine import memory as gpu_memory
 from i2v.engine.accelerate import Accelerator, wait
 from i2v.engine.conventions import Conventions, for_model, for_parity, named
@@ -78,7 +77,7 @@ class Engine:
             str(source), revision=revision, cache_dir=cache_dir, offline=offline, on_load=on_load, device=device
         )
         chosen = weights.choose_device(device)
-        gpu_memory.limit(chosen, max_vram_gb)
+        device_memory.limit(chosen, max_vram_gb)
         home = torch.device("cpu") if memory == "low-vram" else chosen  # there, weights visit the device in turn
         parts = weights.load_parts(folder, home, weights.choose_dtype(dtype, chosen), on_load)
         parts = replace(parts, info=replace(parts.info, device=device_name(chosen)))
@@ -141,20 +140,20 @@ class Engine:
 
     def choose_plan(self, request: GenerateRequest) -> Plan:
         """The fastest plan that fits what is free now. Raises DoesNotFit naming the largest job that does."""
-        free = gpu_memory.read(self.device, self.max_vram_gb)
+        free = device_memory.read(self.device, self.max_vram_gb)
         shape = self.shape
         return gpu_memory.choose_plan(shape, self.as_run(request), free, self.memory_mode, offloads=self.offloads)
 
     def memory_need(self, request: GenerateRequest) -> MemoryNeed:
         """What the job would hold under the plan that it would get now. Raises as `check`."""
         self.check(request)
-        plan, free = self.choose_plan(request), gpu_memory.read(self.device, self.max_vram_gb)
+        plan, free = self.choose_plan(request), device_memory.read(self.device, self.max_vram_gb)
         need = gpu_memory.predict(self.shape, self.as_run(request), plan)
         return MemoryNeed(needed=need.peak, available=free.usable, plan=str(plan))
 
     def device_memory(self) -> DeviceMemory | None:
         """The GPU's memory now; None on a CPU."""
-        return gpu_memory.device_memory(self.device)
+        return device_memory.device_memory(self.device)
 
     def would_fit(self, request: GenerateRequest) -> str:
         """What to ask for instead of a job that ran out of memory: at most half of it, less where memory is short."""
@@ -162,7 +161,7 @@ class Engine:
             change = {"num_frames": max(8, request.num_frames // 2)}
         else:
             change = {side: max(64, int(getattr(request, side) * 0.7) // 8 * 8) for side in ("width", "height")}
-        free, shape = gpu_memory.read(self.device, self.max_vram_gb), self.shape
+        free, shape = device_memory.read(self.device, self.max_vram_gb), self.shape
         largest = gpu_memory.largest_that_fits(
             shape, self.as_run(request).model_copy(update=change), free, self.memory_mode, offloads=self.offloads
         )
@@ -191,7 +190,7 @@ class Engine:
         conventions = for_parity(self.conventions) if parity else self.conventions
         guidance_scale, notes = keep_guidance(request.guidance_scale, self.info.guidance_range)
         job = Job(self, conventions, request, image, seed, guidance_scale, noise, on_step)
-        reset_peak(self.device)
+        device_memory.reset_peak(self.device)
         first = self.choose_plan(request)
         self.steps.start(self.keeps_steps_plain(request, first), self.kind_of_job(request, first))
         (conditioned, latents), plan, trouble = self.recovering(job.denoise, first, next_for_denoising, request)
@@ -207,7 +206,7 @@ class Engine:
             seed=seed,
             guidance_scale=guidance_scale,
             stage_seconds=job.seconds,
-            peak_memory_mb=peak_memory_mb(self.device),
+            peak_memory_mb=device_memory.peak_memory_mb(self.device),
             plan=", ".join(filter(None, (str(plan), accelerated))),
             notes=notes + trouble + plainly,
             warnings=warnings,
@@ -221,7 +220,7 @@ class Engine:
             self.steps.drop()  # what a graph has recorded are the addresses of weights that now move
             return "weights are offloaded, and a recorded step wants them in one place"
         shape, wanted = self.shape, self.as_run(request)
-        usable = gpu_memory.read(self.device, self.max_vram_gb).usable
+        usable = device_memory.read(self.device, self.max_vram_gb).usable
         need, activations = gpu_memory.predict(shape, wanted, plan), gpu_memory.denoise_activations(shape, wanted, plan)
         own, spare = self.steps.form.needs(activations), usable - need.peak
         if self.steps.serves(self.kind_of_job(request, plan)):
@@ -264,15 +263,15 @@ class Engine:
                 note = f"Ran out of memory {times}; this part was done again with {attempt}." if tried else ""
                 return run(attempt), attempt, (note,) if note else ()
             except Exception as error:
-                if gpu_memory.is_fatal(error):
+                if failures.is_fatal(error):
                     raise FatalEngineError("the GPU's context is lost; the server starts again") from error
-                if not gpu_memory.is_out_of_memory(error):
+                if not failures.is_out_of_memory(error):
                     raise
             # Only here, with the exception gone, does nothing hold the failed frames and their tensors any more
             held = self.steps.held
             self.steps.drop()
             self.steps.forbid("the job ran out of memory")
-            gpu_memory.recover(self.device)
+            device_memory.recover(self.device)
             attempt, tried = attempt if held else lighter(attempt), tried + 1
         raise OutOfMemory(f"the job ran out of memory; {self.would_fit(request)}", retry_after=5)
 
@@ -289,7 +288,7 @@ class Engine:
         self.texts.kept.clear()
         for part in ("unet", "vae", "text_encoder", "image_encoder"):
             getattr(self.parts, part).to("meta")
-        gpu_memory.recover(self.device)
+        device_memory.recover(self.device)
 
 
 @dataclass(slots=True)
@@ -424,15 +423,3 @@ def check_presets(presets: Mapping[Preset, Sampling], parts: weights.ModelParts)
 def vae_factor(vae: Any) -> int:
     """Pixels a latent pixel stands for, each way."""
     return int(2 ** (len(vae.config.block_out_channels) - 1))
-
-
-def reset_peak(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-
-
-def peak_memory_mb(device: torch.device) -> float:
-    """The job's peak on a GPU; on the CPU the process's peak so far, which is all the system keeps."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10  # Linux counts kibibytes

@@ -1,21 +1,15 @@
-"""What a job needs, what is free, and which plan fits; telling out of memory from a lost GPU, and giving memory back.
+"""What a job needs, and which plan fits into the memory that is free: arithmetic on given numbers, in bytes.
 
-All arithmetic is on numbers that are passed in, in bytes. Only `read`, `device_memory`, `limit` and `recover` touch a
-device. Called by `engine.py` before and after a job.
+Called by `engine.py` before a job. `device_memory.py` reads what a device has.
 """
 
-import gc
-import traceback
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from math import ceil
-from pathlib import Path
 from typing import Any, Literal
 
-import psutil
 import torch
 
-from i2v.engine.protocol import DeviceMemory
 from i2v.errors import DoesNotFit
 from i2v.request import GenerateRequest
 
@@ -199,7 +193,7 @@ def _tokens(shape: Shape, request: GenerateRequest) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class Memory:
+class MemoryBudget:
     """A device's memory in bytes: all of it, and what this process may have (free now, or its own already)."""
 
     total: int
@@ -211,21 +205,21 @@ class Memory:
 
 
 def choose_plan(
-    shape: Shape, request: GenerateRequest, memory: Memory, mode: str = "auto", *, offloads: bool = True
+    shape: Shape, request: GenerateRequest, budget: MemoryBudget, mode: str = "auto", *, offloads: bool = True
 ) -> Plan:
     """The first plan down the ladder that fits. `mode`: auto, resident (no offload) or low-vram (starts low).
 
     `offloads` False where there is no second memory to offload to (a CPU). Raises `DoesNotFit`, naming the largest job
     that does.
     """
-    plan = _first_fitting(shape, request, memory, mode, offloads)
+    plan = _first_fitting(shape, request, budget, mode, offloads)
     if plan is not None:
         return plan
     asked = f"{request.width}x{request.height} with {request.num_frames} frames"
     least = predict(shape, request, _plans(mode, offloads)[-1]).peak
-    largest = largest_that_fits(shape, request, memory, mode, offloads=offloads)
+    largest = largest_that_fits(shape, request, budget, mode, offloads=offloads)
     needs = (
-        f"{asked} needs about {least / GIB:.1f} GiB of the device's memory, and {memory.usable / GIB:.1f} can be had"
+        f"{asked} needs about {least / GIB:.1f} GiB of the device's memory, and {budget.usable / GIB:.1f} can be had"
     )
     if largest is None:
         raise DoesNotFit(f"{needs}; no job of this shape fits", field="width")
@@ -236,15 +230,8 @@ def choose_plan(
     )
 
 
-def check_fits(
-    shape: Shape, request: GenerateRequest, memory: Memory, mode: str = "auto", *, offloads: bool = True
-) -> None:
-    """Raise `DoesNotFit` when no plan holds the job; cheap enough for the door (a few hundred multiplications)."""
-    choose_plan(shape, request, memory, mode, offloads=offloads)
-
-
 def largest_that_fits(
-    shape: Shape, request: GenerateRequest, memory: Memory, mode: str = "auto", *, offloads: bool = True
+    shape: Shape, request: GenerateRequest, budget: MemoryBudget, mode: str = "auto", *, offloads: bool = True
 ) -> dict[str, Any] | None:
     """The nearest smaller job: fewer frames of the same size (8 at least), else the same shape of picture, smaller.
 
@@ -253,7 +240,7 @@ def largest_that_fits(
 
     def fits(width: int, height: int, frames: int) -> bool:
         job = request.model_copy(update={"width": width, "height": height, "num_frames": frames})
-        return _first_fitting(shape, job, memory, mode, offloads) is not None
+        return _first_fitting(shape, job, budget, mode, offloads) is not None
 
     fewest = min(8, request.num_frames)
     for frames in range(request.num_frames, fewest - 1, -1):
@@ -275,142 +262,10 @@ def _plans(mode: str, offloads: bool) -> list[Plan]:
     return [plan for plan in rungs(first) if allowed(plan, mode, offloads)]
 
 
-def _first_fitting(shape: Shape, request: GenerateRequest, memory: Memory, mode: str, offloads: bool) -> Plan | None:
+def _first_fitting(
+    shape: Shape, request: GenerateRequest, budget: MemoryBudget, mode: str, offloads: bool
+) -> Plan | None:
     for plan in _plans(mode, offloads):
-        if predict(shape, request, plan).peak <= memory.usable:
+        if predict(shape, request, plan).peak <= budget.usable:
             return plan
     return None
-
-
-# --- the device
-
-
-def read(device: torch.device, max_vram_gb: float | None = None) -> Memory:
-    """The device's memory now. `max_vram_gb` (GiB) pretends that the card has only this much."""
-    if device.type == "cuda":
-        free, total = torch.cuda.mem_get_info(device)
-        own = torch.cuda.memory_reserved(device)
-    else:
-        machine = psutil.virtual_memory()
-        free, total = machine.available, machine.total
-        own = psutil.Process().memory_info().rss
-        if (group := container_limit()) is not None and group < total:
-            total, free = group, min(free, group - own)
-        if max_vram_gb is not None:  # a card of its own: what others hold of main memory is no part of it
-            total = free + own
-    return pretend(Memory(total, free + own), max_vram_gb)
-
-
-def device_memory(device: torch.device) -> DeviceMemory | None:
-    """What is held, free and there in all on a GPU, as it is; None on a CPU."""
-    if device.type != "cuda":
-        return None
-    free, total = torch.cuda.mem_get_info(device)
-    return DeviceMemory(held=torch.cuda.memory_reserved(device), free=free, total=total)
-
-
-def pretend(memory: Memory, max_vram_gb: float | None) -> Memory:
-    """`memory` as a card of `max_vram_gb` GiB would report it: what others hold counts against the smaller card too."""
-    if max_vram_gb is None:
-        return memory
-    total = min(memory.total, int(max_vram_gb * GIB))
-    return Memory(total, max(0, total - (memory.total - memory.available)))
-
-
-def container_limit(file: Path = Path("/sys/fs/cgroup/memory.max")) -> int | None:
-    """The memory limit of the container this process runs in, in bytes; None without one."""
-    try:
-        text = file.read_text(encoding="ascii").strip()
-    except OSError:
-        return None
-    return int(text) if text.isdigit() else None
-
-
-def limit(device: torch.device, max_vram_gb: float | None) -> None:
-    """Make PyTorch's allocator refuse more than `max_vram_gb` GiB, so a pretended card runs out like a real one."""
-    if device.type == "cuda" and max_vram_gb is not None:
-        total = torch.cuda.get_device_properties(device).total_memory
-        torch.cuda.set_per_process_memory_fraction(min(1.0, max_vram_gb * GIB / total), device)
-
-
-def recover(device: torch.device, error: BaseException | None = None) -> None:
-    """Give back what a failed job held. `error`'s frames keep its tensors alive, so they are cleared first."""
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
-        traceback.clear_frames(error.__traceback__)
-        error = error.__cause__ or error.__context__
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-
-
-# --- what an exception means
-
-_OUT_OF_MEMORY = (
-    "out of memory",
-    "can't allocate memory",  # the CPU allocator
-    "cublas_status_alloc_failed",
-    "cudnn_status_alloc_failed",
-    "cublas_status_not_initialized when calling `cublascreate",  # no room for a handle
-)
-
-# After these the CUDA context is lost: every later call fails until the process ends.
-_FATAL = (
-    "an illegal memory access",
-    "illegal address",
-    "device-side assert",
-    "uncorrectable",  # ECC and NVLink
-    "unspecified launch failure",
-    "launch timed out",
-    "misaligned address",
-    "an illegal instruction",
-    "invalid program counter",
-    "hardware stack error",
-    "operation not supported on global/shared address space",
-    "context is destroyed",
-    "device is lost",
-    "gpu is lost",
-    "unknown error",
-    "cublas_status_execution_failed",
-    "cublas_status_internal_error",
-    "cublas_status_mapping_error",
-    "cudnn_status_execution_failed",
-    "cudnn_status_internal_error",
-    "cudnn_status_mapping_error",
-)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """True when memory ran short on the GPU or the CPU; the process is sound and a smaller plan may do.
-
-    A CUDA graph's capture that ends early raises an error of its own over the real one, so a RuntimeError is asked for
-    what it was raised over as well.
-    """
-    if _ran_short(error):
-        return True
-    if not isinstance(error, RuntimeError) or is_fatal(error):
-        return False
-    seen = {id(error)}
-    below = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
-    while below is not None and id(below) not in seen:
-        if _ran_short(below):
-            return True
-        seen.add(id(below))
-        below = below.__cause__ or (None if below.__suppress_context__ else below.__context__)
-    return False
-
-
-def _ran_short(error: BaseException) -> bool:
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    return isinstance(error, RuntimeError) and any(text in str(error).lower() for text in _OUT_OF_MEMORY)
-
-
-def is_fatal(error: BaseException) -> bool:
-    """True when the CUDA context is lost and only a new process can go on. Only PyTorch's own errors are read."""
-    if not isinstance(error, RuntimeError) or _ran_short(error):
-        return False
-    text = str(error).lower()
-    speaks_of_gpu = isinstance(error, torch.AcceleratorError) or any(w in text for w in ("cuda", "cublas", "cudnn"))
-    return speaks_of_gpu and any(reason in text for reason in _FATAL)

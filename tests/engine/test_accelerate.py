@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from i2v.engine import Engine, accelerate, memory, sampler
+from i2v.engine import Engine, accelerate, device_memory, memory, sampler
 from i2v.engine.accelerate import KEPT, Accelerator, Compiled, Graph, Tensors, choose_form
 from i2v.engine.conditioning import Conditioning
 from i2v.engine.memory import Plan
@@ -245,7 +245,7 @@ def test_a_refused_form_is_gone_before_its_memory_is_asked_back(
 
     recorder = Watched(error=0.01)
     monkeypatch.setattr(
-        accelerate.memory, "recover", lambda device: alive.append(any(one() is not None for one in recordings))
+        device_memory, "recover", lambda device: alive.append(any(one() is not None for one in recordings))
     )
     sample(engine.parts.unet, 3, given(1), accelerator(recorder), PRESETS["exact"])
     assert len(recordings) == 1
@@ -441,7 +441,7 @@ def on_a_card_with(engine: Engine, spare: int, monkeypatch: pytest.MonkeyPatch) 
     """So many bytes can be had beside what JOB is predicted to need."""
     need = memory.predict(memory.shape_of(engine.parts), JOB, Plan()).peak
     available = int((need + spare + memory.MARGIN_BYTES) / (1 - memory.MARGIN)) + 1000
-    monkeypatch.setattr(memory, "read", lambda device, max_vram_gb: memory.Memory(available, available))
+    monkeypatch.setattr(device_memory, "read", lambda device, max_vram_gb: memory.MemoryBudget(available, available))
 
 
 def test_on_a_tight_card_the_second_job_replays_what_the_first_recorded(

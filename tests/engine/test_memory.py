@@ -1,10 +1,7 @@
-"""The memory model against counted tensors, the choice of a plan, and what an exception means."""
+"""The memory model against counted tensors, and the choice of a plan."""
 
-import gc
 import json
-import weakref
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -15,7 +12,7 @@ from hypothesis import strategies as st
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from i2v.engine import memory, source, weights
-from i2v.engine.memory import GIB, Memory, Plan, Shape
+from i2v.engine.memory import GIB, MemoryBudget, Plan, Shape
 from i2v.engine.unet.model import DeepCache, I2VGenXLUNet
 from i2v.errors import DoesNotFit
 from i2v.request import GenerateRequest
@@ -42,8 +39,8 @@ def job(width: int = 512, height: int = 512, frames: int = 16, guidance: float =
     return GenerateRequest(prompt="a", width=width, height=height, num_frames=frames, guidance_scale=guidance, steps=50)
 
 
-def card(gigabytes: float) -> Memory:
-    return Memory(total=int(gigabytes * GIB), available=int(gigabytes * GIB))
+def card(gigabytes: float) -> MemoryBudget:
+    return MemoryBudget(total=int(gigabytes * GIB), available=int(gigabytes * GIB))
 
 
 # --- the model against counting
@@ -221,32 +218,32 @@ def test_what_cannot_fit_is_refused_with_fewer_frames_when_those_fit() -> None:
     with pytest.raises(
         DoesNotFit, match=r"1280x704 with 32 frames needs about .* largest that fits is 1280x704"
     ) as told:
-        memory.check_fits(FULL, job(1280, 704, 32), card(6))
+        memory.choose_plan(FULL, job(1280, 704, 32), card(6))
 
     largest = told.value.largest
     assert told.value.field == "num_frames"
     assert (largest["width"], largest["height"]) == (1280, 704)
     assert 8 <= largest["num_frames"] < 32
-    memory.check_fits(FULL, job(1280, 704, largest["num_frames"]), card(6))
+    memory.choose_plan(FULL, job(1280, 704, largest["num_frames"]), card(6))
     with pytest.raises(DoesNotFit):
-        memory.check_fits(FULL, job(1280, 704, largest["num_frames"] + 1), card(6))
+        memory.choose_plan(FULL, job(1280, 704, largest["num_frames"] + 1), card(6))
 
 
 def test_what_cannot_fit_with_any_frames_is_refused_with_a_smaller_size_of_the_same_shape() -> None:
     with pytest.raises(DoesNotFit) as told:
-        memory.check_fits(FULL, job(1280, 704, 16), card(3.5))
+        memory.choose_plan(FULL, job(1280, 704, 16), card(3.5))
 
     largest = told.value.largest
     assert told.value.field == "width"
     assert largest["width"] < 1280
     assert largest["width"] % 8 == largest["height"] % 8 == 0
     assert largest["width"] / largest["height"] == pytest.approx(1280 / 704, rel=0.05)
-    memory.check_fits(FULL, job(**{"frames" if k == "num_frames" else k: v for k, v in largest.items()}), card(3.5))
+    memory.choose_plan(FULL, job(**{"frames" if k == "num_frames" else k: v for k, v in largest.items()}), card(3.5))
 
 
 def test_a_card_too_small_for_anything_is_told_so() -> None:
     with pytest.raises(DoesNotFit, match="no job of this shape fits") as told:
-        memory.check_fits(FULL, job(), card(1))
+        memory.choose_plan(FULL, job(), card(1))
     assert told.value.largest is None
 
 
@@ -272,130 +269,7 @@ def test_low_vram_goes_down_to_group_offload_on_the_smallest_cards() -> None:
     request = job(1280, 704, 32)
     large, small = (memory.predict(FULL, request, plan).peak for plan in (model, group))
     assert small < large - GIB
-    between = Memory(total=80 * GIB, available=int((large + small) / 2 / (1 - memory.MARGIN)) + memory.MARGIN_BYTES)
+    between = MemoryBudget(
+        total=80 * GIB, available=int((large + small) / 2 / (1 - memory.MARGIN)) + memory.MARGIN_BYTES
+    )
     assert memory.choose_plan(FULL, request, between, "low-vram") == group
-
-
-# --- readings
-
-
-def test_a_cpus_memory_is_read_and_a_smaller_card_can_be_pretended() -> None:
-    real = memory.read(torch.device("cpu"))
-    small = memory.read(torch.device("cpu"), max_vram_gb=0.5)
-
-    assert 0 < real.available <= real.total
-    assert small.total == GIB // 2
-    assert small.available == GIB // 2  # however much of main memory others hold
-
-
-def test_what_others_hold_counts_against_a_pretended_card_too() -> None:
-    held_by_others = Memory(total=24 * GIB, available=22 * GIB)
-
-    assert memory.pretend(held_by_others, 8) == Memory(8 * GIB, 6 * GIB)
-    assert memory.pretend(held_by_others, 40) == held_by_others
-    assert memory.pretend(held_by_others, None) == held_by_others
-
-
-def test_a_containers_limit_is_read(tmp_path: Path) -> None:
-    (tmp_path / "limited").write_text("1073741824\n")
-    (tmp_path / "unlimited").write_text("max\n")
-
-    assert memory.container_limit(tmp_path / "limited") == GIB
-    assert memory.container_limit(tmp_path / "unlimited") is None
-    assert memory.container_limit(tmp_path / "absent") is None
-
-
-def test_recovering_frees_what_the_failed_frames_held() -> None:
-    held: list[weakref.ref[torch.Tensor]] = []
-
-    def fail() -> None:
-        large = torch.zeros(1000)
-        held.append(weakref.ref(large))
-        raise torch.OutOfMemoryError("CUDA out of memory")
-
-    def wrap() -> None:
-        try:
-            fail()
-        except torch.OutOfMemoryError as error:
-            raise RuntimeError("wrapped") from error
-
-    try:
-        wrap()
-    except RuntimeError as error:
-        kept = error
-    gc.collect()
-    assert held[0]() is not None  # the traceback keeps it
-
-    memory.recover(torch.device("cpu"), kept)
-
-    assert held[0]() is None
-
-
-# --- exceptions
-
-
-@pytest.mark.parametrize(
-    "error",
-    [
-        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
-        MemoryError(),
-        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 64 bytes"),
-        RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported"),
-        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
-        RuntimeError("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`"),
-        torch.AcceleratorError("CUDA error: out of memory"),
-    ],
-    ids=lambda error: f"{type(error).__name__}-{str(error)[:40]}",
-)
-def test_running_out_of_memory_is_recognised_and_not_fatal(error: BaseException) -> None:
-    assert memory.is_out_of_memory(error)
-    assert not memory.is_fatal(error)
-
-
-def test_running_out_inside_a_failed_capture_is_recognised_and_a_lost_context_is_not() -> None:
-    def over(last: str) -> BaseException:
-        try:
-            try:
-                raise torch.OutOfMemoryError("CUDA out of memory")
-            finally:
-                raise RuntimeError(last)  # as the capture's end does
-        except RuntimeError as error:
-            return error
-
-    assert memory.is_out_of_memory(over("CUDA error: operation failed due to a previous error during capture"))
-    lost = over("CUDA error: an illegal memory access was encountered")
-    assert not memory.is_out_of_memory(lost)
-    assert memory.is_fatal(lost)
-
-
-@pytest.mark.parametrize(
-    "error",
-    [
-        RuntimeError("CUDA error: an illegal memory access was encountered"),
-        torch.AcceleratorError("CUDA error: device-side assert triggered"),
-        RuntimeError("CUDA error: uncorrectable ECC error encountered"),
-        RuntimeError("CUDA error: unspecified launch failure"),
-        RuntimeError("CUDA error: misaligned address"),
-        RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasGemmEx`"),
-        RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR"),
-    ],
-    ids=lambda error: str(error)[:50],
-)
-def test_a_lost_context_is_fatal(error: BaseException) -> None:
-    assert memory.is_fatal(error)
-    assert not memory.is_out_of_memory(error)
-
-
-@pytest.mark.parametrize(
-    "error",
-    [
-        ValueError("CUDA error: an illegal memory access was encountered"),
-        RuntimeError("a prompt about an illegal memory access"),
-        RuntimeError("mat1 and mat2 shapes cannot be multiplied"),
-        KeyError("CUDA error: unspecified launch failure"),
-    ],
-    ids=lambda error: f"{type(error).__name__}-{str(error)[:40]}",
-)
-def test_an_ordinary_error_is_neither(error: BaseException) -> None:
-    assert not memory.is_fatal(error)
-    assert not memory.is_out_of_memory(error)

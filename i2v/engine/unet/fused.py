@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from i2v.engine import memory
+from i2v.engine import failures
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +68,7 @@ class Fused:
         try:
             verdict = judge(kernel, self.load(), device, dtype)
         except Exception as error:
-            if memory.is_out_of_memory(error) or memory.is_fatal(error):
+            if failures.is_out_of_memory(error) or failures.is_fatal(error):
                 raise
             words = str(error).strip().splitlines() or [""]
             verdict = Verdict(kernel, False, f"it failed here: {type(error).__name__}: {words[0][:200]}")
