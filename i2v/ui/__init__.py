@@ -1,5 +1,4 @@
-"""The web page: Gradio Blocks that only submit and watch jobs, through the same functions as the routes."""
+"""The web page: Gradio Blocks that only submit and watch jobs, through the same functions as the routes.
 
-from i2v.ui.mount.app import mount_ui
-
-__all__ = ["mount_ui"]
+`i2v.ui.mount.app.mount_ui` adds it to the app.
+"""

@@ -22,8 +22,7 @@ from i2v.settings import Settings
 from i2v.ui import form, hint, history, sheet, stage
 from i2v.ui.banner import banner
 from i2v.ui.form import GREETED
-from i2v.ui.photo import read_photo
-from i2v.ui.shown import Shown
+from i2v.ui.sweep import Shown, drafts, in_full
 from i2v.ui.texts import Say, explained, language, speaker
 
 RUNNING_S = 0.5  # seconds between two looks at a running job
@@ -62,10 +61,42 @@ class Desk:
     def read(self, say: Say, upload: Any, values: Any) -> tuple[GenerateRequest, Image.Image]:
         """The form's job and its photo. Raises `InvalidRequest` and `InvalidImage` in words."""
         named = dict(zip(form.Form.names()[1:], values, strict=True))
-        photo = read_photo(upload, self.settings.max_image_pixels)
+        photo = form.read_photo(upload, self.settings.max_image_pixels)
         if photo is None:
             raise InvalidRequest(say("needs_photo"), field="image")
         return form.read_request(say, named, photo.size, self.settings.limits, self.queue.model), photo
+
+    def sweep(self, upload: Any, *rest: Any) -> tuple[Any, str]:
+        """Queue four drafts of the form's job. -> what is shown, notice"""
+        *values, request = rest
+        say = speaker(language(request))
+        queued: list[str] = []
+        notice = ""
+        try:
+            job_request, photo = self.read(say, upload, values)
+            for draft in drafts(job_request, self.settings.limits):
+                queued.append(self.queue.submit(draft, photo, door="ui", caller=caller_of(request)).id)
+        except I2VError as error:  # a full queue may have taken some of them
+            notice = hint.notice(told(say, error))
+        return Shown(sheet=tuple(queued)).sheet_text() if queued else gr.skip(), notice
+
+    def pick(self, steps: Any, shown: str | None, event: gr.EventData, request: gr.Request) -> tuple[Any, Any]:
+        """A click on the stage: look at one of the four, at all again, or run one in full. -> what is shown, notice"""
+        data = event._data if isinstance(event._data, dict) else {}
+        if isinstance(data.get("job"), str):
+            return data["job"], gr.skip()
+        say = speaker(language(request))
+        try:
+            draft = find(self.queue, data.get("full"))
+            if draft is None:
+                return gr.skip(), gr.skip()
+            standard = form.quality_steps(self.queue.model, "standard")
+            full = in_full(draft.request, steps, standard, self.settings.limits)
+            photo = self.queue.input_image(draft.id)
+            job = self.queue.submit(full, photo, door="ui", caller=caller_of(request))
+        except I2VError as error:
+            return gr.skip(), hint.notice(told(say, error))
+        return Shown.read(shown).one(job.id), ""
 
     async def cancel(self, shown: str | None, request: gr.Request) -> str:
         """Stop what is shown, the last in the queue first; returns when it has stopped. -> notice"""
@@ -154,7 +185,7 @@ class Desk:
     def look_at_photo(self, upload: Any, request: gr.Request) -> tuple[Any, str]:
         """A photo was chosen or removed. -> its size or None, notice under the photo"""
         try:
-            photo = read_photo(upload, self.settings.max_image_pixels)
+            photo = form.read_photo(upload, self.settings.max_image_pixels)
         except I2VError as error:
             return None, hint.notice(told(speaker(language(request)), error))
         return (None if photo is None else photo.size), ""

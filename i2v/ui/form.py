@@ -1,16 +1,23 @@
-"""The form: which fields there are, what they start with for a model, and how they become a `GenerateRequest`."""
+"""The form: its fields, what they start with for a model, and how they become a photo and a `GenerateRequest`.
+
+The photo is an uploaded file that `i2v.images` reads, with all its limits, and nothing else opens. Gradio's own reading
+of images would open any format and any size, so events take the field's raw value: a dictionary whose `path` Gradio has
+checked to lie in its upload folder.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any, cast
 
 import gradio as gr
+from PIL import Image
 from pydantic import ValidationError
 
 from i2v.engine.protocol import ModelInfo
-from i2v.errors import InvalidRequest
+from i2v.errors import InvalidImage, InvalidRequest
+from i2v.images import decode
 from i2v.request import Fit, GenerateRequest, Preset, PublicLimits
-from i2v.ui import sizes
 from i2v.ui.texts import Say, label
 
 # Steps a quality stands for. The demo model is a near-regressor: more than ten steps change little.
@@ -21,6 +28,9 @@ QUALITY_STEPS = {
 }
 QUALITIES = ("fast", "standard", "high")
 PRESETS: tuple[Preset, ...] = ("exact", "fast", "turbo")
+AS_PHOTO = "photo"  # the choice of the size list that keeps the photo's shape
+WIDE = ((1280, 704), (704, 1280))  # the two sizes of the model's own training
+SIDE_STEP = 64  # the UNet halves the latents three times; every part of it then sees whole pixels
 GREETED = ("size", "num_frames", "fps", "steps", "guidance_scale")  # fields that are made ready for a model
 
 
@@ -167,8 +177,20 @@ def build_form(limits: PublicLimits, preset: Preset) -> tuple[Form, Controls]:
 
 
 def size_choices(limits: PublicLimits) -> list[tuple[str, str]]:
-    plain = [(f"{w} × {h}", sizes.as_text(w, h)) for w, h in sizes.offered(limits)]
-    return [*plain, (cast(str, label("size_photo")), sizes.AS_PHOTO)]
+    """(label, value) of each line of the size list."""
+    plain = [(f"{w} × {h}", size_text(w, h)) for w, h in offered_sizes(limits)]
+    return [*plain, (cast(str, label("size_photo")), AS_PHOTO)]
+
+
+def offered_sizes(limits: PublicLimits) -> list[tuple[int, int]]:
+    """Squares first, then the two sizes of the model's own training, as far as the operator allows them."""
+    squares = [(side, side) for side in limits.resolutions]
+    wide = [(w, h) for w, h in WIDE if max(w, h) <= limits.side[1] and w * h <= limits.max_pixels]
+    return squares + wide
+
+
+def size_text(width: int, height: int) -> str:
+    return f"{width}x{height}"
 
 
 def _advanced(limits: PublicLimits, preset: Preset) -> tuple[dict[str, Any], SeedControls]:
@@ -214,6 +236,18 @@ def _slider(name: str, bounds: tuple[float, float], value: float, step: float = 
     )
 
 
+def read_photo(value: Any, max_pixels: int) -> Image.Image | None:
+    """Upright RGB, or None when there is none. Raises `InvalidImage`, also when the upload is no longer there."""
+    path = value.get("path") if isinstance(value, dict) else None
+    if not isinstance(path, str):
+        return None
+    try:
+        data = Path(path).read_bytes()
+    except OSError:
+        raise InvalidImage("the photo is no longer on the server; choose it again", field="image") from None
+    return decode(data, max_pixels=max_pixels)
+
+
 def read_request(
     say: Say, values: Mapping[str, Any], photo: tuple[int, int], limits: PublicLimits, model: ModelInfo | None
 ) -> GenerateRequest:
@@ -256,7 +290,7 @@ def values_of(request: GenerateRequest, model: ModelInfo | None) -> list[Any]:
     Guidance comes as the engine would take it: within the range of the model, which is that of the slider.
     """
     seed = "" if request.seed is None else str(request.seed)
-    values = {**request.model_dump(), "size": sizes.as_text(request.width, request.height), "seed": seed}
+    values = {**request.model_dump(), "size": size_text(request.width, request.height), "seed": seed}
     values["guidance_scale"] = within(model, request.guidance_scale)
     return [values[name] for name in Form.names()[1:]]
 
@@ -275,8 +309,24 @@ def size_of(
     values: Mapping[str, Any], photo: tuple[int, int], limits: PublicLimits, model: ModelInfo | None
 ) -> tuple[int, int]:
     """Width and height in pixels for the chosen size; "as the photo" keeps the default size's area."""
-    side = int(str(defaults(model)["size"]).split("x")[0])
+    size = str(values["size"])
+    if size == AS_PHOTO:
+        side = int(str(defaults(model)["size"]).split("x")[0])
+        return as_photo(photo, side * side, limits)
     try:
-        return sizes.chosen(str(values["size"]), photo, side * side, limits)
+        width, height = size.split("x")
+        return int(width), int(height)
     except ValueError:
         raise InvalidRequest("size: WIDTHxHEIGHT is wanted", field="size") from None
+
+
+def as_photo(photo: tuple[int, int], area: int, limits: PublicLimits) -> tuple[int, int]:
+    """The photo's shape at about `area` pixels: both sides multiples of 64, within the public limits."""
+    width, height = photo
+    scale = (area / (width * height)) ** 0.5
+    low, high = limits.side
+    sides = [min(high, max(low, round(side * scale / SIDE_STEP) * SIDE_STEP)) for side in (width, height)]
+    while sides[0] * sides[1] > limits.max_pixels:
+        longer = sides.index(max(sides))
+        sides[longer] -= SIDE_STEP
+    return sides[0], sides[1]

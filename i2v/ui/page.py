@@ -10,14 +10,13 @@ from i2v.settings import Settings
 from i2v.ui import history
 from i2v.ui.desk import IDLE_S, Desk
 from i2v.ui.form import GREETED, Controls, Form, build_form
-from i2v.ui.results import Shelf
-from i2v.ui.sweep import Sweep
+from i2v.ui.results import Results
 from i2v.ui.texts import label
 
 # Events go straight to their function: they are short, and Gradio's own queue would be a second one beside ours.
 EVENT: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 
-# Events with an uploaded file take raw values: see `i2v.ui.photo`.
+# Events with an uploaded file take raw values: see `i2v.ui.form`.
 RAW: dict[str, Any] = {**EVENT, "preprocess": False}
 
 SYSTEM_S = 2.0  # seconds between two looks at the system's figures
@@ -53,7 +52,7 @@ SHOW_STAGE = """async () => {
 
 
 @dataclass(frozen=True, slots=True)
-class Stage:
+class Display:
     """What shows the state of things, and what can be done with a finished video."""
 
     banner: gr.HTML
@@ -75,7 +74,7 @@ class Stage:
 
 
 @dataclass(frozen=True, slots=True)
-class Memory:
+class TabValues:
     """What a tab remembers. The job id also stays in the browser, so that a reload comes back to it.
 
     A `State` is the server's and goes with it, and tells nobody outside the framework's queue that it has changed. The
@@ -106,7 +105,7 @@ class Page:
 def build(settings: Settings, queue: JobQueue) -> Page:
     """Draw everything and connect it."""
     with gr.Blocks(title="i2v", analytics_enabled=False, delete_cache=(3600, 86400), fill_width=True) as blocks:
-        memory = Memory(
+        memory = TabValues(
             gr.BrowserState(None, storage_key="i2v-job", secret="i2v"),  # noqa: S106 - hides nothing: a job id
             gr.State({}),
             gr.Textbox("", visible="hidden"),
@@ -140,9 +139,9 @@ def build(settings: Settings, queue: JobQueue) -> Page:
                 **RAW,
             }
             with gr.Tab(label("tab_history"), id="history") as history_tab:
-                _build_history(Shelf(settings, queue), memory, form, stage, tabs, history_tab, foresee)
+                _build_history(Results(settings, queue), memory, form, stage, tabs, history_tab, foresee)
             with gr.Tab(label("tab_system"), id="system") as system_tab:
-                _build_system(Shelf(settings, queue), form, tabs, system_tab)
+                _build_system(Results(settings, queue), form, tabs, system_tab)
         greeted = [getattr(form, name) for name in GREETED]
         shown = [memory.seen, memory.pace, memory.model, *stage.watched()]
         kept = [memory.greeted, *form.components()[1:]]
@@ -159,18 +158,18 @@ def build(settings: Settings, queue: JobQueue) -> Page:
         generate.click(with_request(desk.submit), form.components(), [memory.job_id, notice], **RAW).then(
             fn=None, js=SHOW_STAGE
         )
-        sweep.click(with_request(Sweep(desk).start), form.components(), [memory.job_id, notice], **RAW).then(
+        sweep.click(with_request(desk.sweep), form.components(), [memory.job_id, notice], **RAW).then(
             fn=None, js=SHOW_STAGE
         )
-        stage.html.click(Sweep(desk).pick, [form.steps, memory.job_id], [memory.job_id, notice], **EVENT)
+        stage.html.click(desk.pick, [form.steps, memory.job_id], [memory.job_id, notice], **EVENT)
         stage.cancel.click(desk.cancel, memory.job_id, notice, **EVENT)
         memory.job_id.change(desk.look, [memory.job_id, memory.seen], shown, **EVENT)
         _wire_form(desk, form, controls, memory, notice, foresee)
-        _wire_result(Shelf(settings, queue), form, stage, memory, foresee)
+        _wire_result(Results(settings, queue), form, stage, memory, foresee)
     return Page(blocks, form, controls, memory.model, memory.greeted)
 
 
-def _build_stage(banner: gr.HTML, timer: gr.Timer, notice: gr.HTML) -> Stage:
+def _build_stage(banner: gr.HTML, timer: gr.Timer, notice: gr.HTML) -> Display:
     html = gr.HTML(elem_id="stage", js_on_load=history.OPEN_CARD)
     with gr.Row(elem_id="cancel-row"):  # seen, as the next one, in the states that style.css names
         cancel = gr.Button(label("cancel"), variant="stop", elem_id="cancel", scale=0, min_width=140)
@@ -182,11 +181,11 @@ def _build_stage(banner: gr.HTML, timer: gr.Timer, notice: gr.HTML) -> Stage:
         yes = gr.Button(label("delete_yes"), variant="stop", size="sm", elem_id="delete-yes")
         no = gr.Button(label("delete_no"), size="sm", elem_id="delete-no")
     line = gr.HTML(elem_id="line", js_on_load=history.OPEN_CARD)
-    return Stage(banner, html, cancel, line, timer, reuse, extend, delete, confirm, yes, no, notice)
+    return Display(banner, html, cancel, line, timer, reuse, extend, delete, confirm, yes, no, notice)
 
 
 def _wire_form(
-    desk: Desk, form: Form, controls: Controls, memory: Memory, notice: gr.HTML, foresee: dict[str, Any]
+    desk: Desk, form: Form, controls: Controls, memory: TabValues, notice: gr.HTML, foresee: dict[str, Any]
 ) -> None:
     # What a person changes of the job's weight. Events that fill the form ask for the estimate themselves: each field
     # would ask once more.
@@ -207,19 +206,19 @@ def _wire_form(
     form.seed.change(desk.locked, form.seed, seed.lock, **EVENT)
 
 
-def _wire_result(shelf: Shelf, form: Form, stage: Stage, memory: Memory, foresee: dict[str, Any]) -> None:
-    stage.reuse.click(shelf.reuse, memory.job_id, [stage.notice, *form.components()], **EVENT).then(**foresee)
-    stage.extend.click(shelf.extend, memory.job_id, [memory.job_id, stage.notice], **EVENT)
+def _wire_result(results: Results, form: Form, stage: Display, memory: TabValues, foresee: dict[str, Any]) -> None:
+    stage.reuse.click(results.reuse, memory.job_id, [stage.notice, *form.components()], **EVENT).then(**foresee)
+    stage.extend.click(results.extend, memory.job_id, [memory.job_id, stage.notice], **EVENT)
     stage.delete.click(lambda: gr.Row(visible=True), None, stage.confirm, **EVENT)
     stage.delete_no.click(lambda: gr.Row(visible=False), None, stage.confirm, **EVENT)
-    stage.delete_yes.click(shelf.delete, memory.job_id, [memory.job_id, stage.notice], **EVENT).then(
+    stage.delete_yes.click(results.delete, memory.job_id, [memory.job_id, stage.notice], **EVENT).then(
         lambda: gr.Row(visible=False), None, stage.confirm, **EVENT
     )
     stage.line.click(job_of_card, None, memory.job_id, **EVENT)
 
 
 def _build_history(
-    shelf: Shelf, memory: Memory, form: Form, stage: Stage, tabs: gr.Tabs, tab: gr.Tab, foresee: dict[str, Any]
+    results: Results, memory: TabValues, form: Form, stage: Display, tabs: gr.Tabs, tab: gr.Tab, foresee: dict[str, Any]
 ) -> None:
     with gr.Row(equal_height=True):
         search = gr.Textbox(label=label("history_search"), elem_id="search", scale=3, type="text")
@@ -230,7 +229,7 @@ def _build_history(
     cards = gr.HTML(elem_id="cards", js_on_load=history.OPEN_CARD)
     more = gr.Button(label("history_more"), visible=False, elem_id="more")
     listed: dict[str, Any] = {
-        "fn": shelf.cards,
+        "fn": results.cards,
         "inputs": [search, memory.count],
         "outputs": [cards, more],
         **EVENT,
@@ -238,12 +237,12 @@ def _build_history(
     tab.select(**listed)
     search.change(trigger_mode="always_last", **listed)
     more.click(lambda count: count + history.PAGE, memory.count, memory.count, **EVENT).then(**listed)
-    cards.click(shelf.card, None, [memory.job_id, tabs, notice], **EVENT).then(**listed)
+    cards.click(results.card, None, [memory.job_id, tabs, notice], **EVENT).then(**listed)
     filled = [tabs, notice, stage.notice, *form.components()]
-    restore.change(shelf.restore, restore, filled, **RAW).then(**foresee)
+    restore.change(results.restore, restore, filled, **RAW).then(**foresee)
 
 
-def _build_system(shelf: Shelf, form: Form, tabs: gr.Tabs, tab: gr.Tab) -> None:
+def _build_system(results: Results, form: Form, tabs: gr.Tabs, tab: gr.Tab) -> None:
     facts = gr.HTML(elem_id="system")
     gr.Markdown(label("sys_api"), elem_id="api-title")
     gr.Markdown(label("sys_api_note"))
@@ -254,10 +253,10 @@ def _build_system(shelf: Shelf, form: Form, tabs: gr.Tabs, tab: gr.Tab) -> None:
             positional = gr.Code(language="python", show_label=False, interactive=False)
         with gr.Tab("openai"):
             openai = gr.Code(language="python", show_label=False, interactive=False)
-    tab.select(with_request(shelf.system), form.components()[1:], [facts, curl, positional, openai], **RAW)
+    tab.select(with_request(results.system), form.components()[1:], [facts, curl, positional, openai], **RAW)
     timer = gr.Timer(SYSTEM_S, active=False)  # ticks while the tab is open, so that its figures are those of now
     tabs.select(fn=is_system, outputs=timer, **EVENT)
-    timer.tick(shelf.facts, None, facts, **EVENT)
+    timer.tick(results.facts, None, facts, **EVENT)
 
 
 def is_system(event: gr.SelectData) -> gr.Timer:

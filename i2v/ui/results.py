@@ -13,12 +13,12 @@ from i2v.server.video_extension import last_frame
 from i2v.settings import Settings
 from i2v.ui import form, hint, history, system
 from i2v.ui.desk import caller_of, find, told, waiters
-from i2v.ui.shown import Shown
+from i2v.ui.sweep import Shown
 from i2v.ui.texts import Say, language, speaker
 
 
 @dataclass(frozen=True, slots=True)
-class Shelf:
+class Results:
     """Functions of events, as in `Desk`."""
 
     settings: Settings

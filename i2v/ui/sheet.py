@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from i2v.jobs.job import Job
-from i2v.ui.shown import Shown
 from i2v.ui.stage import jpeg_url, now
+from i2v.ui.sweep import Shown
 from i2v.ui.texts import Say, explained
 
 Preview = NDArray[np.uint8] | None

@@ -21,7 +21,7 @@ def sentences(settings: Settings) -> Mapping[str, Sentence]:
     if settings.presets is None:
         return {}
     let_threads_sleep()
-    from i2v.presets import read_presets  # brings torch, which `import i2v.ui` does without
+    from i2v.presets import read_presets  # brings torch, which the page does without
 
     try:
         found = read_presets(settings.presets)

@@ -30,8 +30,8 @@ from i2v.ui.banner import banner
 from i2v.ui.desk import WATCHED, Desk, photo_url
 from i2v.ui.form import GREETED
 from i2v.ui.hint import about_prompt
-from i2v.ui.results import Shelf
-from i2v.ui.shown import Shown
+from i2v.ui.results import Results
+from i2v.ui.sweep import Shown
 from i2v.ui.system import facts
 from i2v.ui.texts import explained, speaker
 from i2v.ui.translated import noted, planned, warned
@@ -77,12 +77,12 @@ def test_delete_of_a_draft_goes_back_to_the_other_drafts(make_queue: MakeQueue, 
     """The text of what is shown was taken for a job id: Delete failed for each draft of a sweep."""
     queue = make_queue()
     ids = tuple(finished(queue, seed).id for seed in range(4))
-    shelf = Shelf(settings_in(tmp_path), queue)
-    shown, notice = asyncio.run(shelf.delete(Shown(job=ids[1], sheet=ids).one(ids[1]), NOBODY))
+    results = Results(settings_in(tmp_path), queue)
+    shown, notice = asyncio.run(results.delete(Shown(job=ids[1], sheet=ids).one(ids[1]), NOBODY))
     assert Shown.read(shown) == Shown(sheet=(ids[0], ids[2], ids[3]))
     assert "good" in notice
     assert {job.id for job in queue.list()} == {ids[0], ids[2], ids[3]}
-    shown, _ = asyncio.run(shelf.delete(ids[0], NOBODY))
+    shown, _ = asyncio.run(results.delete(ids[0], NOBODY))
     assert shown is None
 
 
@@ -180,16 +180,16 @@ def test_every_event_answers_when_the_queue_has_stopped(make_queue: MakeQueue, t
     queue = make_queue()
     job = finished(queue)
     settings = settings_in(tmp_path)
-    desk, shelf = Desk(settings, queue), Shelf(settings, queue)
+    desk, results = Desk(settings, queue), Results(settings, queue)
     queue.stop(5.0)
     assert "shutting down" in desk.look(job.id, {}, NOBODY)[BANNER]
     assert "shutting down" in desk.open(job.id, None, NOBODY)[1 + BANNER]
-    assert "bad" in shelf.cards("", 24, NOBODY)[0]
-    assert "bad" in shelf.reuse(job.id, NOBODY)[0]
-    assert "bad" in shelf.extend(job.id, NOBODY)[1]
-    assert "bad" in asyncio.run(shelf.delete(job.id, NOBODY))[1]
+    assert "bad" in results.cards("", 24, NOBODY)[0]
+    assert "bad" in results.reuse(job.id, NOBODY)[0]
+    assert "bad" in results.extend(job.id, NOBODY)[1]
+    assert "bad" in asyncio.run(results.delete(job.id, NOBODY))[1]
     assert "bad" in asyncio.run(desk.cancel(job.id, NOBODY))
-    assert "state" in shelf.facts(NOBODY).lower()
+    assert "state" in results.facts(NOBODY).lower()
     assert is_skip(desk.same_seed(job.id))
     assert desk.lock(True, job.id).isdecimal()
 
@@ -224,7 +224,7 @@ def test_waiting_for_a_step_to_end_leaves_the_shared_threads_free(make_queue: Ma
 
     queue = make_queue(FakeEngine(fault=hold))
     settings = settings_in(tmp_path)
-    desk, shelf = Desk(settings, queue), Shelf(settings, queue)
+    desk, results = Desk(settings, queue), Results(settings, queue)
     request = GenerateRequest(prompt="night falls", width=64, height=64, num_frames=2, steps=2, seed=1)
     job = queue.submit(request, DOT, door="ui")
     assert inside.wait(60)
@@ -234,8 +234,8 @@ def test_waiting_for_a_step_to_end_leaves_the_shared_threads_free(make_queue: Ma
 
         shared = to_thread.current_default_thread_limiter()
         stops = [asyncio.create_task(desk.cancel(job.id, NOBODY)) for _ in range(50)]
-        deletes = [asyncio.create_task(shelf.delete(job.id, NOBODY))]
-        while desk.waiting.borrowed_tokens < desk.waiting.total_tokens or not shelf.waiting.borrowed_tokens:
+        deletes = [asyncio.create_task(results.delete(job.id, NOBODY))]
+        while desk.waiting.borrowed_tokens < desk.waiting.total_tokens or not results.waiting.borrowed_tokens:
             await asyncio.sleep(0)
         assert shared.borrowed_tokens == 0
         go_on.set()
@@ -368,10 +368,10 @@ def test_the_examples_name_the_address_that_clients_see(make_queue: MakeQueue, t
     }
     given = [values[name] for name in form.Form.names()[1:]]
     queue = make_queue()
-    own = Shelf(settings_in(tmp_path), queue).system(*given, asked)
+    own = Results(settings_in(tmp_path), queue).system(*given, asked)
     assert all("http://127.0.0.1:7860/" in code for code in own[1:])
     public = settings_in(tmp_path).model_copy(update={"public_url": "https://videos.example/"})
-    proxied = Shelf(public, queue).system(*given, asked)
+    proxied = Results(public, queue).system(*given, asked)
     assert all("https://videos.example/" in code and "7860" not in code for code in proxied[1:])
 
 

@@ -14,8 +14,8 @@ from i2v.engine.protocol import ModelInfo
 from i2v.engine.source import DEMO_FOLDER, read_card
 from i2v.errors import OutOfMemory
 from i2v.request import PublicLimits
+from i2v.ui.form import as_photo, offered_sizes
 from i2v.ui.hint import about_prompt
-from i2v.ui.sizes import as_photo, offered
 from i2v.ui.texts import TABLE, speaker
 from tests.conftest import ASSETS
 from tests.ui.conftest import Site, fill, open_advanced
@@ -349,8 +349,8 @@ def test_as_the_photo_keeps_its_shape_within_the_limits() -> None:
 
 
 def test_only_sizes_that_the_operator_allows_are_offered() -> None:
-    assert offered(PublicLimits(resolutions=(256,), side=(128, 640))) == [(256, 256)]
-    assert (1280, 704) in offered(PublicLimits())
+    assert offered_sizes(PublicLimits(resolutions=(256,), side=(128, 640))) == [(256, 256)]
+    assert (1280, 704) in offered_sizes(PublicLimits())
 
 
 def test_on_a_phone_the_box_for_a_video_covers_none_of_its_words(site: Site, open_page: OpenPage) -> None:
