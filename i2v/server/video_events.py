@@ -32,10 +32,10 @@ async def stream(context: Context, job_id: str) -> AsyncIterator[bytes]:
             if job is None:
                 yield b": still here\n\n"
             elif job.is_final:
-                yield _event("done", await shown(job, context.queue, context.settings))
+                yield _event("done", (await shown(job, context.queue, context.settings)).model_dump())
             elif job.status != status:
                 status = job.status
-                yield _event("status", await shown(job, context.queue, context.settings))
+                yield _event("status", (await shown(job, context.queue, context.settings)).model_dump())
             else:
                 yield _event("progress", await run_in_threadpool(_progress, context, job))
     except I2VError as error:

@@ -247,13 +247,13 @@ def _values(job: Job, **changed: Any) -> dict[str, Any]:
 
 
 def _object(context: Context, job: Job) -> dict[str, Any]:
-    return video_object(job, context.queue, context.settings)
+    return video_object(job, context.queue, context.settings).model_dump()
 
 
 async def _object_answer(context: Context, job: Job, **changed: Any) -> Response:
     headers = {} if job.is_final else {"openai-poll-after-ms": str(poll_after_ms(job))}
     found = await shown(job, context.queue, context.settings)
-    return JSONAnswer(found | changed, headers=headers)
+    return JSONAnswer(found.model_dump() | changed, headers=headers)
 
 
 def _model(context: Context) -> dict[str, Any] | None:

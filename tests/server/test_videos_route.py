@@ -12,6 +12,7 @@ from PIL import Image
 
 from i2v.errors import BadRequest
 from i2v.jobs.job import FINAL
+from i2v.server.video_object import VideoObject
 from i2v.server.video_request import receive
 from i2v.server.video_variants import Variants
 from i2v.video import probe
@@ -617,3 +618,19 @@ async def test_pictures_that_take_long_hold_up_no_upload(app, client, queue, sma
     assert [answer.headers["content-type"] for answer in answers] == ["image/gif", "image/webp"]
     held.clear()  # what was made once is there at once
     assert (await client.get(f"/v1/videos/{made}/content?variant=gif")).content == answers[0].content
+
+
+async def test_the_object_has_exactly_these_keys_in_this_order_and_numbers_as_before(client, finished):
+    """It was a dictionary; its description named half of the keys."""
+    job = await finished(seed=7, guidance_scale=3)
+    video = (await client.get(f"/v1/videos/{job.id}")).json()
+    assert list(video) == list(VideoObject.model_fields)
+    assert " ".join(video) == (
+        "id object created_at completed_at expires_at status progress error model prompt seconds size num_frames fps "
+        "steps guidance_scale seed preset fit extends stage position eta_s stage_seconds peak_memory_mb notes warnings"
+    )
+    result = job.result
+    assert (video["guidance_scale"], video["seed"], video["preset"], video["fit"]) == (3.0, 7, "exact", "crop")
+    assert (video["stage_seconds"], video["peak_memory_mb"]) == (result.stage_seconds, result.peak_memory_mb)
+    assert (video["notes"], video["warnings"]) == (list(result.notes), list(result.warnings))
+    assert (video["expires_at"], video["error"], video["extends"], video["stage"]) == (None, None, None, None)
