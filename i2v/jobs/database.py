@@ -19,6 +19,8 @@ from i2v.jobs.schema import KEEPALIVES, POSTGRES_LOCK, DataError, open_database
 log = logging.getLogger(__name__)
 
 LOCK_WAIT_S = 60.0  # longer than the database needs to notice by `KEEPALIVES` that a session's host is gone
+START_WAIT_S = 30.0  # for the lock at the start: the session of a server that was killed may still be ending
+LOCK_POLL_S = 0.1
 
 
 class Database:
@@ -31,14 +33,17 @@ class Database:
         self._guard: Connection | None = None
         self._refused_at: float | None = None  # since when another session holds the lock that was ours
         try:
-            self._take_lock()
+            self._take_lock(START_WAIT_S)
         except BaseException:
             self._engine.dispose()
             raise
 
     def close(self) -> None:
+        """The lock is free when this returns; the session that held it may take longer to end."""
         if self._guard is not None:
-            self._guard.close()
+            with suppress(SQLAlchemyError):  # a session that broke has lost it already
+                self._guard.scalar(select(func.pg_advisory_unlock(POSTGRES_LOCK)))
+            self._drop_guard()
         self._engine.dispose()
 
     @contextmanager
@@ -82,10 +87,10 @@ class Database:
                     raise
                 raise Unavailable("the lock of the job table is held by another session", retry_after=5) from error
 
-    def _take_lock(self) -> None:
+    def _take_lock(self, wait_s: float = 0.0) -> None:
         """PostgreSQL can be reached from many folders; the session lock goes when this process does.
 
-        Raises `DataError` when another session holds it, `Unavailable`.
+        Waits up to `wait_s` seconds. Raises `DataError` when another session still holds it then, `Unavailable`.
         """
         if self._engine.dialect.name != "postgresql":
             return
@@ -94,13 +99,30 @@ class Database:
             try:
                 for name, value in KEEPALIVES.items():  # the server's side: it frees the lock of a host that is gone
                     self._guard.exec_driver_sql(f"SET tcp_{name} = {value}")
-                taken = self._guard.scalar(select(func.pg_try_advisory_lock(POSTGRES_LOCK)))
+                taken = self._try_lock(self._guard, wait_s)
             except BaseException:
                 self._drop_guard()
                 raise
         if not taken:
             self._drop_guard()
             raise DataError("another i2v server uses this PostgreSQL database. Stop it first, or give each its own")
+
+    def _try_lock(self, guard: Connection, wait_s: float) -> bool:
+        attempt = select(func.pg_try_advisory_lock(POSTGRES_LOCK))
+        if guard.scalar(attempt):
+            return True
+        deadline = time.monotonic() + wait_s
+        if wait_s:
+            log.warning(
+                "waits up to %.0f s for the lock of the job table: another session holds it, "
+                "perhaps that of a server which has just ended",
+                wait_s,
+            )
+        while time.monotonic() < deadline:
+            time.sleep(LOCK_POLL_S)
+            if guard.scalar(attempt):
+                return True
+        return False
 
     def _drop_guard(self) -> None:
         """End the session, not only its use: one that goes back to the pool would keep the lock for nobody."""

@@ -100,22 +100,26 @@ class Verdicts:
         self._on_lost(error)
 
     def give_up(self) -> None:
-        """From now on a change that the database refuses is tried only once more: the next start puts it right."""
+        """The server stops: a change that fails is tried once more, at once, and then left to the next start."""
         self._stopping.set()
 
     def persist(self, change: Callable[[], T], *, of_table: bool = True) -> T | None:
         """Make a change, waiting while the database cannot; None when the server stopped before it could.
 
+        Each change has a try after the stop, too: one that failed may have been kept and only its answer lost.
         `of_table` False: what is waited for is not the table, and says nothing of it.
         """
+        stopped = False  # before this try began
         for wait in chain(RETRY_S, repeat(RETRY_S[-1])):
             try:
                 done = change()
             except (Unavailable, StorageFull) as error:
                 self.storage_works = self.storage_works and not of_table
-                log.error("%s; trying again in %.1f s", error.message, wait)
-                if self._stopping.wait(wait):
+                if stopped:
+                    log.error("%s; left to the next start", error.message)
                     return None
+                log.error("%s; trying again in %.1f s", error.message, wait)
+                stopped = self._stopping.wait(wait)
             else:
                 self.storage_works = self.storage_works or of_table
                 return done

@@ -141,6 +141,8 @@ class Worker:
                 live = self._claim()
                 if live is None:
                     self._sleep()
+                elif self._stopping.is_set():  # the stop came while it was claimed
+                    self._verdicts.requeued(live)
                 else:
                     self._serve(live)
         except Exception:  # a defect of ours: a server whose queue stands still for ever is worse than a restart

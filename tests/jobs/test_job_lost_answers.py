@@ -2,6 +2,7 @@
 
 import itertools
 import threading
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,13 @@ import pytest
 from PIL import Image
 from test_job_store import ENDS, RESULT, add, start
 
-from i2v.errors import NotFound, Unavailable
+from i2v.engine.fake import FakeEngine
+from i2v.errors import FatalEngineError, GenerationFailed, I2VError, NotFound, Unavailable
+from i2v.jobs import settle
 from i2v.jobs.job import FINAL
 from i2v.jobs.schema import sqlite_url
 from i2v.jobs.store import InvalidTransition, JobStore
-from tests.jobs.job_doubles import SMALL, MakeQueue, final, until
+from tests.jobs.job_doubles import DEADLINE_S, SMALL, Gate, MakeQueue, final, until
 
 
 class Wire:
@@ -137,6 +140,88 @@ def test_a_video_whose_end_was_kept_without_an_answer_stays(
     assert done.result is not None
     assert (outputs / done.result.file).is_file()
     assert (outputs / done.result.file).with_suffix(".json").is_file()
+
+
+def fail_at_the_first_step(error: I2VError) -> Callable[[str, int], None]:
+    def fault(_stage: str, _step: int) -> None:
+        raise error
+
+    return fault
+
+
+@pytest.fixture
+def only_a_stop_ends_the_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A change that failed is not tried again before the server stops: the order that is seldom met by chance."""
+    monkeypatch.setattr(settle, "RETRY_S", (DEADLINE_S * 10.0,))
+
+
+@pytest.mark.usefixtures("only_a_stop_ends_the_wait")
+@pytest.mark.parametrize("end", ["completed", "failed", "cancelled", "lost engine"])
+def test_an_end_that_was_kept_without_an_answer_before_a_stop_is_told(
+    make_queue: MakeQueue, database: dict[str, str], outputs: Path, dot: Image.Image, gate: Gate, end: str
+) -> None:
+    """The stop ended the wait for the next try, and the job was final without anybody being told."""
+    faults: dict[str, Callable[[str, int], None]] = {
+        "failed": fail_at_the_first_step(GenerationFailed("it broke")),
+        "lost engine": fail_at_the_first_step(FatalEngineError("the context is lost")),
+        "cancelled": gate,
+    }
+    settings = {**database, "queue": {"attempts": 1}, "predict": {"on_disconnect": "cancel"}}
+    queue = make_queue(FakeEngine(fault=faults.get(end)), settings=settings)
+    store, lost, told = queue._opened(), threading.Event(), []
+    wire = Wire(store)
+    for name in ("complete", "fail", "cancel_running"):
+        lose_first(store, name, wire, lost)
+    queue.on_final.append(lambda job: told.append((job.id, job.status)))
+    job = queue.submit(SMALL, dot, door="cli")
+    if end == "cancelled":
+        assert gate.reached.wait(DEADLINE_S)
+        queue.abandon(job.id)
+        gate.open()
+    assert lost.wait(DEADLINE_S)
+    queue.stop()
+    status = {"lost engine": "failed"}.get(end, end)
+    assert (told, wire.lost) == ([(job.id, status)], 1)
+    assert len(list(outputs.glob("video_*.mp4"))) == (end == "completed")
+
+
+def lose_first(store: JobStore, name: str, wire: Wire, lost: threading.Event) -> None:
+    """Lose the answer to the first call of a method of the store, and say so once it has been lost."""
+    method = getattr(store, name)
+
+    def losing(*arguments: Any) -> Any:
+        if not lost.is_set():
+            wire.lose()
+        try:
+            return method(*arguments)
+        finally:
+            lost.set()
+
+    setattr(store, name, losing)
+
+
+@pytest.mark.usefixtures("only_a_stop_ends_the_wait")
+def test_a_job_whose_start_was_kept_without_an_answer_before_a_stop_loses_no_attempt(
+    make_queue: MakeQueue, database: dict[str, str], dot: Image.Image
+) -> None:
+    """It stayed in progress, and the next start took it for one that had run when its server died."""
+    wires: list[Wire] = []
+    lost = threading.Event()
+
+    def failpoint(name: str) -> None:
+        if name == "claiming" and not lost.is_set():
+            wires[0].lose()
+            lost.set()
+
+    queue = make_queue(settings=database, failpoint=failpoint)
+    store = queue._opened()
+    wires.append(Wire(store))
+    job = queue.submit(SMALL, dot, door="cli")
+    assert lost.wait(DEADLINE_S)
+    until(lambda: wires[0].lost == 1)
+    queue.stop()
+    again = final(make_queue(settings=database), job)
+    assert (again.status, again.attempt) == ("completed", 1)
 
 
 def test_a_job_whose_start_was_kept_without_an_answer_runs_once_and_the_server_goes_on(

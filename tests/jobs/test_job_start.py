@@ -1,11 +1,16 @@
 """Starting on a data folder: what is refused in a readable sentence, and what is put right."""
 
+import logging
 import os
+import signal
 import sqlite3
 import stat
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import psycopg
@@ -21,7 +26,7 @@ from i2v.jobs.queue import JobQueue
 from i2v.jobs.schema import KEEPALIVES, POSTGRES_LOCK, SCHEMA_VERSION, DataError, open_database, sqlite_url
 from i2v.jobs.store import JobStore
 from i2v.settings import Settings
-from tests.jobs.job_doubles import DEADLINE_S, SMALL, Clock, MakeQueue, final, quick_write
+from tests.jobs.job_doubles import DEADLINE_S, SMALL, Clock, MakeQueue, final, quick_write, until
 
 ROOT = Path(__file__).resolve().parents[2]
 NAME = "video_20260102_030405_abc123"
@@ -56,6 +61,13 @@ def test_a_second_server_in_this_process_or_another_is_refused_and_told_who_to_s
     start(outputs).stop()
 
 
+@pytest.fixture
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A start does not wait for a lock that another session holds."""
+    monkeypatch.setattr(database, "START_WAIT_S", 0.0)
+
+
+@pytest.mark.usefixtures("at_once")
 def test_two_servers_on_one_postgresql_database_are_refused(postgres_url: str, outputs: Path, tmp_path: Path) -> None:
     first = start(outputs, database=postgres_url)
     with pytest.raises(DataError, match="another i2v server uses this PostgreSQL database"):
@@ -69,6 +81,7 @@ def cut_the_lock(url: str) -> None:
         connection.execute("SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory'")
 
 
+@pytest.mark.usefixtures("at_once")
 def test_a_postgresql_restart_does_not_let_a_second_server_in(
     postgres_url: str, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -102,6 +115,7 @@ def is_back(store: JobStore, url: str, clock: Clock) -> None:
     store.close()
 
 
+@pytest.mark.usefixtures("at_once")
 def test_a_lock_that_the_database_still_holds_for_the_broken_session_is_waited_for(
     postgres_url: str, clock: Clock
 ) -> None:
@@ -114,6 +128,7 @@ def test_a_lock_that_the_database_still_holds_for_the_broken_session_is_waited_f
     is_back(store, postgres_url, clock)
 
 
+@pytest.mark.usefixtures("at_once")
 def test_a_database_that_is_away_for_several_looks_is_taken_up_again(
     postgres_url: str, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -127,6 +142,85 @@ def test_a_database_that_is_away_for_several_looks_is_taken_up_again(
         away.setattr(store._database._engine, "connect", refuse)
         is_away(store)
     is_back(store, postgres_url, clock)
+
+
+def locks(url: str) -> list[int]:
+    """The process ids of the database's sessions that hold an advisory lock."""
+    with psycopg.connect(url, autocommit=True) as connection:
+        rows = connection.execute("SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND granted").fetchall()
+    return [pid for (pid,) in rows]
+
+
+def test_a_store_that_was_closed_holds_no_lock_though_its_session_has_not_ended(
+    postgres_url: str, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The lock was left to the end of the session, which the next start met when it was quick."""
+    store = JobStore(postgres_url, "boot-1", clock)
+    engine = store._database._engine
+    dialect_close = engine.dialect.do_close
+    sessions: list[object] = []
+    with monkeypatch.context() as slow:
+        slow.setattr(engine.dialect, "do_close", sessions.append)
+        slow.setattr(engine.dialect, "do_terminate", sessions.append)
+        store.close()
+    assert sessions
+    assert locks(postgres_url) == []
+    JobStore(postgres_url, "boot-2", clock).close()
+    for session in sessions:
+        dialect_close(session)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def waits(caplog: pytest.LogCaptureFixture) -> Callable[[], bool]:
+    """Whether a start has said that it waits for the lock."""
+    caplog.set_level(logging.WARNING, "i2v.jobs.database")
+    return lambda: "waits up to 30 s for the lock of the job table" in caplog.text
+
+
+def test_a_start_waits_for_the_session_of_an_earlier_server_and_says_so(
+    postgres_url: str, clock: Clock, waits: Callable[[], bool]
+) -> None:
+    """It gave up at once."""
+    with ThreadPoolExecutor() as pool, psycopg.connect(postgres_url, autocommit=True) as earlier:
+        earlier.execute("SELECT pg_advisory_lock(%s)", (POSTGRES_LOCK,))
+        opening = pool.submit(JobStore, postgres_url, "boot-2", clock)
+        until(lambda: waits() or opening.done())
+        earlier.close()
+        opening.result(DEADLINE_S).close()
+
+
+def test_a_server_that_was_killed_and_starts_again_at_once_waits_for_its_old_session(
+    postgres_url: str, outputs: Path, waits: Callable[[], bool]
+) -> None:
+    """It gave up: the database may need a moment to see that the process is gone. Here its session is held still."""
+    script = (
+        "from i2v.jobs.queue import JobQueue; from i2v.settings import Settings; from pathlib import Path; import sys\n"
+        "queue = JobQueue(Settings(outputs=Path(sys.argv[1]), database=sys.argv[2])); queue.start()\n"
+        "print('started', flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", script, str(outputs), postgres_url],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    ) as server:
+        assert server.stdout is not None
+        assert server.stdout.readline() == b"started\n"
+        (session,) = locks(postgres_url)
+        os.kill(session, signal.SIGSTOP)
+        server.kill()
+    try:
+        with ThreadPoolExecutor() as pool:
+            starting = pool.submit(start, outputs, database=postgres_url)
+            until(lambda: waits() or starting.done())
+            os.kill(session, signal.SIGCONT)
+            again = starting.result(DEADLINE_S)
+    finally:
+        with suppress(ProcessLookupError):
+            os.kill(session, signal.SIGCONT)
+    assert server.returncode == -signal.SIGKILL
+    assert (again.starts.number, again.starts.after_death) == (2, 1)
+    again.stop()
 
 
 def test_the_session_that_holds_the_lock_ends_soon_after_its_host_is_gone(postgres_url: str, clock: Clock) -> None:
