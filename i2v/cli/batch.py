@@ -11,22 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from i2v.cli.inputs import sized
+from i2v.cli.options import field_type
 from i2v.client import ClientError
 from i2v.errors import I2VError, InvalidRequest
 from i2v.request import GenerateRequest
 
 ROW_ERRORS = (I2VError, ClientError)  # end one row; anything else ends the run
-
-_NUMBERS: dict[str, type] = {
-    "width": int,
-    "height": int,
-    "num_frames": int,
-    "fps": int,
-    "motion_fps": int,
-    "steps": int,
-    "guidance_scale": float,
-    "seed": int,
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,9 +96,9 @@ def _csv_lines(text: str) -> Iterable[tuple[int, dict[str, Any]]]:
 
 def _number(name: str, value: str | None) -> Any:
     """CSV holds text only; what is no number stays text, and is refused with its field's name."""
-    kind = _NUMBERS.get(name)
-    if kind is None or not value:
+    if not value or name not in GenerateRequest.model_fields:
         return value
+    kind, _ = field_type(name)
     try:
         return kind(value)
     except ValueError:

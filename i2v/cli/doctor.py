@@ -70,7 +70,7 @@ def check_python(version: tuple[int, int] = (sys.version_info[0], sys.version_in
     text = ".".join(map(str, version))
     if (3, 11) <= version <= (3, 13):
         return Check("python", True, f"Python {text}")
-    return Check("python", False, f"Python {text}; 3.11, 3.12 or 3.13 is wanted")
+    return Check("python", False, f"Python {text}; install 3.11, 3.12 or 3.13")
 
 
 def check_torch() -> Check:
@@ -113,7 +113,7 @@ def check_steps(settings: Settings) -> Check:
         return Check("steps", True, f"plain ({reason})")
     if settings.memory == "low-vram" and device.type == "cuda":
         return Check(
-            "steps", True, "plain (memory is low-vram: weights move, and a faster form wants them in one place)"
+            "steps", True, "plain (memory is low-vram: weights move, and a faster form needs them in one place)"
         )
     if form.name == "compiled" and shutil.which("c++") is None and shutil.which("g++") is None:
         return Check("steps", False, "accelerate is compile, and there is no C++ compiler; install one, or choose auto")
@@ -156,7 +156,7 @@ def check_writable(name: str, folder: Path) -> Check:
     """The folder, or where it is missing its nearest existing parent, takes a new file."""
     there = _nearest(folder)
     if not there.is_dir():
-        return Check(name, False, f"{there} is a file; a folder is wanted")
+        return Check(name, False, f"{there} is a file, not a folder")
     try:
         with tempfile.TemporaryFile(dir=there):
             pass

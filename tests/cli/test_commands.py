@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import uvicorn
 from PIL import Image
+from rich.console import Console
 
 from i2v import serve, video
 from i2v.cli import commands, doctor, inputs, local
@@ -559,7 +560,7 @@ def test_the_module_is_the_command() -> None:
 
 
 def test_a_log_gets_a_line_for_each_tenth_and_no_control_sequences(capsys: pytest.CaptureFixture[str]) -> None:
-    with Display(commands.Console(stderr=True)) as display:
+    with Display(Console(stderr=True)) as display:
         display.loading("loading unet", None)
         for step in range(1, 101):
             display.step(Progress("denoise", step, 100))
@@ -574,7 +575,7 @@ def test_a_log_gets_a_line_for_each_tenth_and_no_control_sequences(capsys: pytes
 
 def test_a_terminal_gets_one_bar_that_is_gone_at_the_end() -> None:
     out = io.StringIO()
-    with Display(commands.Console(file=out, force_terminal=True, width=100)) as display:
+    with Display(Console(file=out, force_terminal=True, width=100)) as display:
         display.loading("loading unet", 0.25)
         display.step(Progress("denoise", 3, 10))
         display.video(Video(id="v", status="queued", progress=0, position=2))
