@@ -35,7 +35,6 @@ class Live:
         self.claim = claim
         self._clock = clock
         self.started = clock()
-        self.saved = self.started
         self.cancelled = False
         self.interrupted = False
         self.preview: NDArray[np.uint8] | None = None

@@ -63,7 +63,7 @@ jobs = Table(
     Column("boot_id", String(40)),  # the server process that runs it
     Column("slot", Integer, unique=True),  # the engine it occupies; the database itself refuses two jobs in one
     Column("stage", String(16)),
-    Column("step", Integer, nullable=False),
+    Column("step", Integer, nullable=False),  # how far a job came that failed or was cancelled
     Column("error_code", String(40)),
     Column("error_message", Text),
     Column("file", Text),  # name inside the outputs folder, known before it is written

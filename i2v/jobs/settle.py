@@ -65,11 +65,11 @@ class Verdicts:
 
     def failed(self, live: Live, error: I2VError) -> None:
         log.warning("failed: %s (%s)", error.message, error.code, extra={"job": live.job.id})
-        self._settle(live, lambda: self._store.fail(live.claim, error.code, error.message))
+        self._settle(live, lambda: self._store.fail(live.claim, error.code, error.message, live.step))
 
     def cancelled(self, live: Live) -> None:
         log.info("cancelled", extra={"job": live.job.id})
-        self._settle(live, lambda: self._store.cancel_running(live.claim))
+        self._settle(live, lambda: self._store.cancel_running(live.claim, live.step))
 
     def requeued(self, live: Live) -> None:
         """The server stops in good order: the attempt does not count."""
@@ -92,7 +92,7 @@ class Verdicts:
         if again and live.claim.attempt < self._attempts:
             self._settle(live, lambda: self._store.requeue(live.claim, count=True))
         else:
-            self._settle(live, lambda: self._store.fail(live.claim, error.code, error.message))
+            self._settle(live, lambda: self._store.fail(live.claim, error.code, error.message, live.step))
         self._on_lost(error)
 
     def broken(self, error: I2VError) -> None:

@@ -251,9 +251,6 @@ class JobStore:
         _move(connection, row.id, and_(jobs.c.status == "queued", jobs.c.attempt == row.attempt), values)
         return claim
 
-    def save_progress(self, claim: Claim, stage: str, step: int) -> None:
-        self._change(claim, {"stage": stage, "step": step})
-
     def begin_write(self, claim: Claim, file: str, result: JobResult) -> None:
         """The engine is free, the file is to be written. Names the file first, so that a file which was complete
         when the process died can be told from one that was not."""
@@ -264,11 +261,13 @@ class JobStore:
         values = {"file": result.file, "bytes": result.bytes, "result": json.dumps(asdict(result))}
         return self._finish(claim, "completed", values)
 
-    def fail(self, claim: Claim, code: str, message: str) -> Job:
-        return self._finish(claim, "failed", {"error_code": code, "error_message": message, **NO_FILE})
+    def fail(self, claim: Claim, code: str, message: str, step: int = 0) -> Job:
+        """`step`: how far it came."""
+        return self._finish(claim, "failed", {"error_code": code, "error_message": message, "step": step, **NO_FILE})
 
-    def cancel_running(self, claim: Claim) -> Job:
-        return self._finish(claim, "cancelled", {"error_code": "cancelled", "error_message": CANCELLED, **NO_FILE})
+    def cancel_running(self, claim: Claim, step: int = 0) -> Job:
+        values = {"error_code": "cancelled", "error_message": CANCELLED, "step": step, **NO_FILE}
+        return self._finish(claim, "cancelled", values)
 
     def requeue(self, claim: Claim, *, count: bool) -> Job:
         """Back to its place in the queue. `count` False gives the attempt back: the job was not at fault."""

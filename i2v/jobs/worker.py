@@ -7,7 +7,6 @@ died runs alone, with nothing being written beside it: a second death then names
 
 import logging
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
@@ -21,8 +20,6 @@ from i2v.errors import (
     I2VError,
     JobCancelled,
     OutOfMemory,
-    StorageFull,
-    Unavailable,
 )
 from i2v.jobs.outputs import Mark
 from i2v.jobs.photo import decode_png
@@ -34,8 +31,6 @@ from i2v.jobs.store import InvalidTransition, JobStore
 from i2v.jobs.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
-
-SAVE_EVERY_S = 1.0
 
 
 class Mutex(Protocol):
@@ -228,20 +223,7 @@ class Worker:
         live.report(progress)
         if live.must_end:
             raise JobCancelled("the job was cancelled")
-        self._save_progress(live)
         self._hub.step(live.job.id)
-
-    def _save_progress(self, live: Live) -> None:
-        now = time.monotonic()
-        if now - live.saved < SAVE_EVERY_S:
-            return
-        live.saved = now
-        try:
-            self._store.save_progress(live.claim, live.stage, live.step)
-        except InvalidTransition:
-            live.cancelled = True  # the row has been settled without this thread: stop working on it
-        except (Unavailable, StorageFull) as error:
-            log.warning("its progress could not be stored: %s", error.message, extra={"job": live.job.id})
 
     def _hung(self, live: Live) -> None:
         """On the watchdog's thread. The engine's thread is beyond help, so the process has to end."""

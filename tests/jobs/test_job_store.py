@@ -57,7 +57,6 @@ CHANGES: dict[str, Callable[[JobStore, Claim], object]] = {
     "cancel a running one": lambda store, claim: store.cancel_running(claim),
     "cancel a queued one": lambda store, claim: store.cancel_queued(claim.id),
     "requeue": lambda store, claim: store.requeue(claim, count=True),
-    "save progress": lambda store, claim: store.save_progress(claim, "denoise", 3),
     "begin to write": lambda store, claim: store.begin_write(claim, RESULT.file, RESULT),
 }
 
@@ -81,9 +80,8 @@ def test_a_full_life_keeps_times_attempt_and_result(store: JobStore, clock: Cloc
         1,
         clock.now,
     )
-    store.save_progress(claim, "denoise", 3)
-    assert (store.get(claim.id).stage, store.get(claim.id).step) == ("denoise", 3)
     store.begin_write(claim, RESULT.file, RESULT)
+    assert store.get(claim.id).stage == "write"
     clock.move(seconds=5)
     store.complete(claim, RESULT)
     done = store.get(claim.id)

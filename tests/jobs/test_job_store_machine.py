@@ -102,7 +102,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule(
         number=ALL,
-        change=st.sampled_from(["complete", "fail", "cancel", "requeue", "give back", "progress", "write", "publish"]),
+        change=st.sampled_from(["complete", "fail", "cancel", "requeue", "give back", "write", "publish"]),
     )
     def change(self, number: int, change: str) -> None:
         if not self.claims:
@@ -114,7 +114,6 @@ class StoreMachine(RuleBasedStateMachine):
             "cancel": lambda: self.store.cancel_running(claim),
             "requeue": lambda: self.store.requeue(claim, count=True),
             "give back": lambda: self.store.requeue(claim, count=False),
-            "progress": lambda: self.store.save_progress(claim, "denoise", 1),
             "write": lambda: self.store.begin_write(claim, RESULT.file, RESULT),
             "publish": lambda: self.store.begin_write(claim, f"{claim.id}.mp4", RESULT),
         }[change]
@@ -129,7 +128,7 @@ class StoreMachine(RuleBasedStateMachine):
         act()
         if change in ("write", "publish"):
             job.in_engine, job.published = False, change == "publish"
-        elif change != "progress":
+        else:
             states = {"complete": "completed", "fail": "failed", "cancel": "cancelled"}
             job.status, job.in_engine, job.published = states.get(change, "queued"), False, False
             job.attempt -= change == "give back"

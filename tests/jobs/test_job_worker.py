@@ -278,29 +278,32 @@ def test_a_preview_that_fails_does_not_cost_the_job(
     assert "no preview" in caplog.text
 
 
-def test_progress_is_stored_at_most_once_a_second_but_seen_at_every_step(
-    make_queue: MakeQueue, dot: Image.Image, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("end", "step", "progress"), [("failed", 30, 60), ("cancelled", 31, 62)])
+def test_a_job_that_ends_early_keeps_its_step_and_no_step_is_written_before(
+    make_queue: MakeQueue, dot: Image.Image, end: str, step: int, progress: int
 ) -> None:
-    queue = make_queue()
-    now = [1000.0]
-    monkeypatch.setattr("i2v.jobs.worker.time.monotonic", lambda: now[0])
-    saved: list[int] = []
-    store = queue._opened()
-    original = store.save_progress
-    monkeypatch.setattr(
-        store, "save_progress", lambda claim, stage, step: saved.append(step) or original(claim, stage, step)
-    )
+    writes: list[str] = []
+    seen: dict[int, int] = {}
 
-    def tick(_stage: str, step: int) -> None:
-        now[0] += 0.25
+    def fault(stage: str, number: int) -> None:
+        seen.setdefault(number, len(writes))
+        if (stage, number) == ("denoise", 31):
+            if end == "failed":
+                raise InvalidOutput("the frames are black")
+            queue._board.cancel(queue._board.all()[0].job.id)
 
-    engine = queue._engine
-    assert isinstance(engine, FakeEngine)
-    engine.fault = tick
-    job = queue.submit(SMALL.model_copy(update={"steps": 40}), dot, door="cli")
-    assert final(queue, job).status == "completed"
-    assert len(saved) <= 10
-    assert saved == sorted(saved)
+    queue = make_queue(FakeEngine(fault=fault))
+    database = queue._opened()._database
+    on_write = database._on_write
+
+    def counted() -> None:
+        writes.append("a transaction")
+        on_write()
+
+    database._on_write = counted
+    done = final(queue, queue.submit(SMALL.model_copy(update={"steps": 40}), dot, door="cli"))
+    assert (done.status, done.step, done.progress) == (end, step, progress)
+    assert seen[31] == seen[1]
 
 
 def test_a_fast_preset_that_runs_fewer_steps_still_ends_at_the_full_scale(
