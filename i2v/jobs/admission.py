@@ -62,7 +62,6 @@ def new_job(
     door: Door,
     caller: str | None,
     idempotency_key: str | None,
-    priority: int,
     extends: str | None,
     webhook: str | None,
 ) -> NewJob:
@@ -74,7 +73,6 @@ def new_job(
         png=png,
         door=door,
         caller=caller,
-        priority=priority,
         idempotency_key=idempotency_key,
         fingerprint=None if idempotency_key is None else fingerprint(request, png, extends, webhook),
         extends=extends,

@@ -14,7 +14,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from i2v.errors import StorageFull, Unavailable
-from i2v.jobs.schema import KEEPALIVES, POSTGRES_LOCK, DataError, open_database
+from i2v.jobs.schema import KEEPALIVES, POSTGRES_LOCK, DataError, complete_schema, open_database
 
 log = logging.getLogger(__name__)
 
@@ -34,8 +34,9 @@ class Database:
         self._refused_at: float | None = None  # since when another session holds the lock that was ours
         try:
             self._take_lock(START_WAIT_S)
+            complete_schema(self._engine)
         except BaseException:
-            self._engine.dispose()
+            self.close()
             raise
 
     def close(self) -> None:

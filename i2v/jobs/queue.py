@@ -208,11 +208,10 @@ class JobQueue:
         door: Door,
         caller: str | None = None,
         idempotency_key: str | None = None,
-        priority: int = 0,
         extends: str | None = None,
         webhook: str | None = None,
     ) -> Job:
-        """Queue a job and return it, seed drawn. `image` is upright RGB of any size; `priority` higher runs first.
+        """Queue a job and return it, seed drawn. `image` is upright RGB of any size.
 
         `idempotency_key`: the same key with the same request returns the job that is there, `replayed` set.
         `extends`: id of a completed job; its frames go before the new ones in the file (the first new frame, which
@@ -232,7 +231,7 @@ class JobQueue:
         if idempotency_key is None:
             self._admission.check_line()  # before the photo is packed; the insert has the last word
         picture = normalise(image)
-        new = new_job(request, picture, door, caller, idempotency_key, priority, extends, webhook)
+        new = new_job(request, picture, door, caller, idempotency_key, extends, webhook)
         job, replayed = self._admission.insert(store, new)
         if replayed:
             if job.status == "queued":  # the answer that it was taken may have been lost, and the worker not told

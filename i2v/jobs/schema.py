@@ -1,10 +1,12 @@
 """The tables of the job store and how a database is opened: SQLite with full durability, or PostgreSQL by URL.
 
-Knows no job logic. `open_database` creates what is missing and refuses, in a readable sentence, what it cannot serve:
-a newer schema, a file that is no database, a folder that cannot be written.
+Knows no job logic. `open_database` refuses, in a readable sentence, what it cannot serve: a newer schema, a file that
+is no database, a folder that cannot be written. `complete_schema` creates the tables and upgrades older ones.
 """
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from sqlite3 import DatabaseError
 from typing import Any
@@ -35,7 +37,7 @@ from sqlalchemy import (
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2  # 1 had a column `priority`, which no door ever set
 BUSY_TIMEOUT_MS = 10_000  # how long a write waits for another process (a backup, an sqlite3 shell) before it fails
 KEEPALIVES = {"keepalives_idle": 15, "keepalives_interval": 5, "keepalives_count": 3}  # a dead peer shows in 30 s
 POSTGRES_LOCK = 0x69327632  # advisory lock key, "i2v2"; one server per database
@@ -51,7 +53,6 @@ jobs = Table(
     Column("seq", _Serial, primary_key=True, autoincrement=True),  # never reused: the order of arrival
     Column("id", String(40), nullable=False, unique=True),
     Column("status", String(16), nullable=False),
-    Column("priority", Integer, nullable=False),  # higher first
     Column("door", String(16), nullable=False),
     Column("caller", Text),
     Column("request", Text, nullable=False),  # GenerateRequest as JSON, seed set
@@ -72,9 +73,9 @@ jobs = Table(
     Column("idempotency_key", Text, unique=True),
     Column("fingerprint", String(64)),
     Column("extends", String(40)),  # the job whose video this one continues
-    Index("i2v_jobs_by_order", "status", "priority", "seq"),
     sqlite_autoincrement=True,
 )
+by_order = Index("i2v_jobs_by_order", jobs.c.status, jobs.c.seq)
 
 inputs = Table(
     "i2v_inputs",
@@ -103,18 +104,37 @@ def sqlite_url(file: Path) -> str:
 
 
 def open_database(url: str) -> Engine:
-    """Connect, create missing tables, check the schema version. Raises `DataError`."""
+    """Connect and check what is there; changes nothing. Raises `DataError`."""
     engine = _engine(url)
-    shown = engine.url.render_as_string(hide_password=True)
-    try:
+    with _opening(engine) as shown:
         _make_private(engine.url)
         with engine.begin() as connection:
             _check_version(connection, shown)
             _check_file(connection, shown)
-            metadata.create_all(connection)
-            _complete_webhooks(connection)
-            if connection.scalar(select(meta.c.value).where(meta.c.key == "schema")) is None:
-                connection.execute(insert(meta).values(key="schema", value=str(SCHEMA_VERSION)))
+    return engine
+
+
+def complete_schema(engine: Engine) -> None:
+    """Create missing tables and upgrade those of an earlier version. Only for whoever holds the database's lock.
+
+    Raises `DataError`.
+    """
+    with _opening(engine), engine.begin() as connection:
+        metadata.create_all(connection)
+        _complete_webhooks(connection)
+        _drop_priority(connection)
+        if not connection.execute(
+            update(meta).where(meta.c.key == "schema").values(value=str(SCHEMA_VERSION))
+        ).rowcount:
+            connection.execute(insert(meta).values(key="schema", value=str(SCHEMA_VERSION)))
+
+
+@contextmanager
+def _opening(engine: Engine) -> Iterator[str]:
+    """Yields the database's URL without its password; an error becomes a `DataError` that names it."""
+    shown = engine.url.render_as_string(hide_password=True)
+    try:
+        yield shown
     except (SQLAlchemyError, DatabaseError, OSError) as error:  # what a connect listener meets comes unwrapped
         engine.dispose()
         reason = getattr(error, "strerror", None) or str(getattr(error, "orig", None) or error).strip().splitlines()[0]
@@ -125,7 +145,6 @@ def open_database(url: str) -> Engine:
     except DataError:
         engine.dispose()
         raise
-    return engine
 
 
 def _engine(url: str) -> Engine:
@@ -202,6 +221,15 @@ def _complete_webhooks(connection: Connection) -> None:
         status, when = (ended.with_only_columns(column).scalar_subquery() for column in ended.selected_columns)
         connection.execute(update(webhooks).values(status=status, ended_at=when))
         connection.execute(delete(webhooks).where(webhooks.c.job_id.not_in(select(jobs.c.id))))
+
+
+def _drop_priority(connection: Connection) -> None:
+    """Version 1: a column that had to be given with each row, and was part of the index."""
+    if all(column["name"] != "priority" for column in inspect(connection).get_columns(jobs.name)):
+        return
+    connection.exec_driver_sql(f"DROP INDEX IF EXISTS {by_order.name}")
+    connection.exec_driver_sql(f"ALTER TABLE {jobs.name} DROP COLUMN priority")
+    by_order.create(connection)
 
 
 def _check_file(connection: Connection, shown: str) -> None:

@@ -6,8 +6,8 @@
 
 Every change of a running job is fenced by boot id and attempt, so that nothing which an earlier process or an earlier
 attempt still does can touch it. A change whose answer was lost with the connection may be made again: what is found
-done already, by the same boot and attempt, counts as done now. Order is priority, then sequence, never time. Knows no
-engine, no files, no HTTP.
+done already, by the same boot and attempt, counts as done now. The order is that of arrival, by a number and never by
+time. Knows no engine, no files, no HTTP.
 """
 
 import json
@@ -27,7 +27,6 @@ from i2v.jobs.schema import inputs, jobs, meta, webhooks
 from i2v.request import GenerateRequest
 
 CACHED = 1000
-_NEXT_FIRST = (jobs.c.priority.desc(), jobs.c.seq)
 _ID = re.compile(r"video_[0-9a-f]{24}")
 
 Clock = Callable[[], datetime]  # aware UTC
@@ -46,7 +45,6 @@ class NewJob:
     png: bytes
     door: Door
     caller: str | None = None
-    priority: int = 0
     idempotency_key: str | None = None
     fingerprint: str | None = None
     extends: str | None = None
@@ -126,7 +124,6 @@ class JobStore:
         return {
             "id": new.id,
             "status": "queued",
-            "priority": new.priority,
             "door": new.door,
             "caller": new.caller,
             "request": new.request.model_dump_json(),
@@ -190,13 +187,13 @@ class JobStore:
 
     def waiting(self) -> Sequence[Job]:
         """The queued jobs, next one first."""
-        query = select(jobs).where(jobs.c.status == "queued").order_by(*_NEXT_FIRST)
+        query = select(jobs).where(jobs.c.status == "queued").order_by(jobs.c.seq)
         with self._database.reading() as connection:
             return [job_of(row) for row in connection.execute(query).mappings()]
 
     def next_is_retry(self) -> bool:
         """Whether the job that `claim` would start now was in flight when the process died before."""
-        query = select(jobs.c.attempt).where(jobs.c.status == "queued").order_by(*_NEXT_FIRST).limit(1)
+        query = select(jobs.c.attempt).where(jobs.c.status == "queued").order_by(jobs.c.seq).limit(1)
         with self._database.reading() as connection:
             return bool(connection.scalar(query))
 
@@ -238,7 +235,7 @@ class JobStore:
         query = (
             select(jobs.c.id, jobs.c.attempt)
             .where(jobs.c.status == "queued")
-            .order_by(*_NEXT_FIRST)
+            .order_by(jobs.c.seq)
             .limit(1)
             .with_for_update(skip_locked=True)
         )

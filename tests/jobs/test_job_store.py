@@ -6,9 +6,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
+from sqlalchemy import inspect, select
 
 from i2v.errors import Conflict, NotFound, QueueFull, TooManyJobs
+from i2v.jobs import database
 from i2v.jobs.job import FINAL, Job, JobResult
+from i2v.jobs.schema import SCHEMA_VERSION, DataError, meta, open_database
 from i2v.jobs.store import Claim, InvalidTransition, JobStore, NewJob, Owed
 from tests.jobs.job_doubles import SMALL, Clock
 
@@ -118,17 +121,17 @@ def test_a_running_job_is_changed_only_by_the_boot_and_attempt_that_run_it(
     assert store.get(claim.id) == before
 
 
-def test_the_order_is_priority_then_arrival_whatever_the_clock_says(store: JobStore, clock: Clock) -> None:
+def test_the_order_is_that_of_arrival_whatever_the_clock_says(store: JobStore, clock: Clock) -> None:
     for number in range(4):
-        add(store, number, priority=1 if number == 3 else 0)
+        add(store, number)
         clock.move(hours=-1)
-    assert [job.id[-1] for job in store.waiting()] == ["3", "0", "1", "2"]
+    assert [job.id[-1] for job in store.waiting()] == ["0", "1", "2", "3"]
     ran = []
     for _ in range(4):
         claim = start(store)
         ran.append(claim.id[-1])
         store.cancel_running(claim)
-    assert ran == ["3", "0", "1", "2"]
+    assert ran == ["0", "1", "2", "3"]
     assert store.claim() is None
 
 
@@ -388,3 +391,83 @@ def test_addresses_of_before_they_said_how_their_job_ended_are_owed_after_the_up
     store.cancel_queued(waiting.id)
     assert [owed.job_id for owed in store.owed_webhooks()] == [ended.id, waiting.id]
     store.close()
+
+
+# As version 1 made its tables.
+OLD_TABLES = """
+CREATE TABLE i2v_meta (key VARCHAR(40) NOT NULL, value TEXT NOT NULL, PRIMARY KEY (key));
+CREATE TABLE i2v_jobs (
+    seq {serial}, id VARCHAR(40) NOT NULL, status VARCHAR(16) NOT NULL, priority INTEGER NOT NULL,
+    door VARCHAR(16) NOT NULL, caller TEXT, request TEXT NOT NULL, prompt TEXT NOT NULL,
+    created_at {real} NOT NULL, started_at {real}, completed_at {real}, attempt INTEGER NOT NULL,
+    boot_id VARCHAR(40), slot INTEGER, stage VARCHAR(16), step INTEGER NOT NULL, error_code VARCHAR(40),
+    error_message TEXT, file TEXT, bytes BIGINT, result TEXT, idempotency_key TEXT, fingerprint VARCHAR(64),
+    extends VARCHAR(40), UNIQUE (id), UNIQUE (slot), UNIQUE (idempotency_key)
+);
+CREATE INDEX i2v_jobs_by_order ON i2v_jobs (status, priority, seq);
+CREATE TABLE i2v_inputs (
+    job_id VARCHAR(40) NOT NULL, png {blob} NOT NULL, PRIMARY KEY (job_id),
+    FOREIGN KEY (job_id) REFERENCES i2v_jobs (id) ON DELETE CASCADE
+);
+CREATE TABLE i2v_webhooks (
+    job_id VARCHAR(40) NOT NULL, url TEXT NOT NULL, status VARCHAR(16), ended_at {real}, PRIMARY KEY (job_id)
+);
+INSERT INTO i2v_meta VALUES ('schema', '1');
+INSERT INTO i2v_jobs (id, status, priority, door, request, prompt, created_at, attempt, step, slot, boot_id) VALUES
+    ('video_{zero:024x}', 'queued', 0, 'videos', '{request}', 'the sea', 1767323045.0, 0, 0, NULL, NULL),
+    ('video_{one:024x}', 'in_progress', 0, 'videos', '{request}', 'the sea', 1767323046.0, 1, 3, 0, 'boot-0');
+INSERT INTO i2v_inputs SELECT id, {photo} FROM i2v_jobs;
+"""
+OLD_TYPES = {
+    "sqlite": {"serial": "INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT", "real": "DOUBLE", "blob": "BLOB"},
+    "postgresql": {"serial": "BIGSERIAL NOT NULL PRIMARY KEY", "real": "DOUBLE PRECISION", "blob": "BYTEA"},
+}
+
+
+@pytest.fixture
+def old_url(url: str) -> str:
+    """A database of version 1 with a job that waits and one that ran when its server died."""
+    engine = open_database(url)
+    types, request = OLD_TYPES[engine.dialect.name], SMALL.with_seed().model_dump_json()
+    photo = "X'706e67'" if engine.dialect.name == "sqlite" else "'png'::bytea"
+    statements = OLD_TABLES.format(**types, zero=0, one=1, request=request, photo=photo)
+    with engine.begin() as connection:
+        for statement in statements.split(";\n"):
+            if statement.strip():
+                connection.exec_driver_sql(statement)
+    engine.dispose()
+    return url
+
+
+def test_a_database_of_the_first_version_is_taken_over_with_its_jobs(old_url: str, clock: Clock) -> None:
+    """Its jobs had a priority, which each new row had to give."""
+    store = JobStore(old_url, "boot-1", clock)
+    assert store.recover(2, lambda _file: None) == {new(1).id: "queued"}
+    added = add(store, 2)
+    assert [job.id for job in store.waiting()] == [new(0).id, new(1).id, added.id]
+    assert store.png(new(1).id) == b"png"
+    for _ in range(3):
+        store.complete(start(store), RESULT)
+    store.delete(new(0).id)
+    store.close()
+    again = JobStore(old_url, "boot-2", clock)
+    assert again.counts() == {"completed": 2}
+    with again._database.reading() as connection:
+        indexes = [(index["name"], index["column_names"]) for index in inspect(connection).get_indexes("i2v_jobs")]
+        assert ("i2v_jobs_by_order", ["status", "seq"]) in indexes
+        assert connection.scalar(select(meta.c.value).where(meta.c.key == "schema")) == str(SCHEMA_VERSION)
+    again.close()
+
+
+def test_a_database_that_another_server_uses_is_not_upgraded_under_it(
+    postgres_url: str, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database, "START_WAIT_S", 0.0)
+    first = JobStore(postgres_url, "boot-1", clock)
+    with first._database.writing() as connection:
+        connection.exec_driver_sql("ALTER TABLE i2v_jobs ADD COLUMN priority INTEGER")
+    with pytest.raises(DataError):
+        JobStore(postgres_url, "boot-2", clock)
+    with first._database.reading() as connection:
+        assert "priority" in [column["name"] for column in inspect(connection).get_columns("i2v_jobs")]
+    first.close()

@@ -31,7 +31,6 @@ ALL = st.integers(0, 9)  # picks one of the jobs there ever were, gone ones incl
 @dataclass
 class Expected:
     number: int
-    priority: int
     status: str = "queued"
     attempt: int = 0
     in_engine: bool = False
@@ -61,8 +60,8 @@ class StoreMachine(RuleBasedStateMachine):
         return known[number % len(known)] if known else new(999).id
 
     def line(self) -> list[str]:
-        waiting = [(-job.priority, job.number, id) for id, job in self.model.items() if job.status == "queued"]
-        return [id for _priority, _number, id in sorted(waiting)]
+        waiting = [(job.number, id) for id, job in self.model.items() if job.status == "queued"]
+        return [id for _number, id in sorted(waiting)]
 
     def holds(self, claim: Claim) -> Expected | None:
         """The job, when this claim is the one that may change it."""
@@ -70,16 +69,16 @@ class StoreMachine(RuleBasedStateMachine):
         current = job is not None and (job.status, job.attempt) == ("in_progress", claim.attempt)
         return job if current and claim.boot == f"boot-{self.boot}" else None
 
-    @rule(priority=st.integers(0, 2), back=st.booleans())
-    def insert(self, priority: int, back: bool) -> None:
+    @rule(back=st.booleans())
+    def insert(self, back: bool) -> None:
         self.clock.move(hours=-1 if back else 1)
-        job = new(self.count, priority=priority)
+        job = new(self.count)
         if len(self.line()) >= CAPACITY:
             with pytest.raises(QueueFull):
                 self.store.insert(job, capacity=CAPACITY)
             return
         self.store.insert(job, capacity=CAPACITY)
-        self.model[job.id] = Expected(self.count, priority)
+        self.model[job.id] = Expected(self.count)
         self.count += 1
 
     @rule()
