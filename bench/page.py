@@ -42,6 +42,7 @@ from playwright.sync_api import sync_playwright  # noqa: E402
 from i2v.engine.fake import FakeEngine  # noqa: E402 - the checkout this file lies in
 from i2v.jobs.queue import JobQueue  # noqa: E402
 from i2v.loading import load_engine  # noqa: E402
+from i2v.mutex import GpuMutex  # noqa: E402
 from i2v.request import GenerateRequest  # noqa: E402
 from i2v.serve import SWITCH_S  # noqa: E402
 from i2v.server.app import create_app  # noqa: E402
@@ -59,7 +60,8 @@ FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 @contextmanager
 def serving(settings: Settings, engine: Any) -> Iterator[tuple[str, JobQueue]]:
     """A server with the page, in a thread of this process; its address and queue."""
-    queue = JobQueue(settings, engine=engine)
+    queue = JobQueue(settings)
+    queue.attach(engine, GpuMutex())
     app = mount_ui(create_app(settings, queue), settings, queue)
     http = bounded_protocol(settings.receive_timeout_s, settings.max_connections)
     server = uvicorn.Server(uvicorn.Config(app, port=0, http=http, log_level="error", access_log=False))

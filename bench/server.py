@@ -34,6 +34,7 @@ sys.path.insert(0, str(ROOT))
 from i2v.engine.fake import FakeEngine  # noqa: E402 - the checkout this file lies in
 from i2v.jobs.queue import JobQueue  # noqa: E402
 from i2v.loading import load_engine  # noqa: E402
+from i2v.mutex import GpuMutex  # noqa: E402
 from i2v.serve import Server, _listen  # noqa: E402
 from i2v.server.app import create_app  # noqa: E402
 from i2v.settings import Settings  # noqa: E402
@@ -49,7 +50,9 @@ def serving(settings: Settings, engine: Any) -> Iterator[str]:
     """A server without the page, in a thread of this process; its address."""
     settings = settings.model_copy(update={"port": 0})
     listener = _listen(settings)  # as `i2v serve` does it: what it costs depends on the socket, too
-    server = Server(settings, create_app(settings, JobQueue(settings, engine=engine)), "here")
+    queue = JobQueue(settings)
+    queue.attach(engine, GpuMutex())
+    server = Server(settings, create_app(settings, queue), "here")
     up = threading.Event()
     server.once_listening = up.set
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)

@@ -21,6 +21,7 @@ from i2v.engine.fake import FakeEngine
 from i2v.errors import QueueFull
 from i2v.jobs.job import Job
 from i2v.jobs.queue import JobQueue
+from i2v.mutex import GpuMutex
 from i2v.request import GenerateRequest
 from i2v.settings import Settings
 
@@ -84,7 +85,8 @@ def main() -> None:
     options = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="i2v-soak-", dir=options.folder))
     settings = Settings(outputs=folder, retention={"count": options.keep}, queue={"length": 64})  # type: ignore[arg-type]
-    queue = JobQueue(settings, engine=FakeEngine(), write_video=write_few_bytes)
+    queue = JobQueue(settings, write_video=write_few_bytes)
+    queue.attach(FakeEngine(), GpuMutex())
     queue.start()
     try:
         Soak(queue, folder).run(options.jobs)

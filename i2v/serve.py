@@ -11,7 +11,7 @@ import socket
 import sys
 import threading
 from collections.abc import Callable
-from contextlib import AbstractContextManager, suppress
+from contextlib import suppress
 from functools import partial
 from types import FrameType
 
@@ -22,7 +22,6 @@ from i2v.errors import EXIT_RESTART, FatalEngineError
 from i2v.jobs.queue import JobQueue
 from i2v.jobs.schema import DataError
 from i2v.loading import introduce, load_engine, mutex_for
-from i2v.mutex import GpuMutex
 from i2v.server.app import create_app
 from i2v.server.logs import configure_logging
 from i2v.server.protocol import bounded_protocol
@@ -45,8 +44,7 @@ def serve(settings: Settings) -> int:
     configure_logging(settings.log_level, as_json=settings.log_json)
     sys.setswitchinterval(SWITCH_S)
     _raise_file_limit(settings.max_connections)
-    mutex = LateMutex()
-    queue = JobQueue(settings, mutex=mutex)
+    queue = JobQueue(settings)
     try:
         listener = _listen(settings)
         queue.start()
@@ -62,23 +60,11 @@ def serve(settings: Settings) -> int:
 
         app = mount_ui(app, settings, queue)
     server = Server(settings, app, _address(settings, listener))
-    server.once_listening = partial(_load, settings, queue, mutex, server)
+    server.once_listening = partial(_load, settings, queue, server)
     queue.on_fatal = lambda: server.end(EXIT_RESTART)
     _warn(settings)
     server.run(sockets=[listener])
     return server.exit_code
-
-
-class LateMutex:
-    """The GPU mutex of a device that is only known once the engine is loaded."""
-
-    def __init__(self) -> None:
-        self.chosen = GpuMutex()
-
-    def hold(
-        self, on_wait: Callable[[str], None] | None = None, cancelled: Callable[[], bool] | None = None
-    ) -> AbstractContextManager[None]:
-        return self.chosen.hold(on_wait, cancelled)
 
 
 class Server(uvicorn.Server):
@@ -126,12 +112,11 @@ class Server(uvicorn.Server):
         await super().shutdown(sockets)
 
 
-def _load(settings: Settings, queue: JobQueue, mutex: LateMutex, server: Server) -> None:
+def _load(settings: Settings, queue: JobQueue, server: Server) -> None:
     """Load the engine and hand it to the queue; a model that cannot be loaded ends the server with its reason."""
     try:
         engine = load_engine(settings, queue.report_loading)
-        mutex.chosen = mutex_for(settings)
-        queue.attach(engine)
+        queue.attach(engine, mutex_for(settings))
     except Exception as error:
         queue.fail_loading(str(error))
         log.error("the model could not be loaded: %s", error, exc_info=log.isEnabledFor(logging.DEBUG))

@@ -32,6 +32,7 @@ from i2v.engine.protocol import EngineProtocol, GenerationResult, MemoryNeed, Mo
 from i2v.errors import OutOfMemory  # noqa: E402
 from i2v.jobs.job import Job  # noqa: E402
 from i2v.jobs.queue import JobQueue  # noqa: E402
+from i2v.mutex import GpuMutex  # noqa: E402
 from i2v.request import GenerateRequest  # noqa: E402
 from i2v.server.app import create_app  # noqa: E402
 from i2v.settings import Settings  # noqa: E402
@@ -95,7 +96,8 @@ def served(engine: EngineProtocol | None) -> Iterator[tuple[str, JobQueue]]:
     """The address and the queue of a server on a free port, with a data folder of its own."""
     folder = Path(tempfile.mkdtemp(prefix="i2v-pictures-"))
     settings = Settings(outputs=folder / "outputs", model="demo", min_free_mb=0)
-    queue = JobQueue(settings, engine=engine)
+    queue = JobQueue(settings)
+    queue.attach(engine, GpuMutex())
     app = mount_ui(create_app(settings, queue), settings, queue)
     server = uvicorn.Server(
         uvicorn.Config(app, host="127.0.0.1", port=0, log_level="warning", timeout_graceful_shutdown=2)

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 
 from i2v.engine.fake import FakeEngine
 from i2v.jobs.queue import JobQueue
+from i2v.mutex import GpuMutex
 from i2v.serve import Server, _listen
 from i2v.server.app import create_app
 from i2v.settings import Settings
@@ -15,7 +16,8 @@ from i2v.settings import Settings
 def serving(settings: Settings) -> Iterator[tuple[str, Server]]:
     """Its address and itself, with the fake engine and, where the settings say so, the page."""
     listener = _listen(settings)
-    queue = JobQueue(settings, engine=FakeEngine())
+    queue = JobQueue(settings)
+    queue.attach(FakeEngine(), GpuMutex())
     app = create_app(settings, queue)
     if settings.ui:
         from i2v.ui.mount.app import mount_ui  # takes seconds to import

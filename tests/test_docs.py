@@ -23,6 +23,7 @@ from i2v.cli.commands import app
 from i2v.engine.fake import FakeEngine
 from i2v.errors import I2VError
 from i2v.jobs.queue import JobQueue
+from i2v.mutex import GpuMutex
 from i2v.server import app as server_app
 from i2v.server import protocol
 from i2v.server.video_object import VideoObject
@@ -93,7 +94,9 @@ def shown(default: Any) -> str:
 def routes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, set[str]]:
     """path -> methods, as the application declares them; what it mounts for 404 and 405 is left out."""
     settings = Settings(outputs=tmp_path_factory.mktemp("outputs"), model="fake")
-    app = server_app.create_app(settings, JobQueue(settings, engine=FakeEngine()))
+    queue = JobQueue(settings)
+    queue.attach(FakeEngine(), GpuMutex())
+    app = server_app.create_app(settings, queue)
     declared = [*app.routes, *(route for router in server_app._ROUTERS for route in router.routes)]
     found: dict[str, set[str]] = {}
     for route in declared:
@@ -153,7 +156,8 @@ def test_the_ranges_in_the_contract_are_the_ones_that_are_checked() -> None:
 
 def test_every_metric_is_in_the_operations_guide(tmp_path: Path) -> None:
     settings = Settings(outputs=tmp_path, model="fake")
-    queue = JobQueue(settings, engine=FakeEngine())
+    queue = JobQueue(settings)
+    queue.attach(FakeEngine(), GpuMutex())
     queue.start()
     try:
         app = server_app.create_app(settings, queue, start_queue=False)

@@ -35,7 +35,8 @@ from i2v.jobs.schema import DataError, sqlite_url
 from i2v.jobs.settle import Verdicts
 from i2v.jobs.signals import Hub, Waits
 from i2v.jobs.store import Clock, JobStore, Owed
-from i2v.jobs.worker import Mutex, PlainMutex, Worker
+from i2v.jobs.worker import Worker
+from i2v.mutex import GpuMutex
 from i2v.request import GenerateRequest
 from i2v.settings import Settings
 
@@ -57,9 +58,7 @@ class JobQueue:
         self,
         settings: Settings,
         *,
-        mutex: Mutex | None = None,
         clock: Clock | None = None,
-        engine: EngineProtocol | None = None,
         write_video: WriteVideo | None = None,
         free_space: Callable[[Path], int] | None = None,
         failpoint: Failpoint | None = None,
@@ -69,8 +68,7 @@ class JobQueue:
         self._settings = settings
         self._folder = settings.outputs.resolve()
         self._clock = clock or _now
-        self._mutex = mutex or PlainMutex()
-        self._first_engine = engine
+        self._given: tuple[EngineProtocol, GpuMutex] | None = None
         self._write_video = write_video
         self._failpoint = failpoint or (lambda _name: None)
         self._hub = Hub()
@@ -113,17 +111,17 @@ class JobQueue:
                 reason = error.strerror or error
                 raise DataError(f"the outputs folder {self._folder} cannot be used: {reason}") from error
             raise
-        if self._first_engine is not None:
-            self.attach(self._first_engine)
+        if self._given is not None:
+            self.attach(*self._given)
 
-    def attach(self, engine: EngineProtocol) -> None:
-        """The engine is loaded: jobs run from now on."""
+    def attach(self, engine: EngineProtocol, mutex: GpuMutex) -> None:
+        """The engine is loaded, and `mutex` is that of its device: jobs run from now on, or from `start`."""
         if self._store is None:
-            self._first_engine = engine  # `start` comes back here
+            self._given = engine, mutex
             return
         self._engine = engine
         self._phase.ready()
-        self._worker.attach(engine)
+        self._worker.attach(engine, mutex)
 
     def report_loading(self, what: str, fraction: float | None) -> None:
         """What is being done before `attach`, and how far it is (0..1, None when unknown)."""
@@ -404,7 +402,6 @@ class JobQueue:
             hub=self._hub,
             board=self._board,
             mark=mark,
-            mutex=self._mutex,
             new_name=lambda: new_file_name(self._clock()),
             step_timeout_s=self._settings.queue.step_timeout_s,
             failpoint=self._failpoint,

@@ -7,9 +7,7 @@ died runs alone, with nothing being written beside it: a second death then names
 
 import logging
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
-from typing import Protocol
+from collections.abc import Callable
 
 from PIL import Image
 
@@ -29,31 +27,9 @@ from i2v.jobs.settle import Verdicts
 from i2v.jobs.signals import Hub
 from i2v.jobs.store import InvalidTransition, JobStore
 from i2v.jobs.watchdog import Watchdog
+from i2v.mutex import GpuMutex
 
 log = logging.getLogger(__name__)
-
-
-class Mutex(Protocol):
-    """The shape of `i2v.mutex.GpuMutex`."""
-
-    def hold(
-        self, on_wait: Callable[[str], None] | None = None, cancelled: Callable[[], bool] | None = None
-    ) -> AbstractContextManager[None]: ...
-
-
-class PlainMutex:
-    """One thread lock: enough where only this queue uses the GPU."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-
-    @contextmanager
-    def hold(
-        self, on_wait: Callable[[str], None] | None = None, cancelled: Callable[[], bool] | None = None
-    ) -> Iterator[None]:
-        del on_wait, cancelled  # nobody else holds it, so nobody is waited for
-        with self._lock:
-            yield
 
 
 class Worker:
@@ -68,7 +44,6 @@ class Worker:
         hub: Hub,
         board: Board,
         mark: Mark,
-        mutex: Mutex,
         new_name: Callable[[], str],
         step_timeout_s: float,
         failpoint: Failpoint,
@@ -79,11 +54,11 @@ class Worker:
         self._hub = hub
         self._board = board
         self._mark = mark
-        self._mutex = mutex
         self._new_name = new_name
         self._failpoint = failpoint
         self._watchdog = Watchdog(step_timeout_s)
         self._engine: EngineProtocol | None = None
+        self._mutex: GpuMutex | None = None
         self._wake = threading.Condition()
         self._stirred = False
         self._newest: tuple[str, Image.Image] | None = None
@@ -95,7 +70,8 @@ class Worker:
         self._watchdog.start()
         self._thread.start()
 
-    def attach(self, engine: EngineProtocol) -> None:
+    def attach(self, engine: EngineProtocol, mutex: GpuMutex) -> None:
+        self._mutex = mutex
         self._engine = engine
         self.stir()
 
@@ -198,10 +174,11 @@ class Worker:
             self._hand_over(live, result)
 
     def _generate(self, live: Live) -> GenerationResult:
-        engine, job = self._engine, live.job
+        engine, mutex, job = self._engine, self._mutex, live.job
         assert engine is not None  # noqa: S101 - for the type checker; nothing is claimed before
+        assert mutex is not None  # noqa: S101
         photo = self._photo(job.id)
-        with self._mutex.hold(lambda who: log.info("waits for %s", who, extra={"job": job.id}), lambda: live.must_end):
+        with mutex.hold(lambda who: log.info("waits for %s", who, extra={"job": job.id}), lambda: live.must_end):
             self._watchdog.arm(lambda: self._hung(live))
             try:
                 return engine.generate(job.request, photo, on_step=lambda progress: self._on_step(live, progress))

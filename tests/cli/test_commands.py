@@ -83,7 +83,8 @@ def engine() -> FakeEngine:
 def server(tmp_path: Path, engine: FakeEngine) -> Iterator[str]:
     """The address of a real server with the fake engine."""
     settings = Settings(outputs=tmp_path / "server", model="fake", ui=False, min_free_mb=0)
-    queue = JobQueue(settings, engine=engine)
+    queue = JobQueue(settings)
+    queue.attach(engine, GpuMutex())
     running = uvicorn.Server(uvicorn.Config(create_app(settings, queue), log_config=None, ws="none"))
     with socket.create_server(("127.0.0.1", 0)) as listener:  # callers that come early wait in its backlog
         thread = threading.Thread(target=running.run, kwargs={"sockets": [listener]})

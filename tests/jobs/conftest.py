@@ -14,6 +14,7 @@ from i2v.engine.fake import FakeEngine
 from i2v.jobs.queue import JobQueue
 from i2v.jobs.schema import sqlite_url
 from i2v.jobs.store import JobStore
+from i2v.mutex import GpuMutex
 from i2v.settings import Settings
 from tests.jobs.job_doubles import Clock, Gate, MakeQueue, memory, quick_write
 
@@ -71,10 +72,12 @@ def make_queue(outputs: Path) -> Iterator[MakeQueue]:
     """Queues on `outputs` that are stopped afterwards; `settings` are keyword fields of `Settings`."""
     made: list[JobQueue] = []
 
-    def make(engine: Any = None, *, settings: dict[str, Any] | None = None, **seams: Any) -> JobQueue:
+    def make(
+        engine: Any = None, *, mutex: GpuMutex | None = None, settings: dict[str, Any] | None = None, **seams: Any
+    ) -> JobQueue:
         fields: dict[str, Any] = {"outputs": outputs, **(settings or {})}
-        seams = {"write_video": quick_write, "engine": engine or FakeEngine(), **seams}
-        queue = JobQueue(Settings(**fields), **seams)
+        queue = JobQueue(Settings(**fields), **{"write_video": quick_write, **seams})
+        queue.attach(engine or FakeEngine(), mutex or GpuMutex())
         queue.start()
         made.append(queue)
         return queue

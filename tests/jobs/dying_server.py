@@ -15,6 +15,7 @@ from PIL import Image
 
 from i2v.engine.fake import FakeEngine
 from i2v.jobs.queue import JobQueue
+from i2v.mutex import GpuMutex
 from i2v.request import GenerateRequest
 from i2v.settings import Settings
 
@@ -36,7 +37,7 @@ def main(outputs: str, point: str, which: str, jobs: int) -> None:
         request = GenerateRequest(prompt=f"job {number}", width=64, height=64, num_frames=4, steps=4, seed=number)
         queue.submit(request, Image.new("RGB", (64, 64), (40 * number, 90, 120)), door="cli")
     print("submitted", flush=True)
-    queue.attach(engine)
+    queue.attach(engine, GpuMutex())
     for job in queue.list(limit=100):
         queue.wait_sync(job.id, 60)
     queue.stop()

@@ -16,6 +16,7 @@ from i2v.errors import Conflict, DoesNotFit, NotFound, NotReady, QueueFull, Stor
 from i2v.jobs import outputs as outputs_folder
 from i2v.jobs.job import Job
 from i2v.jobs.queue import JobQueue
+from i2v.mutex import GpuMutex
 from tests.jobs.job_doubles import DEADLINE_S, SMALL, Gate, MakeQueue, final, until
 
 
@@ -185,7 +186,7 @@ def test_before_the_engine_is_there_callers_are_told_how_far_it_is(make_queue: M
         assert loading.state == "failed"
         with pytest.raises(NotReady, match="the weights are not there"):
             loading.submit(SMALL, dot, door="cli")
-        loading.attach(FakeEngine())
+        loading.attach(FakeEngine(), GpuMutex())
         assert loading.state == "ready"
         assert final(loading, loading.submit(SMALL, dot, door="cli")).status == "completed"
     finally:

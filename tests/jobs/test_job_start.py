@@ -25,6 +25,7 @@ from i2v.jobs import outputs as outputs_folder
 from i2v.jobs.queue import JobQueue
 from i2v.jobs.schema import KEEPALIVES, POSTGRES_LOCK, SCHEMA_VERSION, DataError, open_database, sqlite_url
 from i2v.jobs.store import JobStore
+from i2v.mutex import GpuMutex
 from i2v.settings import Settings
 from tests.jobs.job_doubles import DEADLINE_S, SMALL, Clock, MakeQueue, final, quick_write, until
 
@@ -33,7 +34,8 @@ NAME = "video_20260102_030405_abc123"
 
 
 def start(outputs: Path, **fields: object) -> JobQueue:
-    queue = JobQueue(Settings(outputs=outputs, **fields), engine=FakeEngine(), write_video=quick_write)  # type: ignore[arg-type]
+    queue = JobQueue(Settings(outputs=outputs, **fields), write_video=quick_write)  # type: ignore[arg-type]
+    queue.attach(FakeEngine(), GpuMutex())
     queue.start()
     return queue
 

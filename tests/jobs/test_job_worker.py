@@ -15,7 +15,6 @@ from i2v.errors import (
     FatalEngineError,
     I2VError,
     InvalidOutput,
-    JobCancelled,
     NotReady,
     OutOfMemory,
     StorageFull,
@@ -24,6 +23,7 @@ from i2v.errors import (
 from i2v.jobs.job import Job
 from i2v.jobs.queue import JobQueue
 from i2v.jobs.worker import Worker
+from i2v.mutex import GpuMutex
 from tests.jobs.job_doubles import DEADLINE_S, SMALL, Gate, MakeQueue, final, quick_write, until
 
 SECRET = "/home/somebody/weights.bin of prompt 'the sea'"
@@ -343,23 +343,15 @@ def test_a_database_that_refuses_for_a_while_loses_no_result(
 
 
 def test_a_mutex_held_elsewhere_makes_the_job_wait_and_can_be_cancelled(
-    make_queue: MakeQueue, dot: Image.Image
+    make_queue: MakeQueue, dot: Image.Image, caplog: pytest.LogCaptureFixture
 ) -> None:
-    waiting = threading.Event()
-
-    class Held:
-        def hold(self, on_wait: Callable[[str], None] | None = None, cancelled: Callable[[], bool] | None = None):  # type: ignore[no-untyped-def]
-            assert on_wait is not None
-            assert cancelled is not None
-            on_wait("i2v generate")
-            waiting.set()
-            until(cancelled)
-            raise JobCancelled("while waiting")
-
-    queue = make_queue(mutex=Held())
-    job = queue.submit(SMALL, dot, door="cli")
-    assert waiting.wait(DEADLINE_S)
-    assert queue.cancel(job.id).status == "cancelled"
+    caplog.set_level(logging.INFO, "i2v.jobs.worker")
+    mutex = GpuMutex()
+    queue = make_queue(mutex=mutex)
+    with mutex.hold():
+        job = queue.submit(SMALL, dot, door="cli")
+        until(lambda: "waits for another job of this server" in caplog.text)
+        assert queue.cancel(job.id).status == "cancelled"
 
 
 def test_a_defect_of_the_worker_itself_ends_in_a_restart_not_in_a_standstill(

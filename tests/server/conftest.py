@@ -14,6 +14,7 @@ from PIL import Image
 
 from i2v.engine.fake import FakeEngine
 from i2v.jobs.queue import JobQueue
+from i2v.mutex import GpuMutex
 from i2v.server.app import create_app
 from i2v.settings import Settings
 
@@ -47,7 +48,9 @@ def engine() -> FakeEngine:
 
 @pytest.fixture
 def queue(settings: Settings, engine: FakeEngine) -> JobQueue:
-    return JobQueue(settings, engine=engine)
+    queue = JobQueue(settings)
+    queue.attach(engine, GpuMutex())
+    return queue
 
 
 @pytest.fixture

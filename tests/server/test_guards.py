@@ -12,6 +12,7 @@ from starlette.responses import PlainTextResponse
 
 from i2v.engine.fake import FakeEngine
 from i2v.jobs.queue import JobQueue
+from i2v.mutex import GpuMutex
 from i2v.server.app import create_app
 from i2v.settings import Settings
 
@@ -25,7 +26,9 @@ def serve(tmp_path):
     class Running:
         def __init__(self, **settings):
             settings = Settings(outputs=tmp_path / "outputs", model="fake", min_free_mb=0, **settings)
-            self.app = create_app(settings, JobQueue(settings, engine=FakeEngine()))
+            queue = JobQueue(settings)
+            queue.attach(FakeEngine(), GpuMutex())
+            self.app = create_app(settings, queue)
             page = FastAPI()
             page.add_api_route("/", lambda: {"page": True})
             page.add_api_route("/upload", echo, methods=["POST"])

@@ -9,6 +9,7 @@ from i2v.engine.fake import FakeEngine
 from i2v.engine.protocol import DeviceMemory
 from i2v.errors import OutOfMemory
 from i2v.jobs.queue import JobQueue
+from i2v.mutex import GpuMutex
 from i2v.server.app import create_app
 
 
@@ -46,7 +47,7 @@ async def test_a_loading_server_refuses_jobs_with_a_time_to_ask_again(starting, 
 
 async def test_it_is_ready_once_the_engine_is_there(starting):
     client, queue = starting
-    queue.attach(FakeEngine())
+    queue.attach(FakeEngine(), GpuMutex())
     answer = await client.get("/readyz")
     assert answer.status_code == 200
     assert answer.json()["model"]["name"] == "fake"

@@ -14,6 +14,7 @@ from playwright.sync_api import Browser, ConsoleMessage, Page, Request, expect, 
 from i2v.engine.fake import FakeEngine
 from i2v.errors import JobCancelled
 from i2v.jobs.queue import JobQueue
+from i2v.mutex import GpuMutex
 from i2v.server.app import create_app
 from i2v.server.protocol import bounded_protocol
 from i2v.settings import Settings
@@ -114,7 +115,7 @@ def servers(folder: Path) -> Iterator[Callable[..., Site]]:
 
         running.append(stop)
         if attach:
-            queue.attach(engine)
+            queue.attach(engine, GpuMutex())
         return Site(f"http://127.0.0.1:{port}", queue, engine, gate, settings, stop)
 
     yield start

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from playwright.sync_api import Page, expect
 
+from i2v.mutex import GpuMutex
 from i2v.video import probe, read_frames
 from tests.conftest import ASSETS
 from tests.ui.conftest import Site, fill, open_advanced, servers
@@ -49,7 +50,7 @@ def test_a_photo_becomes_a_sunset_that_plays_on_a_page_opened_while_the_model_lo
     site = serve(attach=False, model="demo")
     page = open_page(site.url)
     expect(page.locator("#banner")).to_contain_text("The model is loading")
-    site.queue.attach(engine)
+    site.queue.attach(engine, GpuMutex())
     expect(page.locator("#banner")).to_contain_text("Demo model")
     page.locator("#examples").get_by_text("the scene at sunset", exact=True).click()
     expect(page.locator("#prompt textarea")).to_have_value("the scene at sunset")

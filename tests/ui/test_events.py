@@ -23,6 +23,7 @@ from i2v.errors import Unavailable
 from i2v.images import place
 from i2v.jobs.job import Job
 from i2v.jobs.queue import JobQueue
+from i2v.mutex import GpuMutex
 from i2v.request import GenerateRequest
 from i2v.settings import Settings
 from i2v.ui import form, sheet, stage
@@ -50,7 +51,8 @@ def make_queue(tmp_path: Path) -> Iterator[MakeQueue]:
     made: list[JobQueue] = []
 
     def make(engine: FakeEngine | None = None) -> JobQueue:
-        queue = JobQueue(settings_in(tmp_path), engine=engine or FakeEngine())
+        queue = JobQueue(settings_in(tmp_path))
+        queue.attach(engine or FakeEngine(), GpuMutex())
         queue.start()
         made.append(queue)
         return queue

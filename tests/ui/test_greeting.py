@@ -13,6 +13,7 @@ from playwright.sync_api import Page, Request, Route, expect
 
 from i2v.engine.fake import FakeEngine
 from i2v.engine.protocol import ModelInfo
+from i2v.mutex import GpuMutex
 from tests.ui.conftest import Site, open_advanced
 
 OpenPage = Callable[..., Page]
@@ -59,7 +60,7 @@ def test_a_restarted_server_leaves_what_was_typed_in_an_open_tab(
     site.stop()
     again = serve(attach=False, port=urlsplit(site.url).port)
     expect(page.locator("#banner")).to_contain_text("The model is loading")
-    again.queue.attach(again.engine)
+    again.queue.attach(again.engine, GpuMutex())
     expect(page.locator("#banner")).to_contain_text(again.engine.info.title)
     answered(page, 2)
     expect_settings(page)
@@ -109,7 +110,7 @@ def test_a_page_is_sent_with_the_settings_of_the_model_that_is_there(serve: Call
     parts, _ = sent(site.url)
     assert (parts["size"]["value"], parts["steps"]["value"]) == ("512x512", 50)
     assert not parts["examples"]["visible"]
-    site.queue.attach(Narrow())
+    site.queue.attach(Narrow(), GpuMutex())
     parts, texts = sent(site.url)
     assert (parts["size"]["value"], parts["steps"]["value"], parts["quality"]["value"]) == ("256x256", 20, "standard")
     assert parts["examples"]["visible"]
@@ -131,7 +132,7 @@ def test_a_page_opened_before_the_model_came_is_greeted_after_others_were_sent_i
     page = open_page(site.url)
     held: list[Route] = []
     page.route("**/gradio_api/run/predict*", lambda route: held.append(route))  # as in a tab in the background
-    site.queue.attach(Narrow())
+    site.queue.attach(Narrow(), GpuMutex())
     sent(site.url)
     page.unroute("**/gradio_api/run/predict*")
     for route in held:

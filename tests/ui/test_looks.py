@@ -13,6 +13,7 @@ from i2v.engine.fake import FakeEngine
 from i2v.engine.protocol import ModelInfo
 from i2v.engine.source import DEMO_FOLDER, read_card
 from i2v.errors import OutOfMemory
+from i2v.mutex import GpuMutex
 from i2v.request import PublicLimits
 from i2v.ui.form import as_photo, offered_sizes
 from i2v.ui.hint import about_prompt
@@ -319,7 +320,7 @@ def test_the_system_tab_follows_the_server_while_it_is_open(serve: Callable[...,
     page.get_by_role("tab", name="System").click()
     expect(page.locator("#system")).to_contain_text("loading")
     expect(page.locator("#system")).to_contain_text("writable")
-    site.queue.attach(site.engine)
+    site.queue.attach(site.engine, GpuMutex())
     expect(page.locator("#system")).to_contain_text("ready")
     expect(page.locator("#system")).to_contain_text(site.engine.info.title)
     expect(page.locator("#system")).to_contain_text(site.engine.info.note)

@@ -8,6 +8,7 @@ from playwright.sync_api import Page, expect
 from i2v.engine.fake import FakeEngine
 from i2v.engine.protocol import MemoryNeed
 from i2v.errors import DoesNotFit, OutOfMemory
+from i2v.mutex import GpuMutex
 from i2v.request import GenerateRequest
 from tests.conftest import ASSETS
 from tests.ui.conftest import Site, fill, open_advanced
@@ -185,7 +186,7 @@ def test_the_banner_says_how_far_the_model_has_loaded_and_then_what_it_is(
     site.queue.report_loading("downloading unet", 0.42)
     page = open_page(site.url)
     expect(page.locator("#banner")).to_contain_text("downloading unet 42 %")
-    site.queue.attach(site.engine)
+    site.queue.attach(site.engine, GpuMutex())
     expect(page.locator("#banner")).to_contain_text(site.engine.info.title)
     expect(page.locator("#banner")).to_contain_text("on cpu")
     expect(page.locator("#banner")).to_contain_text(site.engine.info.note)
