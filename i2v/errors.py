@@ -28,7 +28,10 @@
 Messages name the value received and what was wanted, and never hold a server path, a traceback, a prompt or base64.
 """
 
-from typing import Any, ClassVar
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
 
 EXIT_RESTART = 86  # the process asks its launcher to start it again
 
@@ -165,3 +168,91 @@ def _tree(root: type[I2VError]) -> dict[str, type[I2VError]]:
 def error_from_code(code: str, message: str) -> I2VError:
     """Rebuild the error that a stored job ended with; an unknown code becomes `JobFailed`."""
     return _tree(I2VError).get(code, JobFailed)(message)
+
+
+# What pydantic refuses, in words. It is the one place that reads pydantic's errors.
+
+_WANTED = {
+    "string_type": "a string",
+    "int_type": "an integer",
+    "float_type": "a number",
+    "finite_number": "a finite number",
+    "model_type": "an object",
+    "model_attributes_type": "an object",
+}
+_RANGE = ("greater_than", "greater_than_equal", "less_than", "less_than_equal")
+
+
+class _Refusing(Protocol):
+    def errors(self) -> Sequence[Any]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """One value that was refused: the dotted name of its field (empty: the whole), why, and the value itself."""
+
+    field: str
+    kind: str  # pydantic's word for it
+    message: str  # pydantic's sentence
+    received: object
+
+    @property
+    def is_unknown(self) -> bool:
+        return self.kind == "extra_forbidden"
+
+    @property
+    def is_out_of_range(self) -> bool:
+        return self.kind in _RANGE
+
+    def words(self, received: Callable[[object], str] | None = None) -> str:
+        """One sentence; `received` describes the value (default: `described`, which does not repeat a text)."""
+        if self.is_unknown:
+            return f"{self.field} is not a known field"
+        if self.kind == "missing":
+            return f"{self.field} is missing"
+        value = (received or described)(self.received)
+        name = self.field or "body"
+        if wanted := _WANTED.get(self.kind):
+            return f"{name} must be {wanted}; received {value}"
+        return f"{name}: {self.message.removeprefix('Value error, ')}; received {value}"
+
+
+def refusals(error: _Refusing, *, skip: int = 0) -> list[Refusal]:
+    """What a pydantic `ValidationError` holds, in the order of the fields; `skip` parts of each name are left out."""
+    return [
+        Refusal(
+            field=".".join(str(part) for part in problem["loc"][skip:]),
+            kind=problem["type"],
+            message=problem["msg"],
+            received=problem.get("input"),
+        )
+        for problem in error.errors()
+    ]
+
+
+def described(value: object) -> str:
+    """A received value for a message that must not repeat it: JSON's name of its type; a fraction or NaN as it is."""
+    return short(value) if isinstance(value, float) else json_type(value)
+
+
+def json_type(value: object) -> str:
+    """What JSON calls the type of the value, with its article."""
+    names: dict[type, str] = {
+        type(None): "null",
+        bool: "a boolean",
+        int: "an integer",
+        float: "a number",
+        str: "a string",
+        list: "a list",
+        dict: "an object",
+    }
+    return names.get(type(value), f"a {type(value).__name__}")
+
+
+def short(value: float) -> str:
+    """A received number in few characters: 10^4000 is not written out."""
+    if isinstance(value, int) and abs(value) >= 10**18:
+        return "an integer of more than 18 digits"
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, get_args
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from i2v.errors import SettingsError
+from i2v.errors import SettingsError, refusals
 from i2v.request import Preset
 
 Solver = Literal["ddim", "dpm++2m", "unipc"]
@@ -144,8 +144,5 @@ def _read(path: Path, name: str, own: Sampling, given: dict[str, Any]) -> Sampli
             given = given | {"deep_cache": values["deep_cache"] | cache}
         return PresetValues.model_validate(values | given).sampling()
     except ValidationError as error:
-        said = [
-            f"{'.'.join([name, *map(str, problem['loc'])])}: {problem['msg']}; received {problem['input']!r}"
-            for problem in error.errors(include_url=False, include_context=False)
-        ]
+        said = [f"{name}.{refusal.words(repr)}" for refusal in refusals(error)]
         raise SettingsError(f"the presets file {path} is not valid: {'; '.join(said)}") from None

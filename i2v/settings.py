@@ -16,11 +16,10 @@ from pydantic_settings import (
     YamlConfigSettingsSource,
 )
 
-from i2v.errors import SettingsError
-from i2v.request import PublicLimits
+from i2v.errors import SettingsError, refusals
+from i2v.request import MAX_PIXELS, MAX_SIDE, RESOLUTIONS, SIDES, GenerateRequest, Preset, PublicLimits
 
 ENV_PREFIX = "I2V_"
-MAX_RESOLUTION = 4096  # pixels a side; what a `GenerateRequest` holds
 
 
 class _Group(BaseModel):
@@ -103,10 +102,10 @@ class Settings(BaseSettings):
     presets: Path | None = Field(None, description="file with presets (none: the package's own)")
 
     # What callers may ask for
-    resolutions: tuple[int, ...] = Field(
-        (256, 512, 768), description="square sizes of /api/predict/; add 1024 to allow it"
+    resolutions: tuple[int, ...] = Field(RESOLUTIONS, description="square sizes of /api/predict/; add 1024 to allow it")
+    default_preset: Preset = Field(
+        GenerateRequest.model_fields["preset"].default, description="preset when a request names none"
     )
-    default_preset: Literal["exact", "fast", "turbo"] = Field("exact", description="preset when a request names none")
     max_image_pixels: int = Field(50_000_000, ge=1, description="largest photo, in pixels, that is decoded")
 
     # Jobs and files
@@ -125,17 +124,21 @@ class Settings(BaseSettings):
     @field_validator("resolutions")
     @classmethod
     def _sizes(cls, value: tuple[int, ...]) -> tuple[int, ...]:
-        low, high = PublicLimits().side[0], MAX_RESOLUTION
-        if not value or any(side % 8 or not low <= side <= high for side in value):
-            raise ValueError(f"at least one size is wanted, each a multiple of 8 from {low} to {high}")
+        low = SIDES[0]
+        if not value or any(side % 8 or not low <= side <= MAX_SIDE for side in value):
+            raise ValueError(f"must hold at least one size, each a multiple of 8 from {low} to {MAX_SIDE}")
         return value
 
     @property
     def limits(self) -> PublicLimits:
-        """The public ranges with this operator's resolutions."""
-        side = (128, max(1280, *self.resolutions))
-        pixels = max(PublicLimits().max_pixels, max(self.resolutions) ** 2)
-        return PublicLimits(resolutions=self.resolutions, side=side, max_pixels=pixels)
+        """The public limits with this operator's resolutions and defaults."""
+        largest = max(self.resolutions)
+        return PublicLimits(
+            resolutions=self.resolutions,
+            side=(SIDES[0], max(SIDES[1], largest)),
+            max_pixels=max(MAX_PIXELS, largest**2),
+            defaults={"preset": self.default_preset},
+        )
 
     @classmethod
     def settings_customise_sources(
@@ -205,12 +208,10 @@ def _refuse_unknown_variables() -> None:
 
 def _readable(error: ValidationError, config: Path | None) -> str:
     lines = []
-    for problem in error.errors(include_url=False, include_context=False):
-        name = ".".join(str(part) for part in problem["loc"])
-        if problem["type"] == "extra_forbidden":
-            lines.append(f"{name}: unknown setting; known: {', '.join(sorted(Settings.model_fields))}")
+    for refusal in refusals(error):
+        if refusal.is_unknown:
+            lines.append(f"{refusal.field}: unknown setting; known: {', '.join(sorted(Settings.model_fields))}")
         else:
-            received = "a secret" if name in SECRETS else repr(problem["input"])
-            lines.append(f"{name}: {problem['msg']}; received {received}")
+            lines.append(refusal.words((lambda _: "a secret") if refusal.field in SECRETS else repr))
     where = f" (file {config}, I2V_* variables, flags)" if config else " (I2V_* variables, flags)"
     return f"settings are not valid{where}: " + "; ".join(lines)

@@ -27,7 +27,7 @@ from i2v.mutex import GpuMutex
 from i2v.server import app as server_app
 from i2v.server import protocol
 from i2v.server.video_object import VideoObject
-from i2v.server.video_request import CreateVideo
+from i2v.server.video_request import CREATE_VIDEO
 from i2v.settings import Settings
 from i2v.video import probe
 from tests.conftest import ASSETS, ROOT
@@ -136,7 +136,7 @@ def test_every_error_code_is_in_the_contract_with_its_status() -> None:
 
 def test_the_contract_lists_exactly_the_fields_of_a_video_request() -> None:
     part = section(API, "## 2. `/v1/videos`").partition("Fields of a new video.")[2].partition("Unknown fields")[0]
-    assert set(rows(part)) == set(CreateVideo.model_fields)
+    assert set(rows(part)) == set(CREATE_VIDEO.model_fields)
 
 
 def test_the_contract_lists_exactly_the_fields_of_a_video_object() -> None:
@@ -149,7 +149,7 @@ def test_the_ranges_in_the_contract_are_the_ones_that_are_checked() -> None:
     limits = Settings().limits
     table = rows(section(API, "## 1. `POST /api/predict/`"))
     for name in ("num_frames", "fps", "steps", "guidance_scale"):
-        low, high = getattr(limits, name)
+        low, high = limits.range(name)
         assert f"{low} to {high}" in table[name], name
     assert ", ".join(map(str, limits.resolutions)) in table["resolution"]
 

@@ -63,7 +63,7 @@ def test_a_branch_that_the_model_has_no_layers_for_is_refused_as_it_is_loaded(tm
         ("exact:\n  max_steps: 20", "exact is the reference and cannot be changed"),
         ("quick:\n  max_steps: 20", "no preset 'quick'"),
         ("fast:\n  solver: euler", r"fast\.solver: .*'ddim', 'dpm\+\+2m' or 'unipc'"),
-        ("fast:\n  max_stepz: 3", r"fast\.max_stepz: Extra inputs"),
+        ("fast:\n  max_stepz: 3", r"fast\.max_stepz is not a known field"),
         ("turbo:\n  guidance_interval: [0.5, 1.5]", r"turbo\.guidance_interval\.1"),
         ("turbo:\n  guidance_interval: [0.5, 0.1]", "its first end comes first"),
         ("turbo:\n  deep_cache: {interval: 0}", r"turbo\.deep_cache\.interval"),

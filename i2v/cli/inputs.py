@@ -5,7 +5,6 @@ Every refusal is one sentence that names the file. Knows no engine and no termin
 
 import errno
 import json
-import re
 import secrets
 from datetime import datetime
 from pathlib import Path
@@ -15,11 +14,9 @@ from PIL import Image
 from pydantic import ValidationError
 
 from i2v import images, video
-from i2v.errors import I2VError, InvalidImage, InvalidRequest, StorageFull
-from i2v.request import GenerateRequest
+from i2v.errors import I2VError, InvalidImage, InvalidRequest, StorageFull, refusals
+from i2v.request import GenerateRequest, parse_size
 from i2v.settings import Settings
-
-_SIZE = re.compile(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})", re.ASCII)  # as the server takes it
 
 
 def read_photo(path: Path, settings: Settings) -> Image.Image:
@@ -41,12 +38,7 @@ def sized(size: object, width: int | None, height: int | None) -> tuple[int | No
         return width, height
     if width is not None or height is not None:
         raise InvalidRequest("give --size or --width and --height, not both", field="size")
-    found = _SIZE.fullmatch(str(size).lower())
-    if found is None:
-        shown = repr(size)
-        shown = shown if len(shown) <= 40 else f"{shown[:40]}..."
-        raise InvalidRequest(f"size is {shown}; WxH such as 512x512 is wanted", field="size")
-    return int(found[1]), int(found[2])
+    return parse_size(str(size).lower())
 
 
 def build_request(asked: dict[str, Any], settings: Settings) -> GenerateRequest:
@@ -54,14 +46,10 @@ def build_request(asked: dict[str, Any], settings: Settings) -> GenerateRequest:
     if not asked.get("prompt"):
         raise InvalidRequest("a prompt is missing; say what happens in the video", field="prompt")
     try:
-        request = GenerateRequest.model_validate({"preset": settings.default_preset} | asked)
+        request = GenerateRequest.model_validate({**settings.limits.defaults, **asked})
     except ValidationError as error:
-        problem = error.errors(include_url=False)[0]
-        name = ".".join(str(part) for part in problem["loc"])
-        if problem["type"] == "extra_forbidden":
-            raise InvalidRequest(f"{name} is not a known field", field=name) from None
-        message = str(problem["msg"]).removeprefix("Value error, ")
-        raise InvalidRequest(f"{name}: {message}; received {problem['input']!r}", field=name) from None
+        refusal = refusals(error)[0]
+        raise InvalidRequest(refusal.words(repr), field=refusal.field) from None
     if not request.prompt:
         raise InvalidRequest("the prompt is empty; say what happens in the video", field="prompt")
     return request

@@ -5,13 +5,12 @@ engine, no server and no terminal.
 """
 
 import inspect
-import types
 from collections.abc import Callable, Collection
-from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import typer
 
-from i2v.request import GenerateRequest
+from i2v.request import GenerateRequest, default_of, plain_type
 
 VIDEO = "Video"  # headings in the help
 SERVER = "Through a server"
@@ -22,34 +21,17 @@ Token = Annotated[
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="no progress and no summary")]
 
-# The prompt is no option but an argument.
-_HELP = {
-    "width": "pixels, a multiple of 8",
-    "height": "pixels, a multiple of 8",
-    "num_frames": "frames",
-    "fps": "frames a second of the file",
-    "motion_fps": "frames a second that the model is told",
-    "steps": "denoising steps",
-    "guidance_scale": "how closely to follow the prompt",
-    "seed": "the same seed gives the same video",
-    "negative_prompt": "what must not be seen",
-    "preset": "which approximations save time",
-    "fit": "how a photo of another shape is fitted",
-}
+FIELDS = tuple(name for name in GenerateRequest.model_fields if name != "prompt")  # which is an argument
 
 
 def field_type(name: str) -> tuple[type, str | None]:
     """What is typed for a field of a request (`int`, `float` or `str`), and `one|other` where it has choices."""
-    kind = get_type_hints(GenerateRequest)[name]
-    if get_origin(kind) in (Union, types.UnionType):
-        kind = next(part for part in get_args(kind) if part is not type(None))
-    if get_origin(kind) is Literal:
-        return str, "|".join(get_args(kind))
-    return kind, None
+    kind = plain_type(GenerateRequest.model_fields[name].annotation)
+    return (str, "|".join(get_args(kind))) if get_origin(kind) is Literal else (kind, None)
 
 
 def takes_fields(
-    function: Callable[..., None], *, only: Collection[str] = tuple(_HELP), tell_defaults: bool = True
+    function: Callable[..., None], *, only: Collection[str] = FIELDS, tell_defaults: bool = True
 ) -> Callable[..., None]:
     """Give a command `--size` and one option for each field in `only`.
 
@@ -81,10 +63,9 @@ def _keyword_only(parameters: list[inspect.Parameter]) -> list[inspect.Parameter
 
 def _option(name: str, tell_default: bool) -> inspect.Parameter:
     kind, choices = field_type(name)
-    default = GenerateRequest.model_fields[name].default
-    told = _HELP[name]
-    if tell_default and isinstance(default, int | float):
-        told += f" (default: {default:g})"
+    told = GenerateRequest.model_fields[name].description or ""
+    if tell_default and isinstance(default_of(name), int | float):
+        told += f" (default: {default_of(name):g})"
     return _parameter(name, kind, told, choices)
 
 

@@ -5,11 +5,12 @@ Knows nothing of jobs or of where an error came from.
 """
 
 import json
+from dataclasses import replace
 from typing import Any
 
 from fastapi import Request
 from fastapi.exceptions import RequestValidationError
-from pydantic import ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
@@ -20,12 +21,50 @@ from i2v.errors import (
     InvalidRequest,
     MethodNotAllowed,
     NotFound,
+    Refusal,
+    refusals,
 )
 
 UNKNOWN_PATH = "no such path; generate with POST /api/predict/ or POST /v1/videos, and see /docs"
 UNEXPECTED = "the server met an unexpected error; its log has the details under this request id"
 
 _OPENAI_TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
+
+
+class Answer(BaseModel):
+    """A body that this server writes: frozen, and with every field always there."""
+
+    model_config = ConfigDict(frozen=True, json_schema_serialization_defaults_required=True)
+
+
+class Problem(Answer):
+    """What is wrong, and where: `loc` leads to the value."""
+
+    loc: list[str | int]
+    msg: str
+    type: str = Field(description="the stable code")
+
+
+class ErrorAnswer(Answer):
+    """Every error outside `/v1`."""
+
+    error: str = Field(description="for people")
+    detail: list[Problem]
+
+
+class OpenAIError(Answer):
+    """One error in OpenAI's shape."""
+
+    message: str = Field(description="for people")
+    type: str
+    param: str | None = Field(description="the field at fault")
+    code: str = Field(description="stable")
+
+
+class OpenAIErrorAnswer(Answer):
+    """Every error of `/v1`."""
+
+    error: OpenAIError
 
 
 class JSONAnswer(Response):
@@ -45,9 +84,11 @@ def error_body(error: I2VError, path: str) -> dict[str, Any]:
     """The body for `error` on `path`, in the shape that path speaks."""
     if speaks_openai(path):
         kind = _OPENAI_TYPES.get(error.status, "server_error" if error.status >= 500 else "invalid_request_error")
-        return {"error": {"message": error.message, "type": kind, "param": error.field, "code": error.code}}
-    loc = ["body", "data", error.field] if error.field else ["body"]
-    return {"error": error.message, "detail": [{"loc": loc, "msg": error.message, "type": error.code}]}
+        told = OpenAIError(message=error.message, type=kind, param=error.field, code=error.code)
+        return OpenAIErrorAnswer(error=told).model_dump()
+    loc: list[str | int] = ["body", "data", error.field] if error.field else ["body"]
+    problem = Problem(loc=loc, msg=error.message, type=error.code)
+    return ErrorAnswer(error=error.message, detail=[problem]).model_dump()
 
 
 def error_answer(error: I2VError, path: str, headers: dict[str, str] | None = None) -> Response:
@@ -58,39 +99,10 @@ def error_answer(error: I2VError, path: str, headers: dict[str, str] | None = No
     return JSONAnswer(error_body(error, path), status_code=error.status, headers=all_headers)
 
 
-def invalid(error: ValidationError | RequestValidationError) -> InvalidRequest:
-    """The first problem that pydantic found, without the input it found it in."""
-    problem = error.errors()[0]
-    field = ".".join(str(part) for part in problem["loc"] if part not in ("body", "query", "path", "header"))
-    if problem["type"] == "extra_forbidden":
-        return unknown_field(field)
-    field = _shown(field)
-    message = str(problem["msg"]).removeprefix("Value error, ")
-    received = "nothing" if problem["type"] == "missing" else json_type(problem.get("input"))
-    return InvalidRequest(f"{field or 'body'}: {message}; received {received}", field=field or None)
-
-
-def unknown_field(name: str) -> InvalidRequest:
-    return InvalidRequest(f"{_shown(name)} is not a known field", field=_shown(name))
-
-
-def _shown(field: str) -> str:
-    """A field's name as it may stand in an answer: callers choose it where it is unknown."""
-    return field.encode("ascii", "backslashreplace").decode()[:60]
-
-
-def json_type(value: object) -> str:
-    """What JSON calls the value, for messages that must not repeat it."""
-    names: dict[type, str] = {
-        type(None): "null",
-        bool: "a boolean",
-        int: "an integer",
-        float: "a number",
-        str: "a string",
-        list: "a list",
-        dict: "an object",
-    }
-    return names.get(type(value), f"a {type(value).__name__}")
+def invalid(refusal: Refusal) -> InvalidRequest:
+    """What was refused, without the value. The name is cut short: callers choose it where it is unknown."""
+    shown = replace(refusal, field=refusal.field.encode("ascii", "backslashreplace").decode()[:60])
+    return InvalidRequest(shown.words(), field=shown.field or None)
 
 
 async def answer_i2v_error(request: Request, error: Exception) -> Response:
@@ -102,7 +114,7 @@ async def answer_i2v_error(request: Request, error: Exception) -> Response:
 async def answer_validation_error(request: Request, error: Exception) -> Response:
     if not isinstance(error, RequestValidationError):
         raise error
-    return error_answer(invalid(error), request.url.path)
+    return error_answer(invalid(refusals(error, skip=1)[0]), request.url.path)  # the first part says query or path
 
 
 async def answer_http_exception(request: Request, error: Exception) -> Response:

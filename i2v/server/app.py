@@ -7,6 +7,7 @@ every path that no route before it has taken.
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
+from typing import Any
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
@@ -21,7 +22,7 @@ import i2v
 from i2v.errors import I2VError, MethodNotAllowed, NotFound
 from i2v.jobs.queue import JobQueue
 from i2v.jobs.webhooks import Webhooks
-from i2v.server import docs, files, health, predict, videos
+from i2v.server import docs, files, health, openapi, predict, videos
 from i2v.server.answers import (
     UNKNOWN_PATH,
     answer_http_exception,
@@ -47,7 +48,7 @@ def create_app(settings: Settings, queue: JobQueue, *, start_queue: bool = True)
     """The application around a queue. Serving it starts the queue, unless its owner has, and stops it at the end."""
     metrics, webhooks = Metrics(queue), Webhooks(settings, queue)
     queue.on_final += [metrics.finished, webhooks.finished]
-    app = FastAPI(
+    app = _App(
         title="i2v",
         summary="Image to video with I2VGen-XL",
         version=i2v.__version__,
@@ -73,6 +74,15 @@ def create_app(settings: Settings, queue: JobQueue, *, start_queue: bool = True)
         app.include_router(router)
     _refuse_the_rest(app)
     return app
+
+
+class _App(FastAPI):
+    def openapi(self) -> dict[str, Any]:
+        """The framework's document, and the bodies that routes read themselves, as this operator allows them."""
+        context: Context = self.state.context
+        document = super().openapi()
+        document["components"]["schemas"] |= openapi.bodies(context.settings.limits)
+        return document
 
 
 @asynccontextmanager

@@ -25,6 +25,8 @@ h2 {{ margin-top: 2rem }} .method {{ font-weight: bold; margin-right: .5rem }} d
 <h2>From the shell</h2><pre><code>{shell}</code></pre>
 <h2>From Python</h2><pre><code>{python}</code></pre>
 {routes}
+<h2>Objects</h2>
+{objects}
 </body></html>"""
 
 _SHELL = """curl {base}/api/predict/ -H 'Content-Type: application/json' -d @- <<EOF
@@ -59,6 +61,7 @@ async def docs(request: Request) -> HTMLResponse:
             for path, operations in schema["paths"].items()
             for method, operation in operations.items()
         ),
+        objects="\n".join(_object(name, found) for name, found in sorted(schema["components"]["schemas"].items())),
     )
     return HTMLResponse(page, headers={"Content-Security-Policy": _CSP})
 
@@ -72,11 +75,50 @@ def _route(path: str, method: str, operation: dict[str, Any]) -> str:
         items = (f"<dt>{escape(p['name'])} ({escape(p['in'])})</dt><dd>{_json(p['schema'])}</dd>" for p in parameters)
         parts.append(f"<dl>{''.join(items)}</dl>")
     for kind, content in operation.get("requestBody", {}).get("content", {}).items():
-        parts.append(f"<details><summary>Body, {escape(kind)}</summary><pre>{_json(content['schema'])}</pre></details>")
+        parts.append(f"<p>Body, {escape(kind)}: {_kind(content['schema'])}</p>")
     answers = operation.get("responses", {})
-    items = (f"<dt>{escape(status)}</dt><dd>{escape(answer['description'])}</dd>" for status, answer in answers.items())
+    items = (
+        f"<dt>{escape(status)}</dt><dd>{escape(answer['description'])}{_contents(answer.get('content', {}))}</dd>"
+        for status, answer in answers.items()
+    )
     parts.append(f"<details><summary>Answers</summary><dl>{''.join(items)}</dl></details>")
     return "\n".join(parts)
+
+
+def _contents(content: dict[str, Any]) -> str:
+    """What an answer holds, by media type."""
+    kinds = (f"{escape(kind)} {_kind(entry.get('schema', {}))}".strip() for kind, entry in content.items())
+    return f" ({', '.join(kinds)})" if content else ""
+
+
+def _object(name: str, schema: dict[str, Any]) -> str:
+    """One object by name: a line for each field, and the whole schema below."""
+    needed = schema.get("required", ())
+    items = (
+        f"<dt><code>{escape(field)}</code>: {_kind(found)}{'' if field in needed else ', may be left out'}</dt>"
+        f"<dd>{escape(found.get('description', ''))}</dd>"
+        for field, found in schema.get("properties", {}).items()
+    )
+    return (
+        f'<h3 id="{escape(name)}">{escape(name)}</h3><p>{escape(schema.get("description", ""))}</p>'
+        f"<dl>{''.join(items)}</dl><details><summary>Schema</summary><pre>{_json(schema)}</pre></details>"
+    )
+
+
+def _kind(schema: dict[str, Any]) -> str:
+    """A value's type in a few words; an object is a link to its description on this page."""
+    if "$ref" in schema:
+        name = escape(schema["$ref"].rpartition("/")[2])
+        return f'<a href="#{name}">{name}</a>'
+    if "anyOf" in schema:
+        return " or ".join(_kind(part) for part in schema["anyOf"])
+    if "enum" in schema or "const" in schema:
+        return escape(", ".join(json.dumps(value) for value in schema.get("enum", [schema.get("const")])))
+    if "items" in schema:
+        return f"list of {_kind(schema['items'])}"
+    ends = [schema.get(end) for end in ("minimum", "maximum")]
+    words = f" {ends[0]:g} to {ends[1]:.16g}" if None not in ends else ""
+    return escape(f"{schema.get('type', '')}{words}")
 
 
 def _json(value: Any) -> str:

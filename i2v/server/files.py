@@ -31,7 +31,7 @@ _CHUNK = 256 * 1024
 _VIDEO: dict[int | str, dict[str, object]] = {
     200: {"description": "the MP4", "content": {"video/mp4": {}}},
     206: {"description": "the asked part of it", "content": {"video/mp4": {}}},
-    **errors(401, 403, 404, 416),
+    **errors(401, 403, 404, 416, 422),
 }
 
 

@@ -8,9 +8,10 @@ import asyncio
 import contextlib
 import logging
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 from fastapi import APIRouter, Request
+from pydantic import ConfigDict, Field
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
@@ -18,10 +19,10 @@ from i2v.errors import I2VError, JobFailed, NotReady, error_from_code
 from i2v.jobs.job import Job
 from i2v.jobs.queue import JobQueue
 from i2v.jobs.summary import summary
-from i2v.server.answers import JSONAnswer, error_answer
+from i2v.server import openapi
+from i2v.server.answers import Answer, JSONAnswer, error_answer
 from i2v.server.body import parse_json, read_body
 from i2v.server.context import caller_of, context_of, public_base
-from i2v.server.openapi import PREDICT
 from i2v.server.predict_request import data_of, read_predict
 
 router = APIRouter()
@@ -30,7 +31,39 @@ log = logging.getLogger("i2v.server")
 CLIENT_GONE = 499  # never read by anyone; logs and metrics tell it from a success
 
 
-@router.post("/api/predict/", tags=["predict"], operation_id="predict", **PREDICT)
+class PredictAnswer(Answer):
+    """The success of `/api/predict/`, exactly as existing scripts expect it."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    data: list[str] = Field(
+        min_length=3, max_length=3, description="path of the MP4 on the server, readable summary, inference time"
+    )
+    is_generating: Literal[False] = False
+    duration: float = Field(description="seconds from the job's start to its end")
+    average_duration: float = Field(description="mean seconds of the last jobs")
+
+
+_ANSWERS: openapi.Responses = {
+    200: {
+        "description": "the finished video",
+        "model": PredictAnswer,
+        "headers": {
+            "X-Job-Id": {"schema": {"type": "string"}, "description": "the job, as in /v1/videos"},
+            "X-Video-Url": {"schema": {"type": "string"}, "description": "where the MP4 can be fetched"},
+        },
+    },
+    **openapi.errors(400, 401, 403, 404, 409, 413, 422, 429, 500, 503, 507),
+}
+
+
+@router.post(
+    "/api/predict/",
+    tags=["predict"],
+    operation_id="predict",
+    responses=_ANSWERS,
+    openapi_extra=openapi.takes("PredictBody"),
+)
 @router.post("/api/predict", include_in_schema=False)
 @router.post("/run/predict/", include_in_schema=False)
 @router.post("/run/predict", include_in_schema=False)
@@ -79,13 +112,13 @@ def answer_for(job: Job, queue: JobQueue, base: str) -> Response:
         raise error_of(job)
     started, completed = job.started_at or job.created_at, job.completed_at
     duration = (completed - started).total_seconds() if completed else job.result.seconds
-    content = {
-        "data": [str(queue.video_path(job).resolve()), summary(job), f"{job.result.seconds:.1f}s"],
-        "is_generating": False,
-        "duration": duration,
-        "average_duration": queue.average_duration,
-    }
-    return JSONAnswer(content, headers={"X-Job-Id": job.id, "X-Video-Url": f"{base}/outputs/{job.result.file}"})
+    content = PredictAnswer(
+        data=[str(queue.video_path(job).resolve()), summary(job), f"{job.result.seconds:.1f}s"],
+        duration=duration,
+        average_duration=queue.average_duration,
+    )
+    headers = {"X-Job-Id": job.id, "X-Video-Url": f"{base}/outputs/{job.result.file}"}
+    return JSONAnswer(content.model_dump(), headers=headers)
 
 
 def error_answer_for(error: I2VError, request: Request, job: Job) -> Response:

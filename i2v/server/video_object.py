@@ -6,13 +6,14 @@
 from datetime import timedelta
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from starlette.concurrency import run_in_threadpool
 
 from i2v.errors import I2VError
 from i2v.jobs.job import Job, JobResult
 from i2v.jobs.queue import JobQueue
 from i2v.request import Fit, GenerateRequest, Preset
+from i2v.server.answers import Answer
 from i2v.settings import Settings
 
 POLL_MS = (250, 5000)  # polling costs little; the first value is kept by the client for the whole job
@@ -24,19 +25,15 @@ def _asked(name: str, description: str | None = None) -> Any:
     return Field(description=description or GenerateRequest.model_fields[name].description)
 
 
-class VideoError(BaseModel):
+class VideoError(Answer):
     """Why a job has no video."""
-
-    model_config = ConfigDict(frozen=True)
 
     code: str = Field(description="stable: one of the codes of errors, `interrupted` among them")
     message: str = Field(description="for people")
 
 
-class VideoObject(BaseModel):
+class VideoObject(Answer):
     """One job and its video. Every field is always there; times are whole seconds since 1970."""
-
-    model_config = ConfigDict(frozen=True, protected_namespaces=())
 
     id: str = Field(description="video_ and 24 hexadecimal digits")
     object: Literal["video"] = "video"
@@ -67,6 +64,24 @@ class VideoObject(BaseModel):
     peak_memory_mb: float | None = Field(description="most memory in use, where the device counts it")
     notes: list[str] = Field(description="what the engine changed, and how the photo was fitted, in sentences")
     warnings: list[str] = Field(description="what the engine noticed in the result, in sentences")
+
+
+class VideoList(Answer):
+    """A page of jobs; `last_id` is the `after` of the next one."""
+
+    object: Literal["list"] = "list"
+    data: list[VideoObject]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
+
+
+class DeletedVideo(Answer):
+    """What is left of a video that was deleted."""
+
+    id: str
+    object: Literal["video.deleted"] = "video.deleted"
+    deleted: Literal[True] = True
 
 
 def video_object(job: Job, queue: JobQueue, settings: Settings) -> VideoObject:

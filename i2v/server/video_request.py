@@ -5,35 +5,30 @@ Strict: an unknown field or a wrong type is refused by name. Knows no jobs and w
 
 import re
 from dataclasses import dataclass
+from inspect import isclass
 from typing import Annotated, Any, TypeVar
 
 from fastapi import Request
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+from pydantic.fields import FieldInfo
 from starlette.datastructures import FormData, UploadFile
 
-from i2v.errors import InvalidImage, InvalidRequest
+from i2v.errors import InvalidImage, InvalidRequest, Refusal, json_type, refusals, short
 from i2v.images import decode, decode_data_url, place
-from i2v.request import MAX_SEED, Fit, GenerateRequest, Preset
-from i2v.server.answers import invalid, json_type, unknown_field
+from i2v.request import MAX_PROMPT, GenerateRequest, Public, PublicLimits, default_of, parse_size, plain_type
+from i2v.server.answers import invalid
 from i2v.server.body import parse_json, read_body, refuse_compressed, whole
 from i2v.settings import Settings
 
-DEFAULT_FRAMES, DEFAULT_FPS = 16, 8
 MAX_FORM_FIELDS = 40
 MAX_SECONDS = 3600
 
-_INTEGERS = frozenset({"num_frames", "fps", "motion_fps", "steps", "seed"})
-_NUMBERS = frozenset({"guidance_scale"})
-_OBJECTS = frozenset({"input_reference", "video"})
-
-_SIZE = re.compile(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})", re.ASCII)
 _INTEGER = re.compile(r"-?[0-9]{1,16}", re.ASCII)
 _NUMBER = re.compile(r"-?[0-9]{1,9}(?:\.[0-9]{1,9})?", re.ASCII)
 
-# Numbers far beyond every range are stopped here, so that no message has to write out 4000 digits.
-_Int = Annotated[int, Field(ge=-MAX_SEED, le=MAX_SEED)]
-_Float = Annotated[float, Field(allow_inf_nan=False)]
+Prompt = Annotated[str, Public(1, MAX_PROMPT)]
+Seconds = str | int | float
 
 
 class _Body(BaseModel):
@@ -46,30 +41,42 @@ class ImageReference(_Body):
     image_url: str = Field(description="data:image/<type>;base64,...; addresses are not fetched")
 
 
-class CreateVideo(_Body):
-    """The body of `POST /v1/videos`; in a form every value is text, and `input_reference` a file."""
+class NewVideo(_Body):
+    """The fields of `CREATE_VIDEO` that have a meaning of their own in this dialect."""
 
-    prompt: str = Field(description="what should happen, in English", max_length=200_000)
+    prompt: Prompt = Field(description=GenerateRequest.model_fields["prompt"].description)
     input_reference: ImageReference | None = Field(None, description="the photo the video starts from")
     model: str | None = Field(None, description="the loaded model's name, or nothing")
-    seconds: str | _Int | _Float | None = Field(None, description="length; seconds x fps gives the frames")
-    size: str | None = Field(None, description="WIDTHxHEIGHT in pixels, multiples of 8; 512x512 when left out")
-    num_frames: _Int | None = Field(None, description="frames, instead of seconds; 16 when neither is given")
-    fps: _Int | None = Field(None, description="frames a second of the file; 8 when left out")
-    motion_fps: _Int | None = Field(None, description="how fast the model lets things move")
-    steps: _Int | None = Field(None, description="denoising steps")
-    guidance_scale: _Float | None = Field(None, description="how closely the prompt is followed")
-    negative_prompt: str | None = Field(None, description="what should not be seen", max_length=200_000)
-    seed: _Int | None = Field(None, description="the same seed gives the same video; drawn when left out")
-    preset: Preset | None = Field(None, description="exact, fast or turbo")
-    fit: Fit | None = Field(None, description="how a photo of another shape gets the size: crop or pad")
+    seconds: Seconds | None = Field(None, description="length of the clip, instead of num_frames: seconds x fps")
+    size: str | None = Field(None, description="WIDTHxHEIGHT in pixels, multiples of 8")
     webhook: str | None = Field(None, max_length=2000, description="address that is told when the job has ended")
+
+
+def _or_nothing(field: FieldInfo) -> Any:
+    """A field of the job as a caller may send it: a value of its type, or nothing; `PublicLimits` checks its range."""
+    ranges = [mark for mark in field.metadata if isinstance(mark, Public)]
+    kind: Any = Annotated[field.annotation, ranges[0]] if ranges else field.annotation
+    return kind | None, Field(None, description=field.description)
+
+
+_REST: dict[str, Any] = {
+    name: _or_nothing(field)
+    for name, field in GenerateRequest.model_fields.items()
+    if name not in {"width", "height", *NewVideo.model_fields}
+}
+# With every other field of the job: one that is added to `GenerateRequest` is taken here too.
+CREATE_VIDEO = create_model(
+    "CreateVideo",
+    __base__=NewVideo,
+    __doc__="The body of `POST /v1/videos`; in a form every value is text, and `input_reference` a file.",
+    **_REST,
+)
 
 
 class RemixVideo(_Body):
     """The body of `POST /v1/videos/{id}/remix`."""
 
-    prompt: str = Field(description="the new prompt", max_length=200_000)
+    prompt: Prompt = Field(description="the new prompt")
 
 
 class VideoReference(_Body):
@@ -81,8 +88,8 @@ class VideoReference(_Body):
 class ExtendVideo(_Body):
     """The body of `POST /v1/videos/extensions`; in a form, `video` may be a file that was made here."""
 
-    prompt: str = Field(description="what should happen next", max_length=200_000)
-    seconds: str | _Int | _Float = Field(description="length of the new part")
+    prompt: Prompt = Field(description="what should happen next")
+    seconds: Seconds = Field(description="length of the new part")
     video: VideoReference | None = Field(None, description="the finished video to continue")
 
 
@@ -125,7 +132,7 @@ def _plain(form: FormData, file_field: str | None) -> dict[str, Any]:
     for name, value in form.multi_items():
         if isinstance(value, UploadFile):
             if file_field is None:
-                raise unknown_field(name)
+                raise invalid(Refusal(name, "extra_forbidden", "", None))
             if name != file_field:
                 raise InvalidRequest(f"the file must be sent as {file_field}", field=file_field)
             continue
@@ -141,27 +148,28 @@ def parse(model: type[_Model], received: Received) -> _Model:
     """The checked body. In a form, digits count as numbers and JSON text as objects."""
     values = received.values
     if received.is_form:
-        values = {name: _typed(name, value) for name, value in values.items()}
+        kinds = {name: plain_type(field.annotation) for name, field in model.model_fields.items()}
+        values = {name: _typed(kinds.get(name), value) for name, value in values.items()}
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        raise invalid(error) from None
+        raise invalid(refusals(error)[0]) from None
 
 
-def _typed(name: str, value: Any) -> Any:
+def _typed(kind: Any, value: Any) -> Any:
     """A form's text as what its field holds; what does not look like it stays text, and is refused by its type."""
     if not isinstance(value, str):
         return value
-    if name in _INTEGERS and _INTEGER.fullmatch(value):
+    if kind is int and _INTEGER.fullmatch(value):
         return int(value)
-    if name in _NUMBERS and _NUMBER.fullmatch(value):
+    if kind is float and _NUMBER.fullmatch(value):
         return float(value)
-    if name in _OBJECTS and value.startswith("{"):
+    if isclass(kind) and issubclass(kind, BaseModel) and value.startswith("{"):
         return parse_json(value.encode("utf-8", "replace"))
     return value
 
 
-def photo_of(received: Received, body: CreateVideo, settings: Settings) -> Image.Image:
+def photo_of(received: Received, body: NewVideo, settings: Settings) -> Image.Image:
     """The photo, from the file or from the data URL; errors name `input_reference`."""
     if received.file is not None and body.input_reference is not None:
         raise InvalidRequest("input_reference was sent as a file and as a data URL; send one", field="input_reference")
@@ -177,37 +185,14 @@ def photo_of(received: Received, body: CreateVideo, settings: Settings) -> Image
     )
 
 
-def request_of(body: CreateVideo, settings: Settings) -> GenerateRequest:
-    """The job that a body describes, within the public ranges."""
-    width, height = _size(body.size)
-    frames, fps = _length(body, settings)
-    values: dict[str, Any] = {
-        "prompt": body.prompt.strip(),
-        "negative_prompt": body.negative_prompt,
-        "width": width,
-        "height": height,
-        "num_frames": frames,
-        "fps": fps,
-        "seed": body.seed,
-        "preset": body.preset or settings.default_preset,
-    }
-    for name in ("motion_fps", "steps", "guidance_scale", "fit"):
-        if getattr(body, name) is not None:
-            values[name] = getattr(body, name)
-    return checked(values, settings)
-
-
-def checked(values: dict[str, Any], settings: Settings) -> GenerateRequest:
-    """A `GenerateRequest` of `values`. The public ranges are looked at first, because their words name them."""
-    try:
-        settings.limits.check(GenerateRequest.model_construct(**values))
-    except InvalidRequest as error:
-        field = "size" if error.field in ("width", "height") else error.field
-        raise InvalidRequest(error.message, field=field) from None
-    try:
-        return GenerateRequest(**values)
-    except ValidationError as error:
-        raise invalid(error) from None
+def request_of(body: NewVideo, settings: Settings) -> GenerateRequest:
+    """The job that a body describes, within the public limits."""
+    values = body.model_dump(include=set(GenerateRequest.model_fields), exclude_none=True)
+    if body.size is not None:
+        values["width"], values["height"] = parse_size(body.size)
+    if body.seconds is not None:
+        values["num_frames"], values["fps"] = _length(values, body.seconds, settings.limits)
+    return settings.limits.read(values)
 
 
 def check_model(wanted: str | None, loaded: str | None) -> None:
@@ -226,28 +211,23 @@ def frames_for(seconds: str | float, fps: int) -> int:
     return round(_seconds(seconds) * fps)
 
 
-def _length(body: CreateVideo, settings: Settings) -> tuple[int, int]:
-    """Frames and fps. Without fps, a clip too long for 8 a second gets as many as its frames allow."""
-    if body.seconds is None:
-        frames = DEFAULT_FRAMES if body.num_frames is None else body.num_frames
-        return frames, DEFAULT_FPS if body.fps is None else body.fps
-    limits, seconds = settings.limits, _seconds(body.seconds)
-    fps = body.fps
-    if fps is None:
-        fps = max(limits.fps[0], min(DEFAULT_FPS, int(limits.num_frames[1] / seconds)))
-    if not limits.fps[0] <= fps <= limits.fps[1]:
-        raise InvalidRequest(f"fps is {fps}; {limits.fps[0]} to {limits.fps[1]} is wanted", field="fps")
+def _length(asked: dict[str, Any], wanted: str | float, limits: PublicLimits) -> tuple[int, int]:
+    """Frames and fps of so many seconds. Without fps, 8 a second, or as many as a longer clip's frames allow."""
+    seconds = _seconds(wanted)
+    low, high = limits.range("num_frames")
+    fps = asked.get("fps", int(max(limits.range("fps")[0], min(default_of("fps"), high // seconds))))
+    limits.check_number("fps", fps)
     frames = round(seconds * fps)
-    low, high = limits.num_frames
     if not low <= frames <= high:
         raise InvalidRequest(
             f"{seconds:g} s at {fps} fps are {frames} frames; {low} to {high} are wanted "
             f"(at {fps} fps, {low / fps:g} to {high / fps:g} s)",
             field="seconds",
         )
-    if body.num_frames is not None and body.num_frames != frames:
+    if asked.get("num_frames", frames) != frames:
         raise InvalidRequest(
-            f"{seconds:g} s at {fps} fps are {frames} frames, but num_frames is {body.num_frames}; send one of both",
+            f"{seconds:g} s at {fps} fps are {frames} frames, but num_frames is {short(asked['num_frames'])}; "
+            "send one of both",
             field="num_frames",
         )
     return frames, fps
@@ -256,22 +236,8 @@ def _length(body: CreateVideo, settings: Settings) -> tuple[int, int]:
 def _seconds(value: str | float) -> float:
     if isinstance(value, str) and not _NUMBER.fullmatch(value):
         raise InvalidRequest('seconds must be a number, such as "4"', field="seconds")
-    seconds = float(value)
-    if not 0 < seconds <= MAX_SECONDS:
-        raise InvalidRequest(
-            f"seconds is {seconds:g}; more than 0 and at most {MAX_SECONDS} is wanted", field="seconds"
-        )
-    return seconds
-
-
-def _size(text: str | None) -> tuple[int, int]:
-    if text is None:
-        return 512, 512
-    match = _SIZE.fullmatch(text)
-    if match is None:
-        raise InvalidRequest('size must be WIDTHxHEIGHT in pixels, such as "1280x720"', field="size")
-    width, height = int(match[1]), int(match[2])
-    if width % 8 or height % 8:
-        near = f"{max(8, round(width / 8) * 8)}x{max(8, round(height / 8) * 8)}"
-        raise InvalidRequest(f"size is {width}x{height}; multiples of 8 are wanted, such as {near}", field="size")
-    return width, height
+    number = float(value) if isinstance(value, str) else value
+    if not 0 < number <= MAX_SECONDS:
+        said = f"seconds is {short(number)}; more than 0 and at most {MAX_SECONDS} is wanted"
+        raise InvalidRequest(said, field="seconds")
+    return float(number)

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 import anyio.to_thread
 from fastapi import APIRouter, Query, Request
 from PIL import Image
+from pydantic import Field
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response, StreamingResponse
 
@@ -18,19 +19,18 @@ from i2v.errors import I2VError, InvalidRequest, NotFound
 from i2v.jobs.job import Job, Status
 from i2v.request import GenerateRequest
 from i2v.server import openapi
-from i2v.server.answers import JSONAnswer
+from i2v.server.answers import Answer, JSONAnswer
 from i2v.server.context import Context, caller_of, context_of
 from i2v.server.files import in_memory, ranged, video_answer
 from i2v.server.predict import CLIENT_GONE, error_answer_for, error_of, outcome
 from i2v.server.video_events import stream
 from i2v.server.video_extension import source_of
-from i2v.server.video_object import poll_after_ms, shown, video_object
+from i2v.server.video_object import DeletedVideo, VideoList, VideoObject, poll_after_ms, shown, video_object
 from i2v.server.video_request import (
-    CreateVideo,
+    CREATE_VIDEO,
     ExtendVideo,
     RemixVideo,
     check_model,
-    checked,
     frames_for,
     parse,
     photo_of,
@@ -44,9 +44,36 @@ router = APIRouter(prefix="/v1", tags=["videos"])
 log = logging.getLogger("i2v.server")
 
 _KEY = re.compile(r"[\x21-\x7e]{1,255}")
+_CONTENT = openapi.files("video/mp4", "image/jpeg", "image/gif", "image/webp", statuses=(404, 409, 416, 422))
+_EVENTS = openapi.files("text/event-stream", statuses=(404, 422))
+_QUEUED = openapi.new_job(VideoObject)
+_NEW = openapi.takes("CreateVideo", form=True)
 
 
-@router.post("/videos", **openapi.CREATE)
+class ModelObject(Answer):
+    """The model that is loaded: OpenAI's four fields, and what this server knows beyond them."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: Literal[0] = 0
+    owned_by: Literal["i2v"] = "i2v"
+    kind: str = Field(description="real, demo or fake")
+    title: str
+    device: str
+    dtype: str
+    note: str = Field(description="what callers should know of a model that is no full one; may be empty")
+    vocabulary: list[str] = Field(description="prompts that a small model was trained on; empty for a full one")
+    guidance_range: list[float] | None = Field(description="what guidance_scale is kept within, both ends included")
+
+
+class ModelList(Answer):
+    """The model that is loaded, or nothing while it loads."""
+
+    object: Literal["list"] = "list"
+    data: list[ModelObject]
+
+
+@router.post("/videos", responses=_QUEUED, openapi_extra=_NEW)
 async def create(request: Request) -> Response:
     """Queue a video. The answer is its object; ask for it again, or listen to its events, until it is final."""
     job, note = await _create(request)
@@ -57,7 +84,7 @@ async def create(request: Request) -> Response:
     return answer
 
 
-@router.post("/videos/sync", **openapi.SYNC)
+@router.post("/videos/sync", response_class=Response, responses=openapi.MP4_FOR_NEW_JOB, openapi_extra=_NEW)
 async def create_and_wait(request: Request) -> Response:
     """Queue a video, wait for it, and answer the MP4. A caller that goes away frees its place."""
     context = context_of(request)
@@ -76,7 +103,7 @@ async def create_and_wait(request: Request) -> Response:
     return answer
 
 
-@router.post("/videos/extensions", **openapi.EXTEND)
+@router.post("/videos/extensions", responses=_QUEUED, openapi_extra=openapi.takes("ExtendVideo", form=True))
 async def extend(request: Request) -> Response:
     """Continue a finished video from its last frame; the result is the whole clip, old part and new."""
     context = context_of(request)
@@ -85,12 +112,13 @@ async def extend(request: Request) -> Response:
     async with context.rendering:  # it decodes a whole video
         source, last_frame = await run_in_threadpool(source_of, context.queue, body, received.file)
     frames = frames_for(body.seconds, source.request.fps)
-    generate = checked(_values(source, prompt=body.prompt.strip(), num_frames=frames, seed=None), context.settings)
+    limits = context.settings.limits
+    generate = limits.changed(source.request, prompt=body.prompt, num_frames=frames, seed=None)
     job = await _submit(request, generate, last_frame, extends=source.id)
     return await _object_answer(context, job)
 
 
-@router.get("/videos", **openapi.LIST)
+@router.get("/videos", responses=openapi.answer(VideoList, 404, 422))
 async def list_videos(
     request: Request,
     after: Annotated[str | None, Query(max_length=200)] = None,
@@ -103,19 +131,15 @@ async def list_videos(
     context = context_of(request)
     asked = partial(context.queue.list, after=after, limit=limit + 1, order=order, status=status, search=search)
     found = await run_in_threadpool(asked)
-    page = await run_in_threadpool(lambda: [_object(context, job) for job in found[:limit]])
-    return JSONAnswer(
-        {
-            "object": "list",
-            "data": page,
-            "first_id": page[0]["id"] if page else None,
-            "last_id": page[-1]["id"] if page else None,
-            "has_more": len(found) > limit,
-        }
+    page = await run_in_threadpool(
+        lambda: [video_object(job, context.queue, context.settings) for job in found[:limit]]
     )
+    first, last = (page[0].id, page[-1].id) if page else (None, None)
+    answer = VideoList(data=page, first_id=first, last_id=last, has_more=len(found) > limit)
+    return JSONAnswer(answer.model_dump())
 
 
-@router.get("/videos/{video_id}", **openapi.RETRIEVE)
+@router.get("/videos/{video_id}", responses=openapi.answer(VideoObject, 404, 422))
 async def retrieve(request: Request, video_id: str) -> Response:
     """One video's object, with its progress."""
     context = context_of(request)
@@ -125,7 +149,7 @@ async def retrieve(request: Request, video_id: str) -> Response:
     return await _object_answer(context, job)
 
 
-@router.get("/videos/{video_id}/content", response_class=Response, **openapi.CONTENT)
+@router.get("/videos/{video_id}/content", response_class=Response, responses=_CONTENT)
 @router.head("/videos/{video_id}/content", include_in_schema=False)
 async def content(request: Request, video_id: str, variant: Annotated[str, Query(max_length=20)] = "video") -> Response:
     """The finished MP4, or a picture made from it; whole or in ranges."""
@@ -144,7 +168,11 @@ async def content(request: Request, video_id: str, variant: Annotated[str, Query
     return ranged(request, in_memory(data), {"Content-Type": media_type(variant), "Content-Disposition": disposition})
 
 
-@router.get("/videos/{video_id}/events", **openapi.EVENTS)
+@router.get(
+    "/videos/{video_id}/events",
+    response_class=Response,
+    responses=openapi.files("text/event-stream", statuses=(404, 422)),
+)
 async def events(request: Request, video_id: str) -> Response:
     """Server-sent events: `status` when the state changes, `progress` with a preview, `done` with the final object."""
     context = context_of(request)
@@ -153,7 +181,7 @@ async def events(request: Request, video_id: str) -> Response:
     return StreamingResponse(stream(context, video_id), media_type="text/event-stream", headers=headers)
 
 
-@router.post("/videos/{video_id}/cancel", **openapi.CANCEL)
+@router.post("/videos/{video_id}/cancel", responses=openapi.answer(VideoObject, 404, 409, 422))
 async def cancel(request: Request, video_id: str) -> Response:
     """Stop a job within one step; answers when it has stopped."""
     context = context_of(request)
@@ -161,46 +189,46 @@ async def cancel(request: Request, video_id: str) -> Response:
     return await _object_answer(context, job)
 
 
-@router.post("/videos/{video_id}/remix", **openapi.REMIX)
+@router.post("/videos/{video_id}/remix", responses=_QUEUED, openapi_extra=openapi.takes("RemixVideo"))
 async def remix(request: Request, video_id: str) -> Response:
     """A new job with the same photo, settings and seed, and another prompt."""
     context = context_of(request)
     body = parse(RemixVideo, await receive(request, None))
     source = await run_in_threadpool(context.queue.get, video_id)
-    generate = checked(_values(source, prompt=body.prompt.strip()), context.settings)
+    generate = context.settings.limits.changed(source.request, prompt=body.prompt)
     photo = await run_in_threadpool(context.queue.input_image, video_id)
     return await _object_answer(context, await _submit(request, generate, photo))
 
 
-@router.delete("/videos/{video_id}", **openapi.DELETE)
+@router.delete("/videos/{video_id}", responses=openapi.answer(DeletedVideo, 404, 422))
 async def delete(request: Request, video_id: str) -> Response:
     """Cancel the job if it runs, and remove its video and its record."""
     context = context_of(request)
     await anyio.to_thread.run_sync(context.queue.delete, video_id, limiter=context.waiting)
-    return JSONAnswer({"id": video_id, "object": "video.deleted", "deleted": True})
+    return JSONAnswer(DeletedVideo(id=video_id).model_dump())
 
 
-@router.get("/models", **openapi.MODELS)
+@router.get("/models", responses=openapi.answer(ModelList))
 async def models(request: Request) -> Response:
     """The model that is loaded; the list is empty while it loads."""
     found = _model(context_of(request))
-    return JSONAnswer({"object": "list", "data": [found] if found else []})
+    return JSONAnswer(ModelList(data=[found] if found else []).model_dump())
 
 
-@router.get("/models/{model_id:path}", **openapi.MODEL)
+@router.get("/models/{model_id:path}", responses=openapi.answer(ModelObject, 404, 422))
 async def model(request: Request, model_id: str) -> Response:
     """One model by its name."""
     found = _model(context_of(request))
-    if found is None or found["id"] != model_id:
+    if found is None or found.id != model_id:
         raise NotFound("that model is not loaded here; see /v1/models")
-    return JSONAnswer(found)
+    return JSONAnswer(found.model_dump())
 
 
 async def _create(request: Request) -> tuple[Job, str]:
     """The queued job, and how its photo was fitted."""
     context = context_of(request)
     received = await receive(request, "input_reference")
-    body = parse(CreateVideo, received)
+    body = parse(CREATE_VIDEO, received)
     context.webhooks.check(body.webhook)
     loaded = context.queue.model
     check_model(body.model, loaded.name if loaded else None)
@@ -242,34 +270,23 @@ def _idempotency_key(request: Request) -> str | None:
     return key
 
 
-def _values(job: Job, **changed: Any) -> dict[str, Any]:
-    return job.request.model_dump() | changed
-
-
-def _object(context: Context, job: Job) -> dict[str, Any]:
-    return video_object(job, context.queue, context.settings).model_dump()
-
-
 async def _object_answer(context: Context, job: Job, **changed: Any) -> Response:
     headers = {} if job.is_final else {"openai-poll-after-ms": str(poll_after_ms(job))}
     found = await shown(job, context.queue, context.settings)
     return JSONAnswer(found.model_dump() | changed, headers=headers)
 
 
-def _model(context: Context) -> dict[str, Any] | None:
+def _model(context: Context) -> ModelObject | None:
     model = context.queue.model
     if model is None:
         return None
-    return {
-        "id": model.name,
-        "object": "model",
-        "created": 0,
-        "owned_by": "i2v",
-        "kind": model.kind,
-        "title": model.title,
-        "device": model.device,
-        "dtype": model.dtype,
-        "note": model.note,
-        "vocabulary": list(model.vocabulary),
-        "guidance_range": list(model.guidance_range) if model.guidance_range else None,
-    }
+    return ModelObject(
+        id=model.name,
+        kind=model.kind,
+        title=model.title,
+        device=model.device,
+        dtype=model.dtype,
+        note=model.note,
+        vocabulary=list(model.vocabulary),
+        guidance_range=list(model.guidance_range) if model.guidance_range else None,
+    )

@@ -8,16 +8,16 @@ checked to lie in its upload folder.
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 import gradio as gr
 from PIL import Image
 from pydantic import ValidationError
 
 from i2v.engine.protocol import ModelInfo
-from i2v.errors import InvalidImage, InvalidRequest
+from i2v.errors import InvalidImage, InvalidRequest, refusals
 from i2v.images import decode
-from i2v.request import Fit, GenerateRequest, Preset, PublicLimits
+from i2v.request import GenerateRequest, Preset, PublicLimits, default_of, plain_type
 from i2v.ui.texts import Say, label
 
 # Steps a quality stands for. The demo model is a near-regressor: more than ten steps change little.
@@ -27,7 +27,7 @@ QUALITY_STEPS = {
     "fake": {"fast": 10, "standard": 20, "high": 40},
 }
 QUALITIES = ("fast", "standard", "high")
-PRESETS: tuple[Preset, ...] = ("exact", "fast", "turbo")
+PRESETS: tuple[Preset, ...] = get_args(Preset)
 AS_PHOTO = "photo"  # the choice of the size list that keeps the photo's shape
 WIDE = ((1280, 704), (704, 1280))  # the two sizes of the model's own training
 SIDE_STEP = 64  # the UNet halves the latents three times; every part of it then sees whole pixels
@@ -83,7 +83,8 @@ class Controls:
 def defaults(model: ModelInfo | None) -> dict[str, Any]:
     """What the form starts with: the contract's 512 / 16 / 8 / 50 / 9.0, or what a small model is good at."""
     kind = "real" if model is None else model.kind
-    values: dict[str, Any] = {"size": "512x512", "num_frames": 16, "fps": 8, "steps": 50, "guidance_scale": 9.0}
+    values: dict[str, Any] = {name: default_of(name) for name in GREETED if name != "size"}
+    values["size"] = size_text(default_of("width"), default_of("height"))
     if kind != "real":
         values |= {"size": "256x256", "steps": QUALITY_STEPS[kind]["standard"]}
     values["guidance_scale"] = within(model, values["guidance_scale"])
@@ -156,7 +157,7 @@ def build_form(limits: PublicLimits, preset: Preset) -> tuple[Form, Controls]:
     with gr.Row(equal_height=True):
         size = gr.Dropdown(
             choices=size_choices(limits),
-            value="512x512",
+            value=size_text(default_of("width"), default_of("height")),
             label=label("size"),
             allow_custom_value=True,
             elem_id="size",
@@ -164,7 +165,7 @@ def build_form(limits: PublicLimits, preset: Preset) -> tuple[Form, Controls]:
         )
         fit = gr.Radio(
             choices=[(cast(str, label("fit_crop")), "crop"), (cast(str, label("fit_pad")), "pad")],
-            value="crop",
+            value=default_of("fit"),
             label=label("fit"),
             elem_id="fit",
             elem_classes="segments",
@@ -196,12 +197,12 @@ def size_text(width: int, height: int) -> str:
 def _advanced(limits: PublicLimits, preset: Preset) -> tuple[dict[str, Any], SeedControls]:
     negative = gr.Textbox(label=label("negative"), info=label("negative_info"), lines=1, elem_id="negative")
     with gr.Row():
-        frames = _slider("frames", limits.num_frames, 16)
-        steps = _slider("steps", limits.steps, 50)
+        frames = _slider(limits, "num_frames", "frames")
+        steps = _slider(limits, "steps", "steps")
     with gr.Row():
-        fps = _slider("fps", limits.fps, 8)
-        motion_fps = _slider("motion_fps", limits.motion_fps, 16)
-    guidance = _slider("guidance", limits.guidance_scale, 9.0, step=0.1)
+        fps = _slider(limits, "fps", "fps")
+        motion_fps = _slider(limits, "motion_fps", "motion_fps")
+    guidance = _slider(limits, "guidance_scale", "guidance", step=0.1)
     shortcut = gr.Radio(
         choices=[(cast(str, label(f"preset_{name}")), name) for name in PRESETS],
         value=preset,
@@ -229,10 +230,16 @@ def _advanced(limits: PublicLimits, preset: Preset) -> tuple[dict[str, Any], See
     return values, SeedControls(lock, new_seed, same_seed)
 
 
-def _slider(name: str, bounds: tuple[float, float], value: float, step: float = 1) -> gr.Slider:
-    low, high = bounds
+def _slider(limits: PublicLimits, field: str, name: str, step: float = 1) -> gr.Slider:
+    """A number of the request with its public range and its default; `name` is that of its words and its element."""
     return gr.Slider(
-        low, high, value=value, step=step, label=label(name), info=label(f"{name}_info"), elem_id=name, min_width=200
+        *limits.range(field),
+        value=default_of(field),
+        step=step,
+        label=label(name),
+        info=label(f"{name}_info"),
+        elem_id=name,
+        min_width=200,
     )
 
 
@@ -261,27 +268,25 @@ def read_request(
 
 def request_of(say: Say, values: Mapping[str, Any], width: int, height: int) -> GenerateRequest:
     """The fields' values as a request, its public limits not yet checked. Raises `InvalidRequest`."""
+    named = {name: _number(name, value) for name, value in values.items() if name != "size"}
+    named |= {"negative_prompt": str(values["negative_prompt"] or "").strip() or None}
+    named |= {"seed": seed_of(say, values["seed"]), "width": width, "height": height}
     try:
-        return GenerateRequest(
-            prompt=str(values["prompt"]),
-            negative_prompt=str(values["negative_prompt"] or "").strip() or None,
-            width=width,
-            height=height,
-            fit=cast(Fit, values["fit"]),
-            seed=seed_of(say, values["seed"]),
-            guidance_scale=float(values["guidance_scale"]),
-            num_frames=int(values["num_frames"]),
-            fps=int(values["fps"]),
-            motion_fps=int(values["motion_fps"]),
-            steps=int(values["steps"]),
-            preset=cast(Preset, values["preset"]),
-        )
+        return GenerateRequest.model_validate(named)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        name = ".".join(str(part) for part in first["loc"])
-        raise InvalidRequest(f"{name}: {first['msg']}", field=name) from None
+        refusal = refusals(error)[0]
+        raise InvalidRequest(refusal.words(), field=refusal.field) from None
+
+
+def _number(name: str, value: Any) -> Any:
+    """The value of a slider as the type of number that its field holds. Raises `InvalidRequest` for an empty one."""
+    kind = plain_type(GenerateRequest.model_fields[name].annotation)
+    if name == "seed" or kind not in (int, float):
+        return value
+    try:
+        return kind(value)
     except (TypeError, ValueError, OverflowError):
-        raise InvalidRequest("a number is missing or not a number") from None
+        raise InvalidRequest("a number is missing or not a number", field=name) from None
 
 
 def values_of(request: GenerateRequest, model: ModelInfo | None) -> list[Any]:

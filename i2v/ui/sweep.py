@@ -49,12 +49,12 @@ def drafts(request: GenerateRequest, limits: PublicLimits) -> list[GenerateReque
     """Four of the fewest steps; a chosen seed and the three after it, or four that are drawn."""
     first = request.seed
     seeds = [draw_seed() if first is None else (first + i) % (MAX_SEED + 1) for i in range(DRAFTS)]
-    steps = min(request.steps, limits.steps[0])
+    steps = min(request.steps, int(limits.range("steps")[0]))
     return [request.model_copy(update={"seed": seed, "steps": steps}) for seed in seeds]
 
 
 def in_full(draft: GenerateRequest, chosen: Any, standard: int, limits: PublicLimits) -> GenerateRequest:
     """The draft with the form's `chosen` steps; where those are no more than the draft's, with `standard` steps."""
-    low, high = limits.steps
+    low, high = map(int, limits.range("steps"))
     steps = min(high, max(low, int(chosen))) if isinstance(chosen, int | float) else low
     return draft.model_copy(update={"steps": steps if steps > draft.steps else standard})

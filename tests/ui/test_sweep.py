@@ -19,7 +19,7 @@ def test_four_seeds_stand_side_by_side_and_the_chosen_one_is_run_in_full(
     expect(page.locator("#stage .tile[data-status=completed]")).to_have_count(4)
     drafts = site.queue.list(order="asc")
     assert len({job.request.seed for job in drafts}) == 4
-    assert {job.request.steps for job in drafts} == {site.settings.limits.steps[0]}
+    assert {job.request.steps for job in drafts} == {site.settings.limits.range("steps")[0]}
 
     page.locator("#stage .tile button").nth(2).click()
     expect(page.locator("#stage video").first).to_be_visible()
