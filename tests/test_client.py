@@ -2,6 +2,7 @@
 
 import ast
 import base64
+import inspect
 import io
 import json
 import shutil
@@ -36,6 +37,7 @@ from i2v.client import (
     TimedOut,
     Video,
 )
+from i2v.request import GenerateRequest, default_of
 
 DROP = "drop the connection without an answer"
 
@@ -580,3 +582,12 @@ def test_predict_downloads_below_the_path_that_a_proxy_adds(server: Server, tmp_
     with Client(f"{server.url}/i2v") as client:
         assert client.predict(b"x", "sunset", save_to=tmp_path / "a.mp4")["success"]
     assert server.seen[1].path == "/i2v/outputs/video_1.mp4"
+
+
+def test_the_defaults_of_predict_are_those_of_the_server() -> None:
+    """The client is one file that can be copied away, so it repeats them."""
+    named = {name: value.default for name, value in inspect.signature(Client.predict).parameters.items()}
+    assert named.pop("resolution") == default_of("width") == default_of("height")
+    shared = named.keys() & GenerateRequest.model_fields.keys() - {"prompt"}
+    assert shared == {"num_frames", "fps", "steps", "guidance_scale", "seed", "negative_prompt"}
+    assert {name: named[name] for name in shared} == {name: default_of(name) for name in shared}

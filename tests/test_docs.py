@@ -154,6 +154,31 @@ def test_the_ranges_in_the_contract_are_the_ones_that_are_checked() -> None:
     assert ", ".join(map(str, limits.resolutions)) in table["resolution"]
 
 
+def says(path: Path, word: str) -> bool:
+    """Whether a file has the word as a name, an attribute, a parameter or a whole text."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        match node:
+            case ast.Name(id=name) | ast.Attribute(attr=name) | ast.arg(arg=name) | ast.keyword(arg=name):
+                found = name == word
+            case ast.Constant(value=value):
+                found = value == word
+            case _:
+                found = False
+        if found:
+            return True
+    return False
+
+
+def test_four_files_carry_a_field_of_a_request_and_the_architecture_lists_all_that_name_it() -> None:
+    part = section(ARCHITECTURE, "## A new request field")
+    carried, _, used = part.partition("A field that *does* something")
+    assert len(rows(carried)) <= 4
+    package = ROOT / "i2v"
+    naming = {path.relative_to(package).as_posix() for path in package.rglob("*.py") if says(path, "preset")}
+    assert set(rows(carried)) | set(rows(used)) == naming
+    assert not set(rows(carried)) & set(rows(used))
+
+
 def test_every_metric_is_in_the_operations_guide(tmp_path: Path) -> None:
     settings = Settings(outputs=tmp_path, model="fake")
     queue = JobQueue(settings)

@@ -87,8 +87,8 @@ client.videos.download_content(video.id).write_to_file("video.mp4")'''
 
 
 def _extras(request: GenerateRequest) -> dict[str, object]:
-    names = ("num_frames", "fps", "motion_fps", "steps", "guidance_scale", "seed", "negative_prompt", "fit", "preset")
-    return {name: value for name in names if (value := getattr(request, name)) is not None}
+    """What has a value, beside the prompt and the size."""
+    return request.model_dump(exclude={"prompt", "width", "height"}, exclude_none=True)
 
 
 def _python(value: object) -> str:
