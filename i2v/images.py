@@ -1,7 +1,7 @@
 """Bytes or a data URL -> an upright RGB photo, with every limit; and the one place that decides crop and padding.
 
 Knows nothing of HTTP, jobs or tensors, opens no file and no connection. Called by every door before a job is queued,
-and by the engine for the fit. Messages say what came and what was wanted and never repeat the caller's input.
+and by the engine for the fit. Messages say what was received and what is accepted, and never repeat the caller's input.
 """
 
 import binascii

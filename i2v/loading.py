@@ -61,6 +61,6 @@ def let_threads_sleep() -> None:
     """OpenMP threads that wait give up their core instead of spinning; the library reads this when torch is imported.
 
     On two cores that other programs use as well, five steps of the demo model took 62 s with spinning threads and
-    18 s with sleeping ones. Whoever sets the variable is obeyed.
+    18 s with sleeping ones. A value that is already set is kept.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

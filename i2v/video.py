@@ -79,7 +79,7 @@ def write_video(
     Raises `StorageFull` when the disk is full, `GenerationFailed` when the file cannot be encoded, verified or stored.
     """
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3 or 0 in frames.shape:
-        raise ValueError(f"frames are {frames.dtype} {frames.shape}; uint8 (F, H, W, 3) is wanted")
+        raise ValueError(f"frames are {frames.dtype} {frames.shape}; they must be uint8 (F, H, W, 3)")
     point = on_point or (lambda _: None)
     part = path.with_name(f"{path.stem}.{secrets.token_hex(4)}.part")
     try:

@@ -53,7 +53,7 @@ def main(
 
 
 def warnings(settings: Settings) -> list[str]:
-    """What starts all the same but should be known."""
+    """What does not prevent a start but should be known."""
     if not settings.api_token and not _is_loopback(settings.host):
         return [
             f"{settings.host} opens the server to the network and no token is set: "
