@@ -125,7 +125,7 @@ def test_the_published_model_is_measured_at_its_usual_size() -> None:
         (("--json", "."), "is a folder"),
         (("--image", "none.png"), "none.png cannot be read"),
         (("--steps", "0"), "steps: "),
-        (("--size", "9"), "size is '9'"),
+        (("--size", "9"), "size must be WIDTHxHEIGHT"),
     ],
 )
 def test_a_wrong_call_is_refused_before_the_model_is_loaded(
