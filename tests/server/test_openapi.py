@@ -7,7 +7,6 @@ from html import unescape
 import httpx
 import pytest
 
-from i2v.engine.fake import FakeEngine
 from i2v.errors import InvalidRequest
 from i2v.jobs.queue import JobQueue
 from i2v.request import RANGES, GenerateRequest, PublicLimits
@@ -20,7 +19,7 @@ from i2v.settings import Settings
 
 def document(tmp_path, **more):
     settings = Settings(model="fake", outputs=tmp_path, **more)
-    return create_app(settings, JobQueue(settings, engine=FakeEngine())).openapi()
+    return create_app(settings, JobQueue(settings)).openapi()
 
 
 def schema(tmp_path, name, **more):
@@ -115,7 +114,7 @@ async def test_docs_show_the_video_object_with_every_field(client):
 
 async def test_docs_show_this_operator_s_sizes(tmp_path):
     settings = Settings(model="fake", outputs=tmp_path, resolutions=(256, 1024))
-    app = create_app(settings, JobQueue(settings, engine=FakeEngine()))
+    app = create_app(settings, JobQueue(settings))
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as client:
         page = unescape((await client.get("/docs")).text)
     assert "1048576 pixels in all" in page
