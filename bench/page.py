@@ -96,8 +96,7 @@ def paint(url: str, chromium: str) -> tuple[dict[str, float], list[Call], int]:
                 size = page.evaluate(
                     "performance.getEntriesByType('resource').reduce((sum, e) => sum + e.transferSize, 0)"
                 )
-                kept_open = (f"{url}/gradio_api/queue/", f"{url}/gradio_api/heartbeat")  # as long as the page is there
-                ours = [call for call in asked if call[0].startswith(url) and not call[0].startswith(kept_open)]
+                ours = [call for call in asked if call[0].startswith(url)]
                 calls = [(address.removeprefix(url), body) for address, body in ours]
             browser.close()
     times = {"first_contentful": painted, "usable": usable}

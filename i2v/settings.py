@@ -129,6 +129,10 @@ class Settings(BaseSettings):
             raise ValueError(f"must hold at least one size, each a multiple of 8 from {low} to {MAX_SIDE}")
         return value
 
+    def base_of(self, own: str) -> str:
+        """Scheme and host that clients reach this server under, without a final slash; `own` is what a request says."""
+        return (self.public_url or own).rstrip("/")
+
     @property
     def limits(self) -> PublicLimits:
         """The public limits with this operator's resolutions and defaults."""

@@ -30,7 +30,7 @@ class Ending:
         self._wait = wait
         self._dropped = dropped
 
-    def cancel(self, id: str) -> Job:
+    def cancel(self, id: str, *, wait: bool) -> Job:
         """As `JobQueue.cancel`."""
         job = self._get(id)
         if job.status == "cancelled":
@@ -38,7 +38,7 @@ class Ending:
         if job.is_final:
             raise Conflict(f"the job is {job.status} already")
         self._ask(id)
-        return self._wait(id)
+        return self._wait(id) if wait else self._get(id)
 
     def abandon(self, id: str, *, running: bool) -> None:
         """Drop a queued job, and a running one where `running` says so. No wait."""

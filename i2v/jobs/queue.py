@@ -320,13 +320,15 @@ class JobQueue:
 
     # -- ending -------------------------------------------------------------------------------------------------
 
-    def cancel(self, id: str) -> Job:
+    def cancel(self, id: str, *, wait: bool = True) -> Job:
         """Stop a job and return it once it has stopped; waits for the end of the current step.
+
+        With `wait` False the job is asked to stop and returned at once, as it stands then.
 
         A job that completes just then stays completed. Raises `Conflict` when it was final already, `NotFound`.
         """
         self._opened()
-        return self._ending.cancel(id)
+        return self._ending.cancel(id, wait=wait)
 
     def abandon(self, id: str) -> None:
         """The caller has gone. A queued job is dropped; a running one goes by `predict.on_disconnect`. No wait."""

@@ -51,9 +51,4 @@ def caller_of(request: Request) -> str | None:
 
 def public_base(request: Request) -> str:
     """Scheme and host that clients reach this server under, without a final slash."""
-    return base_of(context_of(request).settings, request)
-
-
-def base_of(settings: Settings, request: Request) -> str:
-    """As `public_base`, for a request of an app that is mounted in ours."""
-    return (settings.public_url or str(request.base_url)).rstrip("/")
+    return context_of(request).settings.base_of(str(request.base_url))

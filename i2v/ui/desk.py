@@ -1,19 +1,21 @@
 """What the events of the create tab do: submit, watch and cancel jobs, through `JobQueue` and nothing else.
 
-Every event is short: nothing here waits for a job. The page asks again by its timer, so a closed tab, a reload and a
-restarted server all come back to the same picture.
+Every event is short: none waits for a job. The page polls: `look` is called by its timer, and at once when another job
+is shown. So a closed tab, a reload and a restarted server all come back to the same picture, and the server keeps
+nothing for a tab.
 """
 
-from dataclasses import dataclass, field
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 import gradio as gr
 import numpy as np
-from anyio import CapacityLimiter, to_thread
 from PIL import Image
 
-from i2v.errors import Conflict, DoesNotFit, I2VError, InvalidRequest, NotFound
+from i2v.errors import Conflict, I2VError, InvalidRequest, NotFound
 from i2v.images import place
 from i2v.jobs.job import Job
 from i2v.jobs.queue import JobQueue
@@ -23,20 +25,15 @@ from i2v.ui import form, hint, history, sheet, stage
 from i2v.ui.banner import banner
 from i2v.ui.form import GREETED
 from i2v.ui.sweep import Shown, drafts, in_full
-from i2v.ui.texts import Say, explained, language, speaker
+from i2v.ui.texts import Say, language, speaker, told
 
 RUNNING_S = 0.5  # seconds between two looks at a running job
 IDLE_S = 3.0
 
-Seen = dict[str, Any]  # what this tab shows already, so that unchanged parts are left alone
-WATCHED = ("banner", "stage", "line", "pace")  # few: the framework builds each one anew at every look
-WAITERS = 16  # events at once that wait for a job to stop
+# What a look tells: the name of the model and the pace of this machine, then what stands on the page. Few parts: the
+# framework builds each output anew at every look.
+LOOKED = ("model", "pace", "banner", "stage", "line", "timer")
 PHOTO_SIDE = 256  # pixels of the small photo beside a video
-
-
-def waiters() -> CapacityLimiter:
-    """Threads for events that wait for a job's end: they take none from the routes and from the page's own events."""
-    return CapacityLimiter(WAITERS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +42,6 @@ class Desk:
 
     settings: Settings
     queue: JobQueue
-    waiting: CapacityLimiter = field(default_factory=waiters)
 
     def submit(self, upload: Any, *rest: Any) -> tuple[Any, Any]:
         """Queue the form's job. -> job id, notice"""
@@ -98,48 +94,38 @@ class Desk:
             return gr.skip(), hint.notice(told(say, error))
         return Shown.read(shown).one(job.id), ""
 
-    async def cancel(self, shown: str | None, request: gr.Request) -> str:
-        """Stop what is shown, the last in the queue first; returns when it has stopped. -> notice"""
+    def cancel(self, shown: str | None, request: gr.Request) -> str:
+        """Ask what is shown to stop, the last in the queue first; the next looks show when it has stopped. -> notice"""
         for job_id in reversed(Shown.read(shown).ids()):
             try:
-                await to_thread.run_sync(self.queue.cancel, job_id, limiter=self.waiting)
+                self.queue.cancel(job_id, wait=False)
             except Conflict:  # it ended by itself meanwhile
                 continue
             except I2VError as error:
                 return hint.notice(told(speaker(language(request)), error))
         return ""
 
-    def look(self, shown: str | None, seen: Seen, request: gr.Request) -> tuple[Any, ...]:
-        """What has changed since `seen`. -> seen, pace of this machine, name of the model, `WATCHED`"""
+    def look(self, shown: str | None, seen: str, request: gr.Request) -> tuple[Any, ...]:
+        """What has changed since the look that returned `seen`; "" for the first one. -> seen, `LOOKED`"""
         say = speaker(language(request))
         try:
-            return self._look(say, Shown.read(shown), seen)
-        except I2VError as error:  # the job table does not answer now, or the server is stopping
-            return self._trouble(say, seen, told(say, error))
+            now = self._now(say, Shown.read(shown))
+        except I2VError as error:  # the job table does not answer now, or the server is stopping: the rest stays
+            now = {"banner": banner(say, self.queue, told(say, error))} | ({} if seen else {"stage": stage.empty(say)})
+        return changes(seen, now)
 
-    def _look(self, say: Say, what: Shown, seen: Seen) -> tuple[Any, ...]:
+    def _now(self, say: Say, what: Shown) -> dict[str, str]:
+        """The parts as they are now; without a model while none is there, so that the name of the last one stays."""
         jobs = [job for job_id in what.ids() if (job := find(self.queue, job_id)) is not None]
-        running = any(not job.is_final for job in jobs)
-        now: Seen = {
+        is_moving = self.queue.state == "loading" or any(not job.is_final for job in jobs)
+        now = {
+            "pace": f"{self.queue.average_duration} {self.queue.queue_length}",
             "banner": banner(say, self.queue),
             "stage": self._stage(say, what, jobs),
             "line": history.line(say, self.queue, what.ids()),
-            "pace": RUNNING_S if running or self.queue.state == "loading" else IDLE_S,
-            "model": self.queue.model.name if self.queue.model else None,
-            "average": f"{self.queue.average_duration} {self.queue.queue_length}",
+            "timer": str(RUNNING_S if is_moving else IDLE_S),
         }
-        updates = {**now, "pace": gr.Timer(now["pace"])}
-        changed = [updates[key] if now[key] != seen.get(key) else gr.skip() for key in WATCHED]
-        average = now["average"] if now["average"] != seen.get("average") else gr.skip()
-        # A server that starts again has no model for a while: the name of the last one stays.
-        model = now["model"] if now["model"] and now["model"] != seen.get("model") else gr.skip()
-        return now if now != seen else gr.skip(), average, model, *changed
-
-    def _trouble(self, say: Say, seen: Seen, words: str) -> tuple[Any, ...]:
-        """As `look`: what was there stays, and the banner says why it is not the present state."""
-        now = {"stage": stage.empty(say), **seen, "banner": banner(say, self.queue, words)}
-        changed = [now[key] if key in now and now[key] != seen.get(key) else gr.skip() for key in WATCHED]
-        return now if now != seen else gr.skip(), gr.skip(), gr.skip(), *changed
+        return now if self.queue.model is None else now | {"model": self.queue.model.name}
 
     def open(self, kept: str | None, linked: str | None, request: gr.Request) -> tuple[Any, ...]:
         """A page load: the linked job, or the one this browser looked at last. -> job id, then as `look`"""
@@ -149,7 +135,7 @@ class Desk:
             known = True
         shown = linked or (kept if known else None)
         # What is shown already is not said again: a job that was sent before this answer came stays.
-        return (gr.skip() if shown == kept else shown, *self.look(shown, {}, request))
+        return (gr.skip() if shown == kept else shown, *self.look(shown, "", request))
 
     def greet(self, name: str, greeted: str, prompt: str | None, *rest: Any) -> list[Any]:
         """A model is there: `name` now, `greeted` the one that this tab's form was made ready for. `rest`: `GREETED`.
@@ -182,33 +168,39 @@ class Desk:
         examples = gr.Dataset(samples=form.examples(model), visible=bool(model.vocabulary))
         return [name, examples, about, quality, *updates]
 
-    def look_at_photo(self, upload: Any, request: gr.Request) -> tuple[Any, str]:
-        """A photo was chosen or removed. -> its size or None, notice under the photo"""
+    def look_at_photo(self, upload: Any, request: gr.Request) -> tuple[str, str]:
+        """A photo was chosen or removed. -> its size, empty where there is none, notice under the photo"""
         try:
             photo = form.read_photo(upload, self.settings.max_image_pixels)
         except I2VError as error:
-            return None, hint.notice(told(speaker(language(request)), error))
-        return (None if photo is None else photo.size), ""
+            return "", hint.notice(told(speaker(language(request)), error))
+        return ("" if photo is None else form.size_text(*photo.size)), ""
 
     def foresee(self, photo_size: Any, upload: Any, *rest: Any) -> tuple[str, str]:
-        """Any field changed. -> the crop on the photo, the estimate"""
+        """Any field changed; `photo_size` as `look_at_photo` returned it. -> the crop on the photo, the estimate"""
         *values, request = rest
         say = speaker(language(request))
         named = dict(zip(form.Form.names()[1:], values, strict=True))
         lines: list[str] = []
         crop = refusal = ""
         try:
-            photo = tuple(photo_size) if photo_size else (640, 480)
-            width, height = form.size_of(named, photo, self.settings.limits, self.queue.model)
+            photo = form.read_size(photo_size)
+            width, height = form.size_of(named, photo or (640, 480), self.settings.limits, self.queue.model)
             job_request = form.request_of(say, {**named, "prompt": named["prompt"] or "-"}, width, height)
             self.settings.limits.check(job_request)
-            if photo_size and upload:
+            if photo and upload:
                 crop = hint.crop(say, place(photo, (width, height), named["fit"]))
-            lines = hint.estimate(say, self.queue, job_request)
+            lines = self._estimate(say, job_request)
         except I2VError as error:
             refusal = hint.notice(told(say, error))
         words = " ".join(line for line in lines if line)
         return crop, refusal or (f"<p>{hint.escape(words)}</p>" if words else "")
+
+    def _estimate(self, say: Say, request: GenerateRequest) -> list[str]:
+        """Raises `DoesNotFit`."""
+        need = self.queue.memory_need(request)
+        seconds, waiting = self.queue.average_seconds(request), self.queue.queue_length
+        return hint.estimate(say, seconds, waiting, need, is_ready=self.queue.state == "ready")
 
     def about(self, prompt: str, request: gr.Request) -> str:
         """The prompt was changed: an empty one is no fault before that. -> what it lacks"""
@@ -278,6 +270,19 @@ class Desk:
             return ""
 
 
+def changes(seen: str, now: Mapping[str, str]) -> tuple[Any, ...]:
+    """What is new of `now` to a tab that has `seen` a look before; parts that are not in `now` stay. -> seen, `LOOKED`
+
+    `seen` holds a checksum for each part. It comes from the browser: whatever it is, the worst is a part sent twice.
+    """
+    known = dict(zip(LOOKED, str(seen or "").split(" "), strict=False))
+    marks = {part: f"{zlib.crc32(now[part].encode()):x}" if part in now else known.get(part, "-") for part in LOOKED}
+    updates = {part: gr.Timer(float(text)) if part == "timer" else text for part, text in now.items()}
+    changed = [updates[part] if marks[part] != known.get(part) and part in now else gr.skip() for part in LOOKED]
+    text = " ".join(marks.values())
+    return text if text != seen else gr.skip(), *changed
+
+
 @lru_cache(maxsize=64)
 def photo_url(queue: JobQueue, job_id: str) -> str:
     """A job's photo, small, as a data URL. Raises as `JobQueue.input_image`: a failure is not remembered."""
@@ -300,10 +305,3 @@ def find(queue: JobQueue, shown: str | None) -> Job | None:
 
 def caller_of(request: gr.Request | None) -> str | None:
     return request.client.host if request is not None and request.client else None
-
-
-def told(say: Say, error: I2VError) -> str:
-    """The error's own sentence, in the reader's language; for a job that does not fit, what would."""
-    if isinstance(error, DoesNotFit) and error.largest:
-        return say("fits", **error.largest)
-    return explained(say, error.code, error.message)

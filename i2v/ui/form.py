@@ -5,6 +5,7 @@ of images would open any format and any size, so events take the field's raw val
 checked to lie in its upload folder.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -31,6 +32,7 @@ PRESETS: tuple[Preset, ...] = get_args(Preset)
 AS_PHOTO = "photo"  # the choice of the size list that keeps the photo's shape
 WIDE = ((1280, 704), (704, 1280))  # the two sizes of the model's own training
 SIDE_STEP = 64  # the UNet halves the latents three times; every part of it then sees whole pixels
+SIZE = re.compile(r"([1-9][0-9]{0,6})x([1-9][0-9]{0,6})")
 GREETED = ("size", "num_frames", "fps", "steps", "guidance_scale")  # fields that are made ready for a model
 
 
@@ -191,7 +193,14 @@ def offered_sizes(limits: PublicLimits) -> list[tuple[int, int]]:
 
 
 def size_text(width: int, height: int) -> str:
+    """What `read_size` reads."""
     return f"{width}x{height}"
+
+
+def read_size(text: Any) -> tuple[int, int] | None:
+    """Width and height in pixels, both at least 1; None for what is no such text."""
+    found = SIZE.fullmatch(text) if isinstance(text, str) else None
+    return None if found is None else (int(found[1]), int(found[2]))
 
 
 def _advanced(limits: PublicLimits, preset: Preset) -> tuple[dict[str, Any], SeedControls]:
@@ -314,15 +323,13 @@ def size_of(
     values: Mapping[str, Any], photo: tuple[int, int], limits: PublicLimits, model: ModelInfo | None
 ) -> tuple[int, int]:
     """Width and height in pixels for the chosen size; "as the photo" keeps the default size's area."""
-    size = str(values["size"])
-    if size == AS_PHOTO:
+    if values["size"] == AS_PHOTO:
         side = int(str(defaults(model)["size"]).split("x")[0])
         return as_photo(photo, side * side, limits)
-    try:
-        width, height = size.split("x")
-        return int(width), int(height)
-    except ValueError:
-        raise InvalidRequest("size: WIDTHxHEIGHT is wanted", field="size") from None
+    size = read_size(values["size"])
+    if size is None:
+        raise InvalidRequest("size: WIDTHxHEIGHT is wanted", field="size")
+    return size
 
 
 def as_photo(photo: tuple[int, int], area: int, limits: PublicLimits) -> tuple[int, int]:

@@ -2,10 +2,8 @@
 
 from html import escape
 
-from i2v.engine.protocol import ModelInfo
+from i2v.engine.protocol import MemoryNeed, ModelInfo
 from i2v.images import Placement
-from i2v.jobs.queue import JobQueue
-from i2v.request import GenerateRequest
 from i2v.ui.texts import Say, duration
 
 TOKENS_READ = 75  # 77 positions of the text encoder, less start and end
@@ -36,23 +34,20 @@ def crop(say: Say, placement: Placement) -> str:
     return f"{frame}<p class='crop-words'>{escape(words)}</p>"
 
 
-def estimate(say: Say, queue: JobQueue, request: GenerateRequest) -> list[str]:
-    """How long this job would take here, how many are before it, and its memory. Raises `DoesNotFit`."""
-    need = queue.memory_need(request)
-    words = [_time(say, queue, request)]
+def estimate(say: Say, seconds: float | None, waiting: int, need: MemoryNeed | None, *, is_ready: bool) -> list[str]:
+    """How long a job would take here, how many wait before it, and its memory.
+
+    `seconds` is None before this machine has finished a job, `need` where memory is not counted.
+    """
+    if seconds is None:
+        words = [say("estimate_none")] if is_ready else []
+    elif waiting:
+        words = [say("estimate_queue", time=duration(say, seconds), n=waiting)]
+    else:
+        words = [say("estimate", time=duration(say, seconds))]
     if need is not None:
         words.append(say("estimate_memory", needed=gigabytes(need.needed), available=gigabytes(need.available)))
     return words
-
-
-def _time(say: Say, queue: JobQueue, request: GenerateRequest) -> str:
-    seconds = queue.average_seconds(request)
-    if seconds is None:
-        return say("estimate_none") if queue.state == "ready" else ""
-    waiting = queue.queue_length
-    if waiting:
-        return say("estimate_queue", time=duration(say, seconds), n=waiting)
-    return say("estimate", time=duration(say, seconds))
 
 
 def gigabytes(count: int) -> str:

@@ -14,6 +14,7 @@ from i2v.ui.texts import Say
 from i2v.video import read_metadata
 
 PAGE = 24  # cards a page: two rows of the widest screen, twice
+MOST = 10_000  # cards that one tab may ask for
 
 # A click on a card opens it in this tab; a middle click, or a copied address, opens the same video elsewhere. Deleting
 # takes two clicks on the same button, the second one after the words have changed. A share link copies itself where the
@@ -49,6 +50,11 @@ def cards(say: Say, queue: JobQueue, search: str, count: int) -> tuple[str, bool
         text = say("history_none", search=search.strip()) if search.strip() else say("history_empty")
         return f"<p class='none'>{escape(text)}</p>", False
     return f"<div class='cards'>{''.join(_card(say, job) for job in jobs[:count])}</div>", len(jobs) > count
+
+
+def count_of(text: Any) -> int:
+    """How many cards a tab asks for, `PAGE` to `MOST`; `PAGE` for what is no number."""
+    return max(PAGE, min(MOST, int(text))) if isinstance(text, str) and text.isdecimal() and len(text) < 9 else PAGE
 
 
 def line(say: Say, queue: JobQueue, shown: tuple[str, ...]) -> str:

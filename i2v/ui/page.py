@@ -1,7 +1,7 @@
 """The page as Blocks: what stands where, and which event calls which function."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import gradio as gr
 
@@ -11,6 +11,7 @@ from i2v.ui import history
 from i2v.ui.desk import IDLE_S, Desk
 from i2v.ui.form import GREETED, Controls, Form, build_form
 from i2v.ui.results import Results
+from i2v.ui.system import System
 from i2v.ui.texts import label
 
 # Events go straight to their function: they are short, and Gradio's own queue would be a second one beside ours.
@@ -41,6 +42,8 @@ RESTORE_FORM = f"""(...form) => {{
   return kept;
 }}"""
 
+ONE_PAGE_MORE = f"(count) => String(Number(count) + {history.PAGE})"
+
 # On a phone the stage is below the form: go there once the job is on its way, which the page learns a moment later.
 SHOW_STAGE = """async () => {
   if (window.innerWidth >= 720) return;
@@ -69,26 +72,33 @@ class Display:
     notice: gr.HTML
 
     def watched(self) -> list[Any]:
-        """In the order of `watch.WATCHED`."""
+        """In the order of `desk.LOOKED`, without what the tab remembers."""
         return [self.banner, self.html, self.line, self.timer]
 
 
 @dataclass(frozen=True, slots=True)
 class TabValues:
-    """What a tab remembers. The job id also stays in the browser, so that a reload comes back to it.
+    """What a tab remembers: texts that the browser holds and sends along, so that the server keeps nothing for a tab.
 
-    A `State` is the server's and goes with it, and tells nobody outside the framework's queue that it has changed. The
-    name of the `model` that is there, of the one that the form was `greeted` by, and the `pace` of this machine are
-    texts that the tab holds itself.
+    The job id also stays in the browser when the tab is closed, and a reload comes back to it. With one `gr.State`
+    among them the framework would hold a stream open for each tab, beside the polling.
     """
 
     job_id: gr.BrowserState
-    seen: gr.State
-    model: gr.Textbox
-    greeted: gr.Textbox
-    pace: gr.Textbox
-    photo_size: gr.State
-    count: gr.State
+    seen: gr.Textbox  # of `Desk.look`
+    model: gr.Textbox  # the name of the one that is there
+    greeted: gr.Textbox  # the name of the one that the form was made ready for
+    pace: gr.Textbox  # of this machine
+    photo_size: gr.Textbox
+    count: gr.Textbox  # of the cards in the history
+
+    @classmethod
+    def build(cls) -> Self:
+        def text(value: str = "") -> gr.Textbox:
+            return gr.Textbox(value, visible="hidden")
+
+        kept = gr.BrowserState(None, storage_key="i2v-job", secret="i2v")  # noqa: S106 - hides nothing: a job id
+        return cls(kept, text(), text(), text(), text(), text(), text(str(history.PAGE)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,15 +115,7 @@ class Page:
 def build(settings: Settings, queue: JobQueue) -> Page:
     """Draw everything and connect it."""
     with gr.Blocks(title="i2v", analytics_enabled=False, delete_cache=(3600, 86400), fill_width=True) as blocks:
-        memory = TabValues(
-            gr.BrowserState(None, storage_key="i2v-job", secret="i2v"),  # noqa: S106 - hides nothing: a job id
-            gr.State({}),
-            gr.Textbox("", visible="hidden"),
-            gr.Textbox("", visible="hidden"),
-            gr.Textbox("", visible="hidden"),
-            gr.State(None),
-            gr.State(history.PAGE),
-        )
+        memory = TabValues.build()
         linked = gr.Textbox(visible=False)
         timer = gr.Timer(IDLE_S)
         desk = Desk(settings, queue)
@@ -141,9 +143,9 @@ def build(settings: Settings, queue: JobQueue) -> Page:
             with gr.Tab(label("tab_history"), id="history") as history_tab:
                 _build_history(Results(settings, queue), memory, form, stage, tabs, history_tab, foresee)
             with gr.Tab(label("tab_system"), id="system") as system_tab:
-                _build_system(Results(settings, queue), form, tabs, system_tab)
+                _build_system(System(settings, queue), form, tabs, system_tab)
         greeted = [getattr(form, name) for name in GREETED]
-        shown = [memory.seen, memory.pace, memory.model, *stage.watched()]
+        shown = [memory.seen, memory.model, memory.pace, *stage.watched()]
         kept = [memory.greeted, *form.components()[1:]]
         blocks.load(fn=None, js=RESTORE_FORM, inputs=kept, outputs=kept)
         gr.on([part.change for part in kept], fn=None, js=KEEP_FORM, inputs=kept)
@@ -236,13 +238,13 @@ def _build_history(
     }
     tab.select(**listed)
     search.change(trigger_mode="always_last", **listed)
-    more.click(lambda count: count + history.PAGE, memory.count, memory.count, **EVENT).then(**listed)
+    more.click(fn=None, js=ONE_PAGE_MORE, inputs=memory.count, outputs=memory.count).then(**listed)
     cards.click(results.card, None, [memory.job_id, tabs, notice], **EVENT).then(**listed)
     filled = [tabs, notice, stage.notice, *form.components()]
     restore.change(results.restore, restore, filled, **RAW).then(**foresee)
 
 
-def _build_system(results: Results, form: Form, tabs: gr.Tabs, tab: gr.Tab) -> None:
+def _build_system(system: System, form: Form, tabs: gr.Tabs, tab: gr.Tab) -> None:
     facts = gr.HTML(elem_id="system")
     gr.Markdown(label("sys_api"), elem_id="api-title")
     gr.Markdown(label("sys_api_note"))
@@ -253,10 +255,10 @@ def _build_system(results: Results, form: Form, tabs: gr.Tabs, tab: gr.Tab) -> N
             positional = gr.Code(language="python", show_label=False, interactive=False)
         with gr.Tab("openai"):
             openai = gr.Code(language="python", show_label=False, interactive=False)
-    tab.select(with_request(results.system), form.components()[1:], [facts, curl, positional, openai], **RAW)
+    tab.select(with_request(system.tab), form.components()[1:], [facts, curl, positional, openai], **RAW)
     timer = gr.Timer(SYSTEM_S, active=False)  # ticks while the tab is open, so that its figures are those of now
     tabs.select(fn=is_system, outputs=timer, **EVENT)
-    timer.tick(results.facts, None, facts, **EVENT)
+    timer.tick(system.facts, None, facts, **EVENT)
 
 
 def is_system(event: gr.SelectData) -> gr.Timer:

@@ -1,20 +1,18 @@
 """What can be done with a finished video: reuse its settings, extend it, delete it, find it again, restore it."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
-from anyio import CapacityLimiter, to_thread
 
-from i2v.errors import I2VError, InvalidRequest
+from i2v.errors import Conflict, I2VError, InvalidRequest
 from i2v.jobs.queue import JobQueue
-from i2v.server.context import base_of
 from i2v.server.video_extension import last_frame
 from i2v.settings import Settings
-from i2v.ui import form, hint, history, system
-from i2v.ui.desk import caller_of, find, told, waiters
+from i2v.ui import form, hint, history
+from i2v.ui.desk import caller_of, find
 from i2v.ui.sweep import Shown
-from i2v.ui.texts import Say, language, speaker
+from i2v.ui.texts import Say, language, speaker, told
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +21,6 @@ class Results:
 
     settings: Settings
     queue: JobQueue
-    waiting: CapacityLimiter = field(default_factory=waiters)
 
     def reuse(self, job_id: str | None, request: gr.Request) -> tuple[Any, ...]:
         """Put the shown job's photo and settings into the form. -> notice, fields"""
@@ -51,41 +48,43 @@ class Results:
             return gr.skip(), hint.notice(told(say, error))
         return longer.id, ""
 
-    async def delete(self, shown: str | None, request: gr.Request) -> tuple[Any, str]:
+    def delete(self, shown: str | None, request: gr.Request) -> tuple[Any, str]:
         """Remove the shown video for good, and go back to the other drafts of its sheet. -> what is shown, notice"""
         what = Shown.read(shown)
-        refusal = await self._delete(what.job or "", speaker(language(request)))
+        refusal = self._delete(what.job or "", speaker(language(request)))
         if refusal:
             return gr.skip(), refusal
         rest = tuple(draft for draft in what.sheet if draft != what.job)
         left = Shown(sheet=rest).sheet_text() if rest else None
         return left, hint.notice(speaker(language(request))("deleted"), "good")
 
-    async def _delete(self, job_id: str, say: Say) -> str:
-        """Why the job cannot be deleted, as a notice; empty once it is gone."""
+    def _delete(self, job_id: str, say: Say) -> str:
+        """Why the job cannot be deleted, as a notice; empty once it is gone. One that runs or waits stays."""
         try:
-            await to_thread.run_sync(self.queue.delete, job_id, limiter=self.waiting)
+            if not self.queue.get(job_id).is_final:
+                raise Conflict(say("delete_unfinished"))
+            self.queue.delete(job_id)
         except I2VError as error:
             return hint.notice(told(say, error))
         return ""
 
-    async def card(self, event: gr.EventData, request: gr.Request) -> tuple[Any, Any, Any]:
+    def card(self, event: gr.EventData, request: gr.Request) -> tuple[Any, Any, Any]:
         """A click on a card: open it, or delete it after the second click. -> job id, tabs, notice"""
         data = event._data if isinstance(event._data, dict) else {}
         opened, removed = data.get("job"), data.get("remove")
         if isinstance(removed, str):
             say = speaker(language(request))
-            refusal = await self._delete(removed, say)
+            refusal = self._delete(removed, say)
             return gr.skip(), gr.skip(), refusal or hint.notice(say("deleted"), "good")
         if isinstance(opened, str):
             return opened, gr.Tabs(selected="create"), ""
         return gr.skip(), gr.skip(), gr.skip()
 
-    def cards(self, search: str, count: int, request: gr.Request) -> tuple[str, Any]:
+    def cards(self, search: str, count: str, request: gr.Request) -> tuple[str, Any]:
         """-> cards, the button that shows more"""
         say = speaker(language(request))
         try:
-            html, more = history.cards(say, self.queue, search, count)
+            html, more = history.cards(say, self.queue, search, history.count_of(count))
         except I2VError as error:
             return hint.notice(told(say, error)), gr.skip()
         return html, gr.Button(visible=more)
@@ -109,34 +108,6 @@ class Results:
             photo,
             *form.values_of(found, self.queue.model),
         )
-
-    def facts(self, request: gr.Request) -> str:
-        """-> facts"""
-        say = speaker(language(request))
-        try:
-            return system.facts(say, self.settings, self.queue)
-        except I2VError as error:
-            return hint.notice(told(say, error))
-
-    def system(self, *values: Any) -> tuple[str, str, str, str]:
-        """-> facts, curl, requests, openai"""
-        *fields, request = values
-        say = speaker(language(request))
-        named = dict(zip(form.Form.names()[1:], fields, strict=True))
-        return self.facts(request), *self._examples(say, named, base_of(self.settings, request.request))
-
-    def _examples(self, say: Say, named: dict[str, Any], base: str) -> tuple[str, str, str]:
-        named = {**named, "prompt": str(named["prompt"] or "").strip() or "the scene at sunset"}
-        try:
-            width, height = form.size_of(named, (512, 512), self.settings.limits, self.queue.model)
-            request = form.request_of(say, named, width, height)
-        except I2VError as error:
-            words = f"# {told(say, error)}"
-            return words, words, words
-        guarded = self.settings.api_token is not None
-        makers = (system.curl, system.positional, system.openai)
-        curl, positional, openai = (make(base, request, guarded) for make in makers)
-        return curl, positional, openai
 
 
 def _unchanged(notice: Any) -> tuple[Any, ...]:

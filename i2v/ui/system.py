@@ -2,16 +2,56 @@
 
 import json
 import shlex
+from dataclasses import dataclass
 from html import escape
+from typing import Any
 
+import gradio as gr
 import psutil
 
 from i2v.errors import I2VError
 from i2v.jobs.queue import JobQueue
 from i2v.request import GenerateRequest
 from i2v.settings import Settings
+from i2v.ui import form, hint
 from i2v.ui.hint import gigabytes
-from i2v.ui.texts import Say, duration, explained, titled
+from i2v.ui.texts import Say, duration, explained, language, speaker, titled, told
+
+
+@dataclass(frozen=True, slots=True)
+class System:
+    """Functions of events, as in `i2v.ui.desk.Desk`."""
+
+    settings: Settings
+    queue: JobQueue
+
+    def facts(self, request: gr.Request) -> str:
+        """The timer of this tab ticked. -> facts"""
+        say = speaker(language(request))
+        try:
+            return facts(say, self.settings, self.queue)
+        except I2VError as error:
+            return hint.notice(told(say, error))
+
+    def tab(self, *values: Any) -> tuple[str, str, str, str]:
+        """This tab was opened; `values` are the form's without the photo. -> facts, curl, requests, openai"""
+        *fields, request = values
+        say = speaker(language(request))
+        named = dict(zip(form.Form.names()[1:], fields, strict=True))
+        return self.facts(request), *self._examples(say, named, self.settings.base_of(str(request.request.base_url)))
+
+    def _examples(self, say: Say, named: dict[str, Any], base: str) -> tuple[str, str, str]:
+        named = {**named, "prompt": str(named["prompt"] or "").strip() or "the scene at sunset"}
+        try:
+            width, height = form.size_of(named, (512, 512), self.settings.limits, self.queue.model)
+            request = form.request_of(say, named, width, height)
+        except I2VError as error:
+            words = f"# {told(say, error)}"
+            return words, words, words
+        guarded = self.settings.api_token is not None
+        makers = (curl, positional, openai)
+        first, second, third = (make(base, request, guarded) for make in makers)
+        return first, second, third
 
 
 def facts(say: Say, settings: Settings, queue: JobQueue) -> str:

@@ -10,6 +10,8 @@ from typing import Literal
 import gradio as gr
 from gradio.i18n import I18nData
 
+from i2v.errors import DoesNotFit, I2VError
+
 Language = Literal["en", "zh"]
 Say = Callable[..., str]
 
@@ -217,6 +219,10 @@ TABLE: dict[str, tuple[str, str]] = {
     "delete_sure": ("Delete for good?", "确定删除？"),
     "delete_yes": ("Yes, delete", "删除"),
     "delete_no": ("Keep it", "保留"),
+    "delete_unfinished": (
+        "This job has not ended; cancel it first.",
+        "该任务尚未结束，请先取消。",
+    ),
     "deleted": ("The video was deleted.", "视频已删除。"),
     "nothing_chosen": ("There is no finished video to take this from.", "没有可用的已完成视频。"),
     "line_title": ("Also in the queue", "队列中的其他任务"),
@@ -341,6 +347,13 @@ def explained(say: Say, code: str, message: str) -> str:
     key = f"error_{code}"
     is_ours = any("\u4e00" <= character <= "\u9fff" for character in message)
     return message if is_ours or key not in TABLE else say(key, message=message)
+
+
+def told(say: Say, error: I2VError) -> str:
+    """The error's own sentence, in the reader's language; for a job that does not fit, what would."""
+    if isinstance(error, DoesNotFit) and error.largest:
+        return say("fits", **error.largest)
+    return explained(say, error.code, error.message)
 
 
 def titled(say: Say, title: str) -> str:

@@ -1,6 +1,5 @@
 """The events' functions without a browser: what they answer when a job, the job table or the memory is not there."""
 
-import asyncio
 import re
 import threading
 from collections.abc import Callable, Iterator
@@ -28,18 +27,17 @@ from i2v.request import GenerateRequest
 from i2v.settings import Settings
 from i2v.ui import form, sheet, stage
 from i2v.ui.banner import banner
-from i2v.ui.desk import WATCHED, Desk, photo_url
+from i2v.ui.desk import LOOKED, Desk, photo_url
 from i2v.ui.form import GREETED
 from i2v.ui.hint import about_prompt
 from i2v.ui.results import Results
 from i2v.ui.sweep import Shown
-from i2v.ui.system import facts
+from i2v.ui.system import System, facts
 from i2v.ui.texts import explained, speaker
 from i2v.ui.translated import noted, planned, warned
 
 NOBODY: Any = None  # the request of an event: without one the page speaks English
-MODEL = 2
-BANNER, STAGE = (3 + WATCHED.index(name) for name in ("banner", "stage"))
+MODEL, BANNER, STAGE = (1 + LOOKED.index(name) for name in ("model", "banner", "stage"))
 SAY, SAY_CHINESE = speaker("en"), speaker("zh")
 FRESH = [form.defaults(None)[name] for name in GREETED]  # a form that nobody has touched
 DOT = Image.new("RGB", (64, 64), (200, 100, 50))
@@ -80,11 +78,11 @@ def test_delete_of_a_draft_goes_back_to_the_other_drafts(make_queue: MakeQueue, 
     queue = make_queue()
     ids = tuple(finished(queue, seed).id for seed in range(4))
     results = Results(settings_in(tmp_path), queue)
-    shown, notice = asyncio.run(results.delete(Shown(job=ids[1], sheet=ids).one(ids[1]), NOBODY))
+    shown, notice = results.delete(Shown(job=ids[1], sheet=ids).one(ids[1]), NOBODY)
     assert Shown.read(shown) == Shown(sheet=(ids[0], ids[2], ids[3]))
     assert "good" in notice
     assert {job.id for job in queue.list()} == {ids[0], ids[2], ids[3]}
-    shown, _ = asyncio.run(results.delete(ids[0], NOBODY))
+    shown, _ = results.delete(ids[0], NOBODY)
     assert shown is None
 
 
@@ -100,7 +98,7 @@ def test_a_job_table_that_does_not_answer_is_said_in_the_banner_and_the_stage_st
     queue = make_queue()
     job = finished(queue)
     desk = Desk(settings_in(tmp_path), queue)
-    seen = desk.look(job.id, {}, NOBODY)[0]
+    seen = desk.look(job.id, "", NOBODY)[0]
     with monkeypatch.context() as failing:
 
         def fail(*_: Any, **__: Any) -> Any:
@@ -127,13 +125,13 @@ def test_the_name_of_the_model_is_told_once_and_again_after_a_restart_but_never_
     """A server that starts again has no model for a while; the form was greeted anew when it was back."""
     queue = make_queue()
     desk = Desk(settings_in(tmp_path), queue)
-    first = desk.look(None, {}, NOBODY)
+    first = desk.look(None, "", NOBODY)
     assert first[MODEL] == queue.model.name
     assert is_skip(desk.look(None, first[0], NOBODY)[MODEL])
     started_again = Desk(settings_in(tmp_path), JobQueue(settings_in(tmp_path / "other")))
-    assert is_skip(started_again.look(None, {}, NOBODY)[MODEL])
+    assert is_skip(started_again.look(None, "", NOBODY)[MODEL])
     assert all(is_skip(part) for part in started_again.greet("fake", "", "", *FRESH, NOBODY))
-    assert desk.look(None, {}, NOBODY)[MODEL] == queue.model.name
+    assert desk.look(None, "", NOBODY)[MODEL] == queue.model.name
 
 
 def test_a_greeting_fills_in_what_nobody_has_changed_and_another_model_begins_anew(
@@ -184,14 +182,14 @@ def test_every_event_answers_when_the_queue_has_stopped(make_queue: MakeQueue, t
     settings = settings_in(tmp_path)
     desk, results = Desk(settings, queue), Results(settings, queue)
     queue.stop(5.0)
-    assert "shutting down" in desk.look(job.id, {}, NOBODY)[BANNER]
+    assert "shutting down" in desk.look(job.id, "", NOBODY)[BANNER]
     assert "shutting down" in desk.open(job.id, None, NOBODY)[1 + BANNER]
     assert "bad" in results.cards("", 24, NOBODY)[0]
     assert "bad" in results.reuse(job.id, NOBODY)[0]
     assert "bad" in results.extend(job.id, NOBODY)[1]
-    assert "bad" in asyncio.run(results.delete(job.id, NOBODY))[1]
-    assert "bad" in asyncio.run(desk.cancel(job.id, NOBODY))
-    assert "state" in results.facts(NOBODY).lower()
+    assert "bad" in results.delete(job.id, NOBODY)[1]
+    assert "bad" in desk.cancel(job.id, NOBODY)
+    assert "state" in System(settings, queue).facts(NOBODY).lower()
     assert is_skip(desk.same_seed(job.id))
     assert desk.lock(True, job.id).isdecimal()
 
@@ -211,12 +209,12 @@ def test_a_size_of_nothing_is_refused_in_words(make_queue: MakeQueue, tmp_path: 
         "seed": "",
     }
     given = [values[name] for name in form.Form.names()[1:]]
-    crop, refusal = Desk(settings, make_queue()).foresee([640, 480], {"path": "photo"}, *given, NOBODY)
+    crop, refusal = Desk(settings, make_queue()).foresee("640x480", {"path": "photo"}, *given, NOBODY)
     assert crop == ""
     assert "bad" in refusal
 
 
-def test_waiting_for_a_step_to_end_leaves_the_shared_threads_free(make_queue: MakeQueue, tmp_path: Path) -> None:
+def test_no_click_waits_for_a_step_to_end(make_queue: MakeQueue, tmp_path: Path) -> None:
     """Cancel and Delete took the threads of the routes, forty in all, for up to a step each."""
     inside, go_on = threading.Event(), threading.Event()
 
@@ -228,23 +226,29 @@ def test_waiting_for_a_step_to_end_leaves_the_shared_threads_free(make_queue: Ma
     settings = settings_in(tmp_path)
     desk, results = Desk(settings, queue), Results(settings, queue)
     request = GenerateRequest(prompt="night falls", width=64, height=64, num_frames=2, steps=2, seed=1)
-    job = queue.submit(request, DOT, door="ui")
+    job, waiting = (queue.submit(request, DOT, door="ui") for _ in range(2))
     assert inside.wait(60)
+    for unfinished in (job, waiting):
+        shown, notice = results.delete(unfinished.id, NOBODY)  # its button is that of a finished video
+        assert is_skip(shown)
+        assert "cancel it first" in notice
+    assert desk.cancel(f"{job.id},{waiting.id}", NOBODY) == ""
+    assert queue.get(job.id).status == "in_progress"  # the step that is under way ends
+    assert queue.get(waiting.id).status == "cancelled"
+    go_on.set()
+    assert queue.wait_sync(job.id, 60).status == "cancelled"
+    assert "good" in results.delete(job.id, NOBODY)[1]
+    assert [left.id for left in queue.list()] == [waiting.id]
 
-    async def meanwhile() -> None:
-        from anyio import to_thread
 
-        shared = to_thread.current_default_thread_limiter()
-        stops = [asyncio.create_task(desk.cancel(job.id, NOBODY)) for _ in range(50)]
-        deletes = [asyncio.create_task(results.delete(job.id, NOBODY))]
-        while desk.waiting.borrowed_tokens < desk.waiting.total_tokens or not results.waiting.borrowed_tokens:
-            await asyncio.sleep(0)
-        assert shared.borrowed_tokens == 0
-        go_on.set()
-        await asyncio.gather(*stops, *deletes)
-
-    asyncio.run(meanwhile())
-    assert queue.list() == []
+@pytest.mark.parametrize("seen", ["x", "1 2 3 4 5 6 7 8 9", "- - - - - -", None, 7, "\0"])
+def test_whatever_a_browser_says_it_has_seen_it_gets_what_it_has_not(
+    make_queue: MakeQueue, tmp_path: Path, seen: Any
+) -> None:
+    desk = Desk(settings_in(tmp_path), make_queue())
+    answer = desk.look(None, seen, NOBODY)
+    assert not any(is_skip(part) for part in answer)
+    assert all(is_skip(part) for part in desk.look(None, answer[0], NOBODY))
 
 
 def test_a_photo_that_could_not_be_read_for_a_moment_is_shown_afterwards(
@@ -260,8 +264,8 @@ def test_a_photo_that_could_not_be_read_for_a_moment_is_shown_afterwards(
             raise Unavailable("the job table does not answer")
 
         failing.setattr(JobQueue, "input_image", fail)
-        assert "data:image/jpeg" not in desk.look(job.id, {}, NOBODY)[STAGE]
-    assert photo_url(queue, job.id) in desk.look(job.id, {}, NOBODY)[STAGE]
+        assert "data:image/jpeg" not in desk.look(job.id, "", NOBODY)[STAGE]
+    assert photo_url(queue, job.id) in desk.look(job.id, "", NOBODY)[STAGE]
 
 
 def test_a_running_sheet_is_not_read_out_and_its_bars_have_names(make_queue: MakeQueue) -> None:
@@ -370,10 +374,10 @@ def test_the_examples_name_the_address_that_clients_see(make_queue: MakeQueue, t
     }
     given = [values[name] for name in form.Form.names()[1:]]
     queue = make_queue()
-    own = Results(settings_in(tmp_path), queue).system(*given, asked)
+    own = System(settings_in(tmp_path), queue).tab(*given, asked)
     assert all("http://127.0.0.1:7860/" in code for code in own[1:])
     public = settings_in(tmp_path).model_copy(update={"public_url": "https://videos.example/"})
-    proxied = Results(public, queue).system(*given, asked)
+    proxied = System(public, queue).tab(*given, asked)
     assert all("https://videos.example/" in code and "7860" not in code for code in proxied[1:])
 
 

@@ -152,13 +152,16 @@ def test_an_example_of_such_a_page_goes_into_the_prompt(serve: Callable[..., Sit
     expect(page.locator("#guidance input[type=number]")).to_have_value("5.5")
 
 
-def test_a_visit_makes_two_events(site: Site, open_page: OpenPage) -> None:
-    """`open`, and the estimate; the page's clock ticks besides."""
+def test_a_visit_makes_two_events_and_opens_no_stream(site: Site, open_page: OpenPage) -> None:
+    """`open`, and the estimate; the page's clock ticks besides. The framework held a stream open for each tab."""
     events = requests.get(f"{site.url}/config", timeout=60).json()["dependencies"]
     ticks = {event["id"] for event in events if any(target[1] == "tick" for target in event["targets"])}
     made: Counter[int] = Counter()
+    streams: list[str] = []
 
     def count(request: Request) -> None:
+        if request.resource_type == "eventsource" or "heartbeat" in request.url or "/queue/" in request.url:
+            streams.append(request.url)
         if "/gradio_api/run/predict" in request.url:
             made[json.loads(request.post_data or "{}")["fn_index"]] += 1
 
@@ -168,6 +171,7 @@ def test_a_visit_makes_two_events(site: Site, open_page: OpenPage) -> None:
     while not ticks & set(made):  # whatever the visit sets off has been sent by the first tick, seconds later
         page.wait_for_event("request")
     assert sorted(made[event] for event in set(made) - ticks) == [1, 1]
+    assert streams == []
 
 
 def test_a_page_loaded_anew_keeps_the_words_and_takes_the_settings_of_another_model(

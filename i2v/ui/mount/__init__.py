@@ -1,1 +1,1 @@
-"""What the framework needs to carry the page: mounting, its files, its open streams, its uploads."""
+"""What the framework needs to carry the page: mounting, its files, its uploads."""

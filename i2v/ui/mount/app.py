@@ -18,7 +18,6 @@ from starlette.middleware import Middleware
 from i2v.jobs.queue import JobQueue
 from i2v.settings import Settings
 from i2v.ui.mount.assets import FromMemory
-from i2v.ui.mount.streams import EndWithServer
 from i2v.ui.mount.uploads import own_folder
 from i2v.ui.mount.welcome import Welcome
 from i2v.ui.page import build
@@ -64,7 +63,6 @@ def mount_ui(app: FastAPI, settings: Settings, queue: JobQueue) -> FastAPI:
     check_closed(blocks)
     remember_signatures(blocks)
     # Inside of the layers that guard and stamp.
-    app.user_middleware.append(Middleware(EndWithServer, stopping=app.state.context.stopping))
     app.user_middleware.append(Middleware(FromMemory, written_for=Welcome(page, words, queue)))
     return app
 
