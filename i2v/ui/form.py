@@ -123,19 +123,8 @@ def quality_of(model: ModelInfo | None, steps: Any) -> str | None:
 
 def build_form(limits: PublicLimits, preset: Preset) -> tuple[Form, Controls]:
     """Draw the fields into the current column; `preset` is the one that the operator chose."""
-    photo = gr.Image(
-        label=label("photo"),
-        sources=["upload", "clipboard", "webcam"],
-        format="png",  # a photo that is put back into the form stays exactly what it was
-        type="filepath",
-        image_mode=None,
-        buttons=[],
-        elem_id="photo",
-        placeholder=label("photo_hint"),
-        height=190,
-    )
-    photo_notice = gr.HTML(elem_id="photo-notice")
-    crop = gr.HTML(elem_id="crop")
+    photo = _photo()
+    photo_notice, crop = gr.HTML(elem_id="photo-notice"), gr.HTML(elem_id="crop")
     prompt = gr.Textbox(
         label=label("prompt"), placeholder=label("prompt_placeholder"), lines=2, max_lines=6, elem_id="prompt"
     )
@@ -147,15 +136,9 @@ def build_form(limits: PublicLimits, preset: Preset) -> tuple[Form, Controls]:
         visible=False,
         elem_id="examples",
         type="values",
-        samples_per_page=100,  # all of them: a page of two words more is not looked for
+        samples_per_page=100,  # all of them: nobody turns a page for two more words
     )
-    quality = gr.Radio(
-        choices=[(cast(str, label(f"quality_{name}")), name) for name in QUALITIES],
-        value="standard",
-        label=label("quality"),
-        elem_id="quality",
-        elem_classes="segments",
-    )
+    quality = _segments("quality", [(f"quality_{name}", name) for name in QUALITIES], "standard")
     with gr.Row(equal_height=True):
         size = gr.Dropdown(
             choices=size_choices(limits),
@@ -165,18 +148,37 @@ def build_form(limits: PublicLimits, preset: Preset) -> tuple[Form, Controls]:
             elem_id="size",
             min_width=150,
         )
-        fit = gr.Radio(
-            choices=[(cast(str, label("fit_crop")), "crop"), (cast(str, label("fit_pad")), "pad")],
-            value=default_of("fit"),
-            label=label("fit"),
-            elem_id="fit",
-            elem_classes="segments",
-            min_width=190,
-        )
+        fit = _segments("fit", [("fit_crop", "crop"), ("fit_pad", "pad")], default_of("fit"), min_width=190)
     with gr.Accordion(label("advanced"), open=False, elem_id="advanced"):
         advanced, seed = _advanced(limits, preset)
     form = Form(photo=photo, prompt=prompt, size=size, fit=fit, **advanced)
     return form, Controls(photo_notice, crop, prompt_notice, examples, quality, seed)
+
+
+def _photo() -> gr.Image:
+    return gr.Image(
+        label=label("photo"),
+        sources=["upload", "clipboard", "webcam"],
+        format="png",  # a photo that is put back into the form stays exactly what it was
+        type="filepath",
+        image_mode=None,
+        buttons=[],
+        elem_id="photo",
+        placeholder=label("photo_hint"),
+        height=190,
+    )
+
+
+def _segments(name: str, choices: list[tuple[str, str]], value: str, min_width: int = 160) -> gr.Radio:
+    """A choice drawn as one bar; `choices` are keys of the texts and values."""
+    return gr.Radio(
+        choices=[(cast(str, label(key)), choice) for key, choice in choices],
+        value=value,
+        label=label(name),
+        elem_id=name,
+        elem_classes="segments",
+        min_width=min_width,
+    )
 
 
 def size_choices(limits: PublicLimits) -> list[tuple[str, str]]:

@@ -55,28 +55,6 @@ SHOW_STAGE = """async () => {
 
 
 @dataclass(frozen=True, slots=True)
-class Display:
-    """What shows the state of things, and what can be done with a finished video."""
-
-    banner: gr.HTML
-    html: gr.HTML
-    cancel: gr.Button
-    line: gr.HTML
-    timer: gr.Timer
-    reuse: gr.Button
-    extend: gr.Button
-    delete: gr.Button
-    confirm: gr.Row
-    delete_yes: gr.Button
-    delete_no: gr.Button
-    notice: gr.HTML
-
-    def watched(self) -> list[Any]:
-        """In the order of `desk.LOOKED`, without what the tab remembers."""
-        return [self.banner, self.html, self.line, self.timer]
-
-
-@dataclass(frozen=True, slots=True)
 class TabValues:
     """What a tab remembers: texts that the browser holds and sends along, so that the server keeps nothing for a tab.
 
@@ -93,12 +71,61 @@ class TabValues:
     count: gr.Textbox  # of the cards in the history
 
     @classmethod
-    def build(cls) -> Self:
+    def draw(cls) -> Self:
         def text(value: str = "") -> gr.Textbox:
             return gr.Textbox(value, visible="hidden")
 
         kept = gr.BrowserState(None, storage_key="i2v-job", secret="i2v")  # noqa: S106 - hides nothing: a job id
         return cls(kept, text(), text(), text(), text(), text(), text(str(history.PAGE)))
+
+
+@dataclass(frozen=True, slots=True)
+class Actions:
+    """Below the form: what starts a job, and what is said about it before."""
+
+    notice: gr.HTML
+    hint: gr.HTML
+    generate: gr.Button
+    sweep: gr.Button
+
+    @classmethod
+    def draw(cls) -> Self:
+        with gr.Column(elem_id="actions"):
+            notice, hint = gr.HTML(elem_id="notice"), gr.HTML(elem_id="hint")
+            with gr.Row(elem_id="buttons"):
+                generate = gr.Button(label("generate"), variant="primary", size="lg", elem_id="generate", scale=2)
+                sweep = gr.Button(label("sweep"), size="lg", elem_id="sweep", scale=1)
+        return cls(notice, hint, generate, sweep)
+
+
+@dataclass(frozen=True, slots=True)
+class Display:
+    """The right half: what is shown, and what can be done with a finished video."""
+
+    stage: gr.HTML
+    cancel: gr.Button
+    reuse: gr.Button
+    extend: gr.Button
+    delete: gr.Button
+    confirm: gr.Row
+    delete_yes: gr.Button
+    delete_no: gr.Button
+    line: gr.HTML
+
+    @classmethod
+    def draw(cls) -> Self:
+        stage = gr.HTML(elem_id="stage", js_on_load=history.OPEN_CARD)
+        with gr.Row(elem_id="cancel-row"):  # style.css names the states in which this row and the next one are seen
+            cancel = gr.Button(label("cancel"), variant="stop", elem_id="cancel", scale=0, min_width=140)
+        with gr.Row(elem_id="after"):
+            reuse = gr.Button(label("what_next"), size="sm", elem_id="reuse", min_width=120)
+            extend = gr.Button(label("extend"), size="sm", elem_id="extend", min_width=120)
+            delete = gr.Button(label("delete"), size="sm", elem_id="delete", min_width=80)
+        with gr.Row(visible=False, elem_id="confirm") as confirm:
+            yes = gr.Button(label("delete_yes"), variant="stop", size="sm", elem_id="delete-yes")
+            no = gr.Button(label("delete_no"), size="sm", elem_id="delete-no")
+        line = gr.HTML(elem_id="line", js_on_load=history.OPEN_CARD)
+        return cls(stage, cancel, reuse, extend, delete, confirm, yes, no, line)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,87 +141,83 @@ class Page:
 
 def build(settings: Settings, queue: JobQueue) -> Page:
     """Draw everything and connect it."""
+    desk, results = Desk(settings, queue), Results(settings, queue)
     with gr.Blocks(title="i2v", analytics_enabled=False, delete_cache=(3600, 86400), fill_width=True) as blocks:
-        memory = TabValues.build()
-        linked = gr.Textbox(visible=False)
+        tab = TabValues.draw()
         timer = gr.Timer(IDLE_S)
-        desk = Desk(settings, queue)
         banner = gr.HTML(elem_id="banner")
         with gr.Tabs(selected="create", elem_id="tabs") as tabs:
             with gr.Tab(label("tab_create"), id="create"), gr.Row(elem_id="create", equal_height=False):
                 with gr.Column(scale=5, min_width=320, elem_id="form"):
                     form, controls = build_form(settings.limits, settings.default_preset)
-                    with gr.Column(elem_id="actions"):
-                        notice = gr.HTML(elem_id="notice")
-                        hint = gr.HTML(elem_id="hint")
-                        with gr.Row(elem_id="buttons"):
-                            generate = gr.Button(
-                                label("generate"), variant="primary", size="lg", elem_id="generate", scale=2
-                            )
-                            sweep = gr.Button(label("sweep"), size="lg", elem_id="sweep", scale=1)
+                    actions = Actions.draw()
                 with gr.Column(scale=7, min_width=320, elem_id="show"):
-                    stage = _build_stage(banner, timer, notice)
+                    display = Display.draw()
             foresee: dict[str, Any] = {
                 "fn": with_request(desk.foresee),
-                "inputs": [memory.photo_size, *form.components()],
-                "outputs": [controls.crop, hint],
+                "inputs": [tab.photo_size, *form.components()],
+                "outputs": [controls.crop, actions.hint],
                 **RAW,
             }
             with gr.Tab(label("tab_history"), id="history") as history_tab:
-                _build_history(Results(settings, queue), memory, form, stage, tabs, history_tab, foresee)
+                filled = [tabs, actions.notice, *form.components()]
+                _history(results, tab, tabs, filled, history_tab, foresee)
             with gr.Tab(label("tab_system"), id="system") as system_tab:
-                _build_system(System(settings, queue), form, tabs, system_tab)
-        greeted = [getattr(form, name) for name in GREETED]
-        shown = [memory.seen, memory.model, memory.pace, *stage.watched()]
-        kept = [memory.greeted, *form.components()[1:]]
-        blocks.load(fn=None, js=RESTORE_FORM, inputs=kept, outputs=kept)
-        gr.on([part.change for part in kept], fn=None, js=KEEP_FORM, inputs=kept)
-        blocks.load(desk.open, [memory.job_id, linked], [memory.job_id, *shown], js=JOB_OF_LINK, **EVENT)
-        memory.model.change(
-            with_request(desk.greet),
-            [memory.model, memory.greeted, form.prompt, *greeted],
-            [memory.greeted, controls.examples, controls.prompt_notice, controls.quality, *greeted],
-            **RAW,  # the form may hold a guidance that the model's slider, the same for all tabs, does not take
-        )
-        timer.tick(desk.look, [memory.job_id, memory.seen], shown, **EVENT)
-        generate.click(with_request(desk.submit), form.components(), [memory.job_id, notice], **RAW).then(
-            fn=None, js=SHOW_STAGE
-        )
-        sweep.click(with_request(desk.sweep), form.components(), [memory.job_id, notice], **RAW).then(
-            fn=None, js=SHOW_STAGE
-        )
-        stage.html.click(desk.pick, [form.steps, memory.job_id], [memory.job_id, notice], **EVENT)
-        stage.cancel.click(desk.cancel, memory.job_id, notice, **EVENT)
-        memory.job_id.change(desk.look, [memory.job_id, memory.seen], shown, **EVENT)
-        _wire_form(desk, form, controls, memory, notice, foresee)
-        _wire_result(Results(settings, queue), form, stage, memory, foresee)
-    return Page(blocks, form, controls, memory.model, memory.greeted)
+                _system(System(settings, queue), form, tabs, system_tab)
+        _keep_what_is_typed(blocks, tab, form)
+        _watch(desk, blocks, tab, [banner, display.stage, display.line, timer], timer)
+        _greet(desk, tab, form, controls)
+        _start_and_stop(desk, tab, form, actions, display)
+        _fill_in(desk, tab, form, controls, actions.notice, foresee)
+        _go_on(results, tab, form, display, actions.notice, foresee)
+    return Page(blocks, form, controls, tab.model, tab.greeted)
 
 
-def _build_stage(banner: gr.HTML, timer: gr.Timer, notice: gr.HTML) -> Display:
-    html = gr.HTML(elem_id="stage", js_on_load=history.OPEN_CARD)
-    with gr.Row(elem_id="cancel-row"):  # seen, as the next one, in the states that style.css names
-        cancel = gr.Button(label("cancel"), variant="stop", elem_id="cancel", scale=0, min_width=140)
-    with gr.Row(elem_id="after"):
-        reuse = gr.Button(label("what_next"), size="sm", elem_id="reuse", min_width=120)
-        extend = gr.Button(label("extend"), size="sm", elem_id="extend", min_width=120)
-        delete = gr.Button(label("delete"), size="sm", elem_id="delete", min_width=80)
-    with gr.Row(visible=False, elem_id="confirm") as confirm:
-        yes = gr.Button(label("delete_yes"), variant="stop", size="sm", elem_id="delete-yes")
-        no = gr.Button(label("delete_no"), size="sm", elem_id="delete-no")
-    line = gr.HTML(elem_id="line", js_on_load=history.OPEN_CARD)
-    return Display(banner, html, cancel, line, timer, reuse, extend, delete, confirm, yes, no, notice)
+def _keep_what_is_typed(blocks: gr.Blocks, tab: TabValues, form: Form) -> None:
+    kept = [tab.greeted, *form.components()[1:]]
+    blocks.load(fn=None, js=RESTORE_FORM, inputs=kept, outputs=kept)
+    gr.on([part.change for part in kept], fn=None, js=KEEP_FORM, inputs=kept)
 
 
-def _wire_form(
-    desk: Desk, form: Form, controls: Controls, memory: TabValues, notice: gr.HTML, foresee: dict[str, Any]
+def _watch(desk: Desk, blocks: gr.Blocks, tab: TabValues, parts: list[Any], timer: gr.Timer) -> None:
+    """The one way in which the page learns of anything: it asks `Desk.look`, by a timer and when what is shown changes.
+
+    `parts` in the order of `desk.LOOKED`, without the two that the tab remembers.
+    """
+    linked = gr.Textbox(visible=False)
+    looked = [tab.seen, tab.model, tab.pace, *parts]
+    blocks.load(desk.open, [tab.job_id, linked], [tab.job_id, *looked], js=JOB_OF_LINK, **EVENT)
+    timer.tick(desk.look, [tab.job_id, tab.seen], looked, **EVENT)
+    tab.job_id.change(desk.look, [tab.job_id, tab.seen], looked, **EVENT)
+
+
+def _greet(desk: Desk, tab: TabValues, form: Form, controls: Controls) -> None:
+    greeted = [getattr(form, name) for name in GREETED]
+    tab.model.change(
+        with_request(desk.greet),
+        [tab.model, tab.greeted, form.prompt, *greeted],
+        [tab.greeted, controls.examples, controls.prompt_notice, controls.quality, *greeted],
+        **RAW,  # the form may hold a guidance that the model's slider, the same for all tabs, does not take
+    )
+
+
+def _start_and_stop(desk: Desk, tab: TabValues, form: Form, actions: Actions, display: Display) -> None:
+    for button, start in ((actions.generate, desk.submit), (actions.sweep, desk.sweep)):
+        started = button.click(with_request(start), form.components(), [tab.job_id, actions.notice], **RAW)
+        started.then(fn=None, js=SHOW_STAGE)
+    display.stage.click(desk.pick, [form.steps, tab.job_id], [tab.job_id, actions.notice], **EVENT)
+    display.cancel.click(desk.cancel, tab.job_id, actions.notice, **EVENT)
+
+
+def _fill_in(
+    desk: Desk, tab: TabValues, form: Form, controls: Controls, notice: gr.HTML, foresee: dict[str, Any]
 ) -> None:
     # What a person changes of the job's weight. Events that fill the form ask for the estimate themselves: each field
     # would ask once more.
     weighed = [form.fit, form.num_frames, form.steps, form.guidance_scale, form.preset]
-    changes = [form.size.change, memory.pace.change, *(field.input for field in weighed)]
+    changes = [form.size.change, tab.pace.change, *(field.input for field in weighed)]
     gr.on(changes, trigger_mode="always_last", **foresee)
-    form.photo.change(desk.look_at_photo, form.photo, [memory.photo_size, controls.photo_notice], **RAW).then(**foresee)
+    form.photo.change(desk.look_at_photo, form.photo, [tab.photo_size, controls.photo_notice], **RAW).then(**foresee)
     form.prompt.change(desk.about, form.prompt, controls.prompt_notice, trigger_mode="always_last", **EVENT)
     # What was said of a missing photo or prompt is over once there is one; the browser does that by itself.
     gr.on([form.photo.input, form.photo.upload, form.prompt.input], fn=None, js="() => ''", outputs=notice)
@@ -203,25 +226,28 @@ def _wire_form(
     controls.examples.click(lambda row: row[0], controls.examples, form.prompt, **EVENT)
     seed = controls.seed
     seed.new.click(desk.new_seed, None, form.seed, **EVENT)
-    seed.same.click(desk.same_seed, memory.job_id, form.seed, **EVENT)
-    seed.lock.input(desk.lock, [seed.lock, memory.job_id], form.seed, **EVENT)
+    seed.same.click(desk.same_seed, tab.job_id, form.seed, **EVENT)
+    seed.lock.input(desk.lock, [seed.lock, tab.job_id], form.seed, **EVENT)
     form.seed.change(desk.locked, form.seed, seed.lock, **EVENT)
 
 
-def _wire_result(results: Results, form: Form, stage: Display, memory: TabValues, foresee: dict[str, Any]) -> None:
-    stage.reuse.click(results.reuse, memory.job_id, [stage.notice, *form.components()], **EVENT).then(**foresee)
-    stage.extend.click(results.extend, memory.job_id, [memory.job_id, stage.notice], **EVENT)
-    stage.delete.click(lambda: gr.Row(visible=True), None, stage.confirm, **EVENT)
-    stage.delete_no.click(lambda: gr.Row(visible=False), None, stage.confirm, **EVENT)
-    stage.delete_yes.click(results.delete, memory.job_id, [memory.job_id, stage.notice], **EVENT).then(
-        lambda: gr.Row(visible=False), None, stage.confirm, **EVENT
-    )
-    stage.line.click(job_of_card, None, memory.job_id, **EVENT)
-
-
-def _build_history(
-    results: Results, memory: TabValues, form: Form, stage: Display, tabs: gr.Tabs, tab: gr.Tab, foresee: dict[str, Any]
+def _go_on(
+    results: Results, tab: TabValues, form: Form, display: Display, notice: gr.HTML, foresee: dict[str, Any]
 ) -> None:
+    shown, after = display, [tab.job_id, notice]
+    shown.reuse.click(results.reuse, tab.job_id, [notice, *form.components()], **EVENT).then(**foresee)
+    shown.extend.click(results.extend, tab.job_id, after, **EVENT)
+    shown.delete.click(lambda: gr.Row(visible=True), None, shown.confirm, **EVENT)
+    shown.delete_no.click(lambda: gr.Row(visible=False), None, shown.confirm, **EVENT)
+    deleted = shown.delete_yes.click(results.delete, tab.job_id, after, **EVENT)
+    deleted.then(lambda: gr.Row(visible=False), None, shown.confirm, **EVENT)
+    shown.line.click(job_of_card, None, tab.job_id, **EVENT)
+
+
+def _history(
+    results: Results, tab: TabValues, tabs: gr.Tabs, filled: list[Any], history_tab: gr.Tab, foresee: dict[str, Any]
+) -> None:
+    """`filled`: what an MP4's settings change outside of this tab."""
     with gr.Row(equal_height=True):
         search = gr.Textbox(label=label("history_search"), elem_id="search", scale=3, type="text")
         restore = gr.File(
@@ -230,21 +256,15 @@ def _build_history(
     notice = gr.HTML(elem_id="history-notice")
     cards = gr.HTML(elem_id="cards", js_on_load=history.OPEN_CARD)
     more = gr.Button(label("history_more"), visible=False, elem_id="more")
-    listed: dict[str, Any] = {
-        "fn": results.cards,
-        "inputs": [search, memory.count],
-        "outputs": [cards, more],
-        **EVENT,
-    }
-    tab.select(**listed)
+    listed: dict[str, Any] = {"fn": results.cards, "inputs": [search, tab.count], "outputs": [cards, more], **EVENT}
+    history_tab.select(**listed)
     search.change(trigger_mode="always_last", **listed)
-    more.click(fn=None, js=ONE_PAGE_MORE, inputs=memory.count, outputs=memory.count).then(**listed)
-    cards.click(results.card, None, [memory.job_id, tabs, notice], **EVENT).then(**listed)
-    filled = [tabs, notice, stage.notice, *form.components()]
-    restore.change(results.restore, restore, filled, **RAW).then(**foresee)
+    more.click(fn=None, js=ONE_PAGE_MORE, inputs=tab.count, outputs=tab.count).then(**listed)
+    cards.click(results.card, None, [tab.job_id, tabs, notice], **EVENT).then(**listed)
+    restore.change(results.restore, restore, [filled[0], notice, *filled[1:]], **RAW).then(**foresee)
 
 
-def _build_system(system: System, form: Form, tabs: gr.Tabs, tab: gr.Tab) -> None:
+def _system(system: System, form: Form, tabs: gr.Tabs, tab: gr.Tab) -> None:
     facts = gr.HTML(elem_id="system")
     gr.Markdown(label("sys_api"), elem_id="api-title")
     gr.Markdown(label("sys_api_note"))
