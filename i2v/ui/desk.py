@@ -140,8 +140,8 @@ class Desk:
     def greet(self, name: str, greeted: str, prompt: str | None, *rest: Any) -> list[Any]:
         """A model is there: `name` now, `greeted` the one that this tab's form was made ready for. `rest`: `GREETED`.
 
-        The browser holds both names, since a restarted server has forgotten what a tab has seen. What somebody has
-        changed stays, unless another model than before is there. -> greeted, examples, what the prompt lacks of this
+        The browser holds both names, so a restart of the server changes nothing. What somebody has changed stays,
+        unless another model than before is there. -> greeted, examples, what the prompt lacks of this
         model's words, quality, `GREETED`
         """
         *values, request = rest
@@ -203,7 +203,7 @@ class Desk:
         return hint.estimate(say, seconds, waiting, need, is_ready=self.queue.state == "ready")
 
     def about(self, prompt: str, request: gr.Request) -> str:
-        """The prompt was changed: an empty one is no fault before that. -> what it lacks"""
+        """The prompt was changed; nobody is told that it is empty before that. -> what it lacks"""
         return hint.notice(hint.about_prompt(speaker(language(request)), prompt or "", self.queue.model), "mild")
 
     def quality(self, name: str) -> int:
@@ -231,7 +231,7 @@ class Desk:
         return str(draw_seed() if job is None else job.request.seed)
 
     def locked(self, seed: Any) -> bool:
-        """A seed in its field is a seed that stays. -> lock"""
+        """The seed was changed: it is locked when there is one. -> lock"""
         return bool(seed)
 
     def _found(self, job_id: str | None) -> Job | None:

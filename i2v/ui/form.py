@@ -116,7 +116,7 @@ def quality_steps(model: ModelInfo | None, quality: str) -> int:
 
 
 def quality_of(model: ModelInfo | None, steps: Any) -> str | None:
-    """The quality that stands for these steps; None for a number of one's own."""
+    """The quality with this number of steps; None where no quality has it."""
     table = QUALITY_STEPS["real" if model is None else model.kind]
     return next((name for name in QUALITIES if table[name] == steps), None)
 
@@ -255,7 +255,7 @@ def _slider(limits: PublicLimits, field: str, name: str, step: float = 1) -> gr.
 
 
 def read_photo(value: Any, max_pixels: int) -> Image.Image | None:
-    """Upright RGB, or None when there is none. Raises `InvalidImage`, also when the upload is no longer there."""
+    """The chosen photo, upright RGB, or None. Raises `InvalidImage`, also when the uploaded file has been removed."""
     path = value.get("path") if isinstance(value, dict) else None
     if not isinstance(path, str):
         return None
@@ -330,7 +330,7 @@ def size_of(
         return as_photo(photo, side * side, limits)
     size = read_size(values["size"])
     if size is None:
-        raise InvalidRequest("size: WIDTHxHEIGHT is wanted", field="size")
+        raise InvalidRequest("size: write WIDTHxHEIGHT, for example 512x512", field="size")
     return size
 
 

@@ -23,16 +23,16 @@ RAW: dict[str, Any] = {**EVENT, "preprocess": False}
 SYSTEM_S = 2.0  # seconds between two looks at the system's figures
 SYSTEM_TAB = 2  # its place among the tabs
 
-# The link is read once: at a reload it would win over what this browser has looked at since.
+# The link is read once: after a reload the page shows what this browser showed last, not the link's job again.
 JOB_OF_LINK = """(kept, linked) => {
   const address = new URL(window.location), job = address.searchParams.get('job');
   if (job) { address.searchParams.delete('job'); window.history.replaceState(window.history.state, '', address); }
   return [kept, job];
 }"""
 
-# The framework loads the page anew when a lost server is back: what was typed waits in this tab. Without the name of
-# the model in its first place the form was not ready, and there is nothing to keep. Where another model is there now,
-# the fields that are made ready for a model are its own.
+# When a server that was away is back the framework reloads the page, so what was typed is kept in this browser tab. The
+# first value is the name of the model: while it is empty the form is not ready, and nothing is kept. If another model
+# is there after the reload, the fields that depend on the model hold that model's values.
 KEEP_FORM = "(...form) => { if (form[0]) sessionStorage.setItem('i2v-form', JSON.stringify(form)); }"
 OF_A_MODEL = [0, *(Form.names().index(name) for name in GREETED)]  # places of them; the photo is not kept
 RESTORE_FORM = f"""(...form) => {{
@@ -44,7 +44,7 @@ RESTORE_FORM = f"""(...form) => {{
 
 ONE_PAGE_MORE = f"(count) => String(Number(count) + {history.PAGE})"
 
-# On a phone the stage is below the form: go there once the job is on its way, which the page learns a moment later.
+# On a phone the stage is below the form: scroll to it when the job has started, which the page learns a moment later.
 SHOW_STAGE = """async () => {
   if (window.innerWidth >= 720) return;
   const stage = document.querySelector('#stage'), refused = () => document.querySelector('#notice .bad');
@@ -212,14 +212,14 @@ def _start_and_stop(desk: Desk, tab: TabValues, form: Form, actions: Actions, di
 def _fill_in(
     desk: Desk, tab: TabValues, form: Form, controls: Controls, notice: gr.HTML, foresee: dict[str, Any]
 ) -> None:
-    # What a person changes of the job's weight. Events that fill the form ask for the estimate themselves: each field
-    # would ask once more.
+    # The fields by which a person changes what the job costs. Events that fill in the whole form ask for the estimate
+    # once, at their end, and not once for each field.
     weighed = [form.fit, form.num_frames, form.steps, form.guidance_scale, form.preset]
     changes = [form.size.change, tab.pace.change, *(field.input for field in weighed)]
     gr.on(changes, trigger_mode="always_last", **foresee)
     form.photo.change(desk.look_at_photo, form.photo, [tab.photo_size, controls.photo_notice], **RAW).then(**foresee)
     form.prompt.change(desk.about, form.prompt, controls.prompt_notice, trigger_mode="always_last", **EVENT)
-    # What was said of a missing photo or prompt is over once there is one; the browser does that by itself.
+    # The message about a missing photo or prompt goes when there is one; the browser does that without the server.
     gr.on([form.photo.input, form.photo.upload, form.prompt.input], fn=None, js="() => ''", outputs=notice)
     controls.quality.input(desk.quality, controls.quality, form.steps, **EVENT).then(**foresee)
     form.steps.change(desk.quality_of, form.steps, controls.quality, **EVENT)

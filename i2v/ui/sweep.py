@@ -1,4 +1,4 @@
-"""The seed sweep: the form's job four times at few steps with four seeds; the one that is liked is run in full.
+"""The seed sweep: the form's job four times at few steps with four seeds; the chosen one is then run in full.
 
 `Shown` is what a tab shows, as one short text that fits into a link: a job, the four drafts of a sweep, or one of those
 four: `A`, `A,B,C,D` and `B;A,B,C,D`. Whatever a browser sends is read; a text that means nothing shows nothing.

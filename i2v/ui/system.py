@@ -76,7 +76,7 @@ def facts(say: Say, settings: Settings, queue: JobQueue) -> str:
 
 
 def _free(say: Say, queue: JobQueue) -> str:
-    """What a job may have, or why not even a small one fits; empty where memory is not counted."""
+    """The memory that a job can use, or why even a small job does not fit; empty where memory is not counted."""
     try:
         need = queue.memory_need(GenerateRequest(prompt="-", width=256, height=256, num_frames=8, seed=0))
     except I2VError as error:

@@ -33,8 +33,9 @@ from i2v.ui.hint import about_prompt
 from i2v.ui.results import Results
 from i2v.ui.sweep import Shown
 from i2v.ui.system import System, facts
-from i2v.ui.texts import explained, speaker
+from i2v.ui.texts import TABLE, explained, speaker
 from i2v.ui.translated import noted, planned, warned
+from tests.conftest import ROOT
 
 NOBODY: Any = None  # the request of an event: without one the page speaks English
 MODEL, BANNER, STAGE = (1 + LOOKED.index(name) for name in ("model", "banner", "stage"))
@@ -291,6 +292,14 @@ def test_a_failed_draft_is_explained_in_chinese(make_queue: MakeQueue) -> None:
 def test_every_refusal_that_the_page_meets_is_explained_in_chinese(code: str) -> None:
     assert explained(SAY_CHINESE, code, "why") != "why"
     assert "why" in explained(SAY_CHINESE, code, "why")
+
+
+def test_no_text_is_kept_that_nothing_shows() -> None:
+    code = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "i2v" / "ui").rglob("*.py"))
+    beginnings, ends = re.findall(r'f["\'](\w+_)\{', code), re.findall(r'f["\']\{\w+\}(_\w+)["\']', code)
+    names = {key for key in TABLE if len(re.findall(rf'["\']{key}["\']', code)) > 1}
+    made = {key for key in TABLE if key.startswith(tuple(beginnings)) or key.endswith(tuple(ends))}
+    assert set(TABLE) - names - made == set()
 
 
 def test_every_memory_plan_is_told_in_chinese() -> None:
