@@ -15,11 +15,12 @@ import gradio as gr
 import numpy as np
 from PIL import Image
 
-from i2v.errors import Conflict, I2VError, InvalidRequest, NotFound
+from i2v.errors import Conflict, I2VError, InvalidRequest
 from i2v.images import place
 from i2v.jobs.job import Job
 from i2v.jobs.queue import JobQueue
 from i2v.request import GenerateRequest, draw_seed
+from i2v.server.video_extension import last_frame
 from i2v.settings import Settings
 from i2v.ui import form, hint, history, sheet, stage
 from i2v.ui.banner import banner
@@ -83,7 +84,7 @@ class Desk:
             return data["job"], gr.skip()
         say = speaker(language(request))
         try:
-            draft = find(self.queue, data.get("full"))
+            draft = history.find(self.queue, data.get("full"))
             if draft is None:
                 return gr.skip(), gr.skip()
             standard = form.quality_steps(self.queue.model, "standard")
@@ -93,6 +94,20 @@ class Desk:
         except I2VError as error:
             return gr.skip(), hint.notice(told(say, error))
         return Shown.read(shown).one(job.id), ""
+
+    def extend(self, job_id: str | None, request: gr.Request) -> tuple[Any, str]:
+        """Go on from the last frame of the shown video, with its own settings and a new seed. -> job id, notice"""
+        say = speaker(language(request))
+        try:
+            job = history.find(self.queue, job_id)
+            if job is None or job.result is None:
+                raise InvalidRequest(say("nothing_chosen"))
+            last = last_frame(self.queue, job)
+            again = job.request.model_copy(update={"seed": None})
+            longer = self.queue.submit(again, last, door="ui", caller=caller_of(request), extends=job.id)
+        except I2VError as error:
+            return gr.skip(), hint.notice(told(say, error))
+        return longer.id, ""
 
     def cancel(self, shown: str | None, request: gr.Request) -> str:
         """Ask what is shown to stop, the last in the queue first; the next looks show when it has stopped. -> notice"""
@@ -116,7 +131,7 @@ class Desk:
 
     def _now(self, say: Say, what: Shown) -> dict[str, str]:
         """The parts as they are now; without a model while none is there, so that the name of the last one stays."""
-        jobs = [job for job_id in what.ids() if (job := find(self.queue, job_id)) is not None]
+        jobs = [job for job_id in what.ids() if (job := history.find(self.queue, job_id)) is not None]
         is_moving = self.queue.state == "loading" or any(not job.is_final for job in jobs)
         now = {
             "pace": f"{self.queue.average_duration} {self.queue.queue_length}",
@@ -130,7 +145,7 @@ class Desk:
     def open(self, kept: str | None, linked: str | None, request: gr.Request) -> tuple[Any, ...]:
         """A page load: the linked job, or the one this browser looked at last. -> job id, then as `look`"""
         try:
-            known = any(find(self.queue, job_id) for job_id in Shown.read(kept).ids())
+            known = any(history.find(self.queue, job_id) for job_id in Shown.read(kept).ids())
         except I2VError:  # nobody knows now; `look` says why
             known = True
         shown = linked or (kept if known else None)
@@ -235,9 +250,9 @@ class Desk:
         return bool(seed)
 
     def _found(self, job_id: str | None) -> Job | None:
-        """As `find`, and None while the job table does not answer."""
+        """As `history.find`, and None while the job table does not answer."""
         try:
-            return find(self.queue, job_id)
+            return history.find(self.queue, job_id)
         except I2VError:
             return None
 
@@ -289,18 +304,6 @@ def photo_url(queue: JobQueue, job_id: str) -> str:
     photo = queue.input_image(job_id)
     photo.thumbnail((PHOTO_SIDE, PHOTO_SIDE))
     return stage.jpeg_url(np.asarray(photo))
-
-
-def find(queue: JobQueue, shown: str | None) -> Job | None:
-    """The one job that is shown; None for nothing, for a contact sheet, and when it is gone.
-
-    Raises `Unavailable` and `NotReady`: the job table does not answer.
-    """
-    job_id = Shown.read(shown).job
-    try:
-        return queue.get(job_id) if job_id else None
-    except NotFound:
-        return None
 
 
 def caller_of(request: gr.Request | None) -> str | None:

@@ -1,4 +1,7 @@
-"""The history tab: finished videos from the job table as cards, and settings read back from a dropped MP4."""
+"""What the page reads from the job table: the job of a text, those that run and wait, and the history tab's cards.
+
+Also the settings that an MP4 carries, which the history tab reads back.
+"""
 
 from html import escape
 from pathlib import Path
@@ -6,10 +9,11 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from i2v.errors import InvalidRequest
+from i2v.errors import InvalidRequest, NotFound
 from i2v.jobs.job import Job
 from i2v.jobs.queue import JobQueue
 from i2v.request import GenerateRequest
+from i2v.ui.sweep import Shown
 from i2v.ui.texts import Say
 from i2v.video import read_metadata
 
@@ -41,6 +45,18 @@ element.addEventListener('click', (event) => {
   trigger('click', {job: card.dataset.job});
 });
 """
+
+
+def find(queue: JobQueue, shown: str | None) -> Job | None:
+    """The one job that is shown; None for nothing, for a contact sheet, and when it is gone.
+
+    Raises `Unavailable` and `NotReady`: the job table does not answer.
+    """
+    job_id = Shown.read(shown).job
+    try:
+        return queue.get(job_id) if job_id else None
+    except NotFound:
+        return None
 
 
 def cards(say: Say, queue: JobQueue, search: str, count: int) -> tuple[str, bool]:

@@ -169,7 +169,7 @@ def build(settings: Settings, queue: JobQueue) -> Page:
         _greet(desk, tab, form, controls)
         _start_and_stop(desk, tab, form, actions, display)
         _fill_in(desk, tab, form, controls, actions.notice, foresee)
-        _go_on(results, tab, form, display, actions.notice, foresee)
+        _go_on(desk, results, tab, form, display, actions.notice, foresee)
     return Page(blocks, form, controls, tab.model, tab.greeted)
 
 
@@ -232,11 +232,18 @@ def _fill_in(
 
 
 def _go_on(
-    results: Results, tab: TabValues, form: Form, display: Display, notice: gr.HTML, foresee: dict[str, Any]
+    desk: Desk,
+    results: Results,
+    tab: TabValues,
+    form: Form,
+    shown: Display,
+    notice: gr.HTML,
+    foresee: dict[str, Any],
 ) -> None:
-    shown, after = display, [tab.job_id, notice]
+    """What is done with a finished video, and the jobs that run or wait below it."""
+    after = [tab.job_id, notice]
     shown.reuse.click(results.reuse, tab.job_id, [notice, *form.components()], **EVENT).then(**foresee)
-    shown.extend.click(results.extend, tab.job_id, after, **EVENT)
+    shown.extend.click(desk.extend, tab.job_id, after, **EVENT)
     shown.delete.click(lambda: gr.Row(visible=True), None, shown.confirm, **EVENT)
     shown.delete_no.click(lambda: gr.Row(visible=False), None, shown.confirm, **EVENT)
     deleted = shown.delete_yes.click(results.delete, tab.job_id, after, **EVENT)

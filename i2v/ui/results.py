@@ -1,4 +1,4 @@
-"""What can be done with a finished video: reuse its settings, extend it, delete it, find it again, restore it."""
+"""What can be done with a finished video: find it again, take its settings into the form, delete it."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -7,17 +7,15 @@ import gradio as gr
 
 from i2v.errors import Conflict, I2VError, InvalidRequest
 from i2v.jobs.queue import JobQueue
-from i2v.server.video_extension import last_frame
 from i2v.settings import Settings
 from i2v.ui import form, hint, history
-from i2v.ui.desk import caller_of, find
 from i2v.ui.sweep import Shown
 from i2v.ui.texts import Say, language, speaker, told
 
 
 @dataclass(frozen=True, slots=True)
 class Results:
-    """Functions of events, as in `Desk`."""
+    """Functions of events, as in `i2v.ui.desk.Desk`."""
 
     settings: Settings
     queue: JobQueue
@@ -26,27 +24,13 @@ class Results:
         """Put the shown job's photo and settings into the form. -> notice, fields"""
         say = speaker(language(request))
         try:
-            job = find(self.queue, job_id)
+            job = history.find(self.queue, job_id)
             if job is None:
                 raise InvalidRequest(say("nothing_chosen"))
             photo = self.queue.input_image(job.id)
         except I2VError as error:
             return _unchanged(hint.notice(told(say, error)))
         return hint.notice(say("settings_taken"), "good"), photo, *form.values_of(job.request, self.queue.model)
-
-    def extend(self, job_id: str | None, request: gr.Request) -> tuple[Any, str]:
-        """Go on from the last frame of the shown video, with its own settings and a new seed. -> job id, notice"""
-        say = speaker(language(request))
-        try:
-            job = find(self.queue, job_id)
-            if job is None or job.result is None:
-                raise InvalidRequest(say("nothing_chosen"))
-            last = last_frame(self.queue, job)
-            again = job.request.model_copy(update={"seed": None})
-            longer = self.queue.submit(again, last, door="ui", caller=caller_of(request), extends=job.id)
-        except I2VError as error:
-            return gr.skip(), hint.notice(told(say, error))
-        return longer.id, ""
 
     def delete(self, shown: str | None, request: gr.Request) -> tuple[Any, str]:
         """Remove the shown video for good, and go back to the other drafts of its sheet. -> what is shown, notice"""
@@ -96,7 +80,7 @@ class Results:
             return gr.skip(), "", *_unchanged(gr.skip())
         try:
             found, job_id = history.settings_of(upload, say)
-            job = find(self.queue, job_id)
+            job = history.find(self.queue, job_id)
             photo = gr.skip() if job is None else self.queue.input_image(job.id)
         except I2VError as error:
             return gr.skip(), hint.notice(told(say, error)), *_unchanged(gr.skip())

@@ -187,7 +187,7 @@ def test_every_event_answers_when_the_queue_has_stopped(make_queue: MakeQueue, t
     assert "shutting down" in desk.open(job.id, None, NOBODY)[1 + BANNER]
     assert "bad" in results.cards("", 24, NOBODY)[0]
     assert "bad" in results.reuse(job.id, NOBODY)[0]
-    assert "bad" in results.extend(job.id, NOBODY)[1]
+    assert "bad" in desk.extend(job.id, NOBODY)[1]
     assert "bad" in results.delete(job.id, NOBODY)[1]
     assert "bad" in desk.cancel(job.id, NOBODY)
     assert "state" in System(settings, queue).facts(NOBODY).lower()
