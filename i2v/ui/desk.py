@@ -199,7 +199,7 @@ class Desk:
         lines: list[str] = []
         crop = refusal = ""
         try:
-            photo = form.read_size(photo_size)
+            photo = form.read_photo_size(photo_size)
             width, height = form.size_of(named, photo or (640, 480), self.settings.limits, self.queue.model)
             job_request = form.request_of(say, {**named, "prompt": named["prompt"] or "-"}, width, height)
             self.settings.limits.check(job_request)

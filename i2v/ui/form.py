@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from i2v.engine.protocol import ModelInfo
 from i2v.errors import InvalidImage, InvalidRequest, refusals
 from i2v.images import decode
-from i2v.request import GenerateRequest, Preset, PublicLimits, default_of, plain_type
+from i2v.request import GenerateRequest, Preset, PublicLimits, default_of, parse_size, plain_type
 from i2v.ui.texts import Say, label
 
 # Steps a quality stands for. The demo model is a near-regressor: more than ten steps change little.
@@ -195,12 +195,12 @@ def offered_sizes(limits: PublicLimits) -> list[tuple[int, int]]:
 
 
 def size_text(width: int, height: int) -> str:
-    """What `read_size` reads."""
+    """As the page writes a size, in pixels."""
     return f"{width}x{height}"
 
 
-def read_size(text: Any) -> tuple[int, int] | None:
-    """Width and height in pixels, both at least 1; None for what is no such text."""
+def read_photo_size(text: Any) -> tuple[int, int] | None:
+    """Width and height in pixels, both at least 1, of what `size_text` wrote for a photo; None for any other value."""
     found = SIZE.fullmatch(text) if isinstance(text, str) else None
     return None if found is None else (int(found[1]), int(found[2]))
 
@@ -324,14 +324,14 @@ def seed_of(say: Say, value: Any) -> int | None:
 def size_of(
     values: Mapping[str, Any], photo: tuple[int, int], limits: PublicLimits, model: ModelInfo | None
 ) -> tuple[int, int]:
-    """Width and height in pixels for the chosen size; "as the photo" keeps the default size's area."""
+    """Width and height in pixels for the chosen size; "as the photo" keeps the default size's area.
+
+    Raises `InvalidRequest`.
+    """
     if values["size"] == AS_PHOTO:
         side = int(str(defaults(model)["size"]).split("x")[0])
         return as_photo(photo, side * side, limits)
-    size = read_size(values["size"])
-    if size is None:
-        raise InvalidRequest("size: write WIDTHxHEIGHT, for example 512x512", field="size")
-    return size
+    return parse_size(str(values["size"]))
 
 
 def as_photo(photo: tuple[int, int], area: int, limits: PublicLimits) -> tuple[int, int]:
