@@ -36,7 +36,7 @@ DOCS = ROOT / "docs"
 API = (DOCS / "api.md").read_text()
 OPERATIONS = (DOCS / "operations.md").read_text()
 ARCHITECTURE = (DOCS / "architecture.md").read_text()
-TEXTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted(DOCS.glob("*.md"))]
+TEXTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.glob("*.md"))]
 
 
 def rows(text: str) -> dict[str, str]:
@@ -256,7 +256,7 @@ def test_python_examples_are_python_and_import_what_exists(path: Path) -> None:
 
 @pytest.mark.parametrize("path", TEXTS, ids=lambda path: path.name)
 def test_files_that_are_named_exist(path: Path) -> None:
-    for name in re.findall(r"`((?:i2v|scripts|configs|docs|tests|bench|\.ci)/[\w./-]+)`", path.read_text()):
+    for name in re.findall(r"`((?:i2v|tools|scripts|configs|docs|tests|bench|\.ci)/[\w./-]+)`", path.read_text()):
         assert (ROOT / name).exists(), name
 
 
