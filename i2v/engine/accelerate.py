@@ -11,14 +11,13 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from i2v.engine import device_memory, failures
 
-Accelerate = Literal["auto", "off", "compile", "graph"]
 Tensors = tuple[Tensor, ...]
 Call = Callable[[Sequence[Tensor]], Tensors]  # a step as a function of tensors alone
 

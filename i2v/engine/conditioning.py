@@ -43,6 +43,18 @@ class Conditioning:
         return self.text.shape[0] == 2
 
 
+@dataclass(frozen=True, slots=True)
+class FittedPhoto:
+    """A photo as the model takes it, RGB: `picture` at the video's size, `square` for CLIP (side = width, as trained).
+
+    `notes` say how it was cropped or padded.
+    """
+
+    picture: Image.Image
+    square: Image.Image
+    notes: tuple[str, ...] = ()
+
+
 @dataclass(slots=True)
 class TextCache:
     """The last few prompts' embeddings, by their tokens: the negative prompt is nearly always the same one.
@@ -65,10 +77,9 @@ class TextCache:
 def encode(
     parts: Any,
     request: GenerateRequest,
-    image: Image.Image,
+    photo: FittedPhoto,
     generator: torch.Generator,
     conventions: Conventions,
-    guidance_scale: float,
     device: torch.device,
     using: Using = nullcontext,
     texts: TextCache | None = None,
@@ -79,27 +90,26 @@ def encode(
     `texts` knows are not encoded again, and the text encoder is not brought for them.
     """
     texts = TextCache() if texts is None else texts
-    guided = guidance_scale > 1.0
+    guided = request.guidance_scale > 1.0
     negative = conventions.negative_prompt if request.negative_prompt is None else request.negative_prompt
-    picture, clip_picture, crop_note = fit_picture(image, request, conventions)
     text, notes = encode_text(parts, request.prompt, conventions, device, "prompt", using, texts)  # (1, 77, D)
     if guided:
         negative_text, cut = encode_text(parts, negative, conventions, device, "negative prompt", using, texts)
         text, notes = torch.cat([negative_text, text]), notes + cut
     with using(parts.image_encoder):
-        embedding = embed_picture(parts, clip_picture, device)  # (1, 1, P)
+        embedding = embed_picture(parts, photo.square, device)  # (1, 1, P)
         if guided:
             embedding = torch.cat([torch.zeros_like(embedding), embedding])
     with using(parts.vae):
-        latents = encode_picture(parts.vae, picture, generator, conventions, device)  # (1, 4, h, w)
+        latents = encode_picture(parts.vae, photo.picture, generator, conventions, device)  # (1, 4, h, w)
     return Conditioning(
         text=text,
         image_embedding=embedding,
         image_latents=with_position_masks(latents, request.num_frames),
         motion_fps=request.motion_fps,
-        guidance_scale=guidance_scale,
+        guidance_scale=request.guidance_scale,
         image_concat_scale=conventions.image_concat_scale,
-        notes=crop_note + notes,
+        notes=photo.notes + notes,
     )
 
 
@@ -187,18 +197,16 @@ def with_position_masks(latents: Tensor, num_frames: int) -> Tensor:
     return torch.stack(frames, dim=2)
 
 
-def fit_picture(
-    image: Image.Image, request: GenerateRequest, conventions: Conventions
-) -> tuple[Image.Image, Image.Image, tuple[str, ...]]:
-    """The picture at the video's size, a square one for CLIP (side = width, as trained), and the note on the crop."""
-    image = image.convert("RGB")
+def fit_photo(image: Image.Image, request: GenerateRequest, conventions: Conventions) -> FittedPhoto:
+    """The photo in the sizes that the model takes; a square video's picture serves CLIP too."""
+    rgb = image if image.mode == "RGB" else image.convert("RGB")
     width, height, fit = request.width, request.height, request.fit
     if conventions.crop == "upstream" and fit == "crop":
-        return upstream_crop(image, width, height), upstream_crop(image, width, width), ()
-    picture, placement = fit_image(image, width, height, fit)
-    square, _ = fit_image(image, width, width, fit)
+        return FittedPhoto(upstream_crop(rgb, width, height), upstream_crop(rgb, width, width))
+    picture, placement = fit_image(rgb, width, height, fit)
+    square = picture if width == height else fit_image(rgb, width, width, fit)[0]
     described = placement.describe()
-    return picture, square, (described,) if described else ()
+    return FittedPhoto(picture, square, (described,) if described else ())
 
 
 def upstream_crop(image: Image.Image, width: int, height: int) -> Image.Image:

@@ -1,13 +1,10 @@
 """One loaded model and the way a request goes through it: encode, schedule, denoise, decode.
 
-The functions it calls are in `conditioning`, `sampler` and `decode`; this file puts them in order, times them and
-answers running out of memory. Knows nothing of HTTP, jobs or files. Callers hold the GPU mutex.
+The stages are in `inference.py`; this file loads the model, chooses the plan, runs a stage again when memory ran out,
+and judges the result. Knows nothing of HTTP, jobs or files. Callers hold the GPU mutex.
 """
 
-import math
-import time
-from collections.abc import Callable, Hashable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -17,16 +14,16 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from i2v.engine import conditioning, decode, device_memory, failures, sampler, sizes, verdict, weights
+from i2v.engine import conditioning, decode, device_memory, failures, sizes, verdict, weights
 from i2v.engine import memory as gpu_memory
-from i2v.engine.accelerate import Accelerator, wait
+from i2v.engine.accelerate import Accelerator
 from i2v.engine.conventions import Conventions, for_model, for_parity, named
+from i2v.engine.inference import Inference
 from i2v.engine.memory import Offload, Plan
-from i2v.engine.protocol import DeviceMemory, Frames, GenerationResult, MemoryNeed, ModelInfo, OnLoad, OnStep, Progress
-from i2v.engine.residency import resident, settle
+from i2v.engine.protocol import DeviceMemory, Frames, GenerationResult, MemoryNeed, ModelInfo, OnLoad, OnStep
+from i2v.engine.residency import resident
 from i2v.engine.source import device_name
 from i2v.errors import FatalEngineError, InvalidRequest, ModelUnavailable, OutOfMemory
-from i2v.images import fit_image
 from i2v.presets import PRESETS, Sampling
 from i2v.request import GenerateRequest, Preset, draw_seed
 
@@ -46,6 +43,11 @@ class Engine:
     presets: Mapping[Preset, Sampling] = field(default_factory=lambda: PRESETS)
     steps: Accelerator = field(default_factory=Accelerator)
     texts: conditioning.TextCache = field(default_factory=conditioning.TextCache)
+    shape: gpu_memory.Shape = field(init=False)  # what memory depends on, of the model and of its presets
+
+    def __post_init__(self) -> None:
+        caching = frozenset(name for name, sampling in self.presets.items() if sampling.deep_cache[0] > 1)
+        self.shape = replace(gpu_memory.shape_of(self.parts), caching=caching)
 
     @classmethod
     def load(
@@ -116,17 +118,7 @@ class Engine:
 
     def check(self, request: GenerateRequest) -> None:
         """Raise InvalidRequest for a size the VAE cannot make, DoesNotFit when memory cannot hold the job."""
-        factor = vae_factor(self.parts.vae)
-        for name, side in (("width", request.width), ("height", request.height)):
-            if side % factor:
-                raise InvalidRequest(f"{name} is {side}; this model makes multiples of {factor}", field=name)
         self.choose_plan(request)
-
-    @property
-    def shape(self) -> gpu_memory.Shape:
-        """What memory depends on, of the model and of its presets."""
-        caching = frozenset(name for name, sampling in self.presets.items() if sampling.deep_cache[0] > 1)
-        return replace(gpu_memory.shape_of(self.parts), caching=caching)
 
     @property
     def offloads(self) -> bool:
@@ -136,17 +128,19 @@ class Engine:
     def as_run(self, request: GenerateRequest) -> GenerateRequest:
         """The request at the guidance it will have: whether there is any decides what memory it takes."""
         scale, _ = keep_guidance(request.guidance_scale, self.info.guidance_range)
-        return request.model_copy(update={"guidance_scale": scale})
+        return request if scale == request.guidance_scale else request.model_copy(update={"guidance_scale": scale})
 
     def choose_plan(self, request: GenerateRequest) -> Plan:
-        """The fastest plan that fits what is free now. Raises DoesNotFit naming the largest job that does."""
+        """The fastest plan that fits what is free now. Raises as `check`; DoesNotFit names the largest that fits."""
+        factor = self.shape.factor
+        for name, side in (("width", request.width), ("height", request.height)):
+            if side % factor:
+                raise InvalidRequest(f"{name} is {side}; this model makes multiples of {factor}", field=name)
         free = device_memory.read(self.device, self.max_vram_gb)
-        shape = self.shape
-        return gpu_memory.choose_plan(shape, self.as_run(request), free, self.memory_mode, offloads=self.offloads)
+        return gpu_memory.choose_plan(self.shape, self.as_run(request), free, self.memory_mode, offloads=self.offloads)
 
     def memory_need(self, request: GenerateRequest) -> MemoryNeed:
         """What the job would hold under the plan that it would get now. Raises as `check`."""
-        self.check(request)
         plan, free = self.choose_plan(request), device_memory.read(self.device, self.max_vram_gb)
         need = gpu_memory.predict(self.shape, self.as_run(request), plan)
         return MemoryNeed(needed=need.peak, available=free.usable, plan=str(plan))
@@ -161,10 +155,11 @@ class Engine:
             change = {"num_frames": max(8, request.num_frames // 2)}
         else:
             change = {side: max(64, int(getattr(request, side) * 0.7) // 8 * 8) for side in ("width", "height")}
-        free, shape = device_memory.read(self.device, self.max_vram_gb), self.shape
-        largest = gpu_memory.largest_that_fits(
-            shape, self.as_run(request).model_copy(update=change), free, self.memory_mode, offloads=self.offloads
+        smaller, free = (
+            self.as_run(request).model_copy(update=change),
+            device_memory.read(self.device, self.max_vram_gb),
         )
+        largest = gpu_memory.largest_that_fits(self.shape, smaller, free, self.memory_mode, offloads=self.offloads)
         if largest is None:
             return "nothing would fit now; another program may hold the device's memory"
         return f"{largest['width']}x{largest['height']} with {largest['num_frames']} frames would fit"
@@ -184,32 +179,56 @@ class Engine:
         upstream's rounding, and the VAE's posterior sample comes from torch's global random state, as upstream's does
         (seed it with `torch.manual_seed` right before on both sides).
         """
-        self.check(request)
-        seed = draw_seed() if request.seed is None else request.seed
-        parity = noise is not None and self.conventions.name == "upstream"
-        conventions = for_parity(self.conventions) if parity else self.conventions
         guidance_scale, notes = keep_guidance(request.guidance_scale, self.info.guidance_range)
-        job = Job(self, conventions, request, image, seed, guidance_scale, noise, on_step)
-        device_memory.reset_peak(self.device)
+        request = self.as_run(request)
         first = self.choose_plan(request)
-        self.steps.start(self.keeps_steps_plain(request, first), self.kind_of_job(request, first))
-        (conditioned, latents), plan, trouble = self.recovering(job.denoise, first, next_for_denoising, request)
-        notes += conditioned.notes + job.sampling_notes() + sizes.notes(request, self.info) + trouble
+        parity = noise is not None and self.conventions.name == "upstream"
+        run = self.begin(request, image, noise, on_step, for_parity(self.conventions) if parity else self.conventions)
+        device_memory.reset_peak(self.device)
+        self.steps.start(self.keeps_steps_plain(request, first), kind_of_job(request, first))
+        (conditioned, latents), plan, trouble = self.recovering(
+            run.denoise, first, gpu_memory.next_for_denoising, request
+        )
+        notes += conditioned.notes + run.sampling_notes() + sizes.notes(request, self.info) + trouble
         accelerated, plainly = self.steps.report()
         frames, plan, trouble = self.recovering(
-            lambda plan: job.decode(latents, plan), plan, next_for_decoding, request
+            lambda plan: run.decode(latents, plan), plan, gpu_memory.next_for_decoding, request
         )
-        warnings = () if parity else self.judge(frames, request, image)  # a parity run compares, whatever it shows
+        warnings = () if parity else self.judge(frames, request, run.photo.picture)  # parity compares what comes
         return GenerationResult(
             frames=frames,
             latents=latents.cpu(),
-            seed=seed,
+            seed=run.seed,
             guidance_scale=guidance_scale,
-            stage_seconds=job.seconds,
+            stage_seconds=run.seconds,
             peak_memory_mb=device_memory.peak_memory_mb(self.device),
             plan=", ".join(filter(None, (str(plan), accelerated))),
             notes=notes + trouble + plainly,
             warnings=warnings,
+        )
+
+    def begin(
+        self,
+        request: GenerateRequest,
+        image: Image.Image,
+        noise: Tensor | None,
+        on_step: OnStep | None,
+        conventions: Conventions,
+    ) -> Inference:
+        """The inference of a request, with its photo fitted and its seed drawn."""
+        return Inference(
+            request=request,
+            photo=conditioning.fit_photo(image, request, conventions),
+            seed=draw_seed() if request.seed is None else request.seed,
+            noise=noise,
+            on_step=on_step,
+            parts=self.parts,
+            device=self.device,
+            conventions=conventions,
+            sampling=self.presets[request.preset],
+            preview=self.preview,
+            steps=self.steps,
+            texts=self.texts,
         )
 
     def keeps_steps_plain(self, request: GenerateRequest, plan: Plan) -> str | None:
@@ -219,11 +238,11 @@ class Engine:
         if plan.offload != "none":
             self.steps.drop()  # what a graph has recorded are the addresses of weights that now move
             return "weights are offloaded, and a recorded step wants them in one place"
-        shape, wanted = self.shape, self.as_run(request)
         usable = device_memory.read(self.device, self.max_vram_gb).usable
-        need, activations = gpu_memory.predict(shape, wanted, plan), gpu_memory.denoise_activations(shape, wanted, plan)
+        need = gpu_memory.predict(self.shape, request, plan)
+        activations = gpu_memory.denoise_activations(self.shape, request, plan)
         own, spare = self.steps.form.needs(activations), usable - need.peak
-        if self.steps.serves(self.kind_of_job(request, plan)):
+        if self.steps.serves(kind_of_job(request, plan)):
             # Its steps' activations are in the recordings, which `usable` counts as free
             rest = max(need.encode, need.decode, need.denoise - min(activations, self.steps.held))
             if rest + self.steps.held <= usable:
@@ -233,12 +252,6 @@ class Engine:
         if own > 0 and spare < own + self.steps.held:
             return f"a recorded step keeps {own / gpu_memory.GIB:.1f} GiB of its own, which do not fit beside the job"
         return None
-
-    def kind_of_job(self, request: GenerateRequest, plan: Plan) -> Hashable:
-        """What the shapes of a job's steps follow from, its preset's kinds of step included."""
-        guided = self.as_run(request).guidance_scale > 1.0
-        size = (request.width, request.height, request.num_frames)
-        return *size, request.preset, guided, plan.ff_chunks, plan.guidance_passes
 
     def recovering(
         self,
@@ -275,10 +288,9 @@ class Engine:
             attempt, tried = attempt if held else lighter(attempt), tried + 1
         raise OutOfMemory(f"the job ran out of memory; {self.would_fit(request)}", retry_after=5)
 
-    def judge(self, frames: Frames, request: GenerateRequest, image: Image.Image) -> tuple[str, ...]:
-        """Labels for the result. Raises InvalidOutput for a video that is of no use."""
-        photo, _ = fit_image(image.convert("RGB"), request.width, request.height, request.fit)
-        found = verdict.judge(frames, np.asarray(photo))
+    def judge(self, frames: Frames, request: GenerateRequest, picture: Image.Image) -> tuple[str, ...]:
+        """Labels for `frames` (F, H, W, 3) that began at `picture` (H, W). Raises InvalidOutput for one of no use."""
+        found = verdict.judge(frames, np.asarray(picture))
         verdict.refuse(found)
         return verdict.labels(found, request, self.info) + sizes.labels(request, self.info)
 
@@ -291,114 +303,10 @@ class Engine:
         device_memory.recover(self.device)
 
 
-@dataclass(slots=True)
-class Job:
-    """One request on its way: the two halves of the pipeline that are run again alone when memory is short."""
-
-    engine: Engine
-    conventions: Conventions
-    request: GenerateRequest
-    image: Image.Image
-    seed: int
-    guidance_scale: float
-    noise: Tensor | None
-    on_step: OnStep | None
-    seconds: dict[str, float] = field(default_factory=lambda: {"encode": 0.0, "denoise": 0.0, "decode": 0.0})
-
-    def denoise(self, plan: Plan) -> tuple[conditioning.Conditioning, Tensor]:
-        """Encode, schedule, denoise: the conditioning and clean latents (1, 4, F, h, w)."""
-        request, device, parts = self.request, self.engine.device, self.engine.parts
-        # one generator for the VAE's sample and the noise, in this order: a given noise changes nothing else
-        generator = torch.Generator().manual_seed(self.seed)
-        settle(self.modules(), device, plan.offload)
-        with self.timed("encode"):
-            conditioned = conditioning.encode(
-                parts,
-                request,
-                self.image,
-                generator,
-                self.conventions,
-                self.guidance_scale,
-                device,
-                using=lambda module: resident(module, device, plan.offload),
-                texts=self.engine.texts,
-            )
-            noise = self.start(conditioned.image_latents.shape, generator).to(device)
-            self.report(Progress("encode", 1, 1))
-        with self.timed("denoise"), resident(parts.unet, device, plan.offload):
-            sampling = self.engine.presets[request.preset]
-            latents = sampler.denoise(
-                parts.unet,
-                *sampler.schedule(parts.scheduler.config, sampling, request.steps),
-                noise,
-                conditioned,
-                sampling,
-                plan.guidance_passes,
-                plan.ff_chunks,
-                self.stepped,
-                self.engine.steps if plan.offload == "none" else None,
-            )
-        return conditioned, latents
-
-    def decode(self, latents: Tensor, plan: Plan) -> Frames:
-        vae, device = self.engine.parts.vae, self.engine.device
-        self.decoded(0, math.ceil(latents.shape[2] / plan.decode_chunk))
-        scale = conditioning.latent_scale(vae, self.conventions)
-        settle(self.modules(), device, plan.offload)
-        with self.timed("decode"), resident(vae, device, plan.offload):
-            return decode.decode_frames(vae, latents, scale, plan.decode_chunk, self.decoded)
-
-    def modules(self) -> tuple[torch.nn.Module, ...]:
-        parts = self.engine.parts
-        return parts.unet, parts.vae, parts.text_encoder, parts.image_encoder
-
-    def start(self, shape: torch.Size, generator: torch.Generator) -> Tensor:
-        if self.noise is None:
-            return sampler.draw_noise(tuple(shape), generator)
-        if self.noise.shape != shape:
-            raise InvalidRequest(f"noise has shape {tuple(self.noise.shape)}; {tuple(shape)} is wanted", field="noise")
-        return self.noise
-
-    def sampling_notes(self) -> tuple[str, ...]:
-        sampling = self.engine.presets[self.request.preset]
-        said = sampling.approximates(self.request.steps, guided=self.guidance_scale > 1.0)
-        return (f"Preset {self.request.preset}: {said}.",) if said else ()
-
-    def stepped(self, step: int, steps: int, estimate: Tensor) -> None:
-        self.report(Progress("denoise", step, steps, lambda: self.engine.preview(estimate)))
-
-    def decoded(self, chunk: int, chunks: int) -> None:
-        self.report(Progress("decode", chunk, chunks))
-
-    def report(self, progress: Progress) -> None:
-        if self.on_step is not None:
-            self.on_step(progress)
-
-    @contextmanager
-    def timed(self, stage: str) -> Iterator[None]:
-        """Adds wall time to the stage, the device's queued work included; what steps took to warm up counts apart."""
-        start, warm = time.perf_counter(), self.engine.steps.warm_up
-        try:
-            yield
-            wait(self.engine.device)
-        finally:  # what a failed try took is part of the job
-            warmed = self.engine.steps.warm_up - warm
-            self.seconds[stage] += time.perf_counter() - start - warmed
-            if warmed > 0:
-                self.seconds["warm_up"] = self.seconds.get("warm_up", 0.0) + warmed
-
-
-def next_for_denoising(plan: Plan) -> Plan | None:
-    """The next rung that lightens sampling; a smaller decode chunk alone does not."""
-    lighter = gpu_memory.ladder(plan)
-    while lighter is not None and replace(lighter, decode_chunk=plan.decode_chunk) == plan:
-        lighter = gpu_memory.ladder(lighter)
-    return lighter
-
-
-def next_for_decoding(plan: Plan) -> Plan | None:
-    """Single frames; the denoised latents are kept, so nothing is sampled again."""
-    return replace(plan, decode_chunk=1) if plan.decode_chunk > 1 else gpu_memory.ladder(plan)
+def kind_of_job(request: GenerateRequest, plan: Plan) -> Hashable:
+    """What the shapes of a job's steps follow from, its preset's kinds of step included."""
+    size = (request.width, request.height, request.num_frames)
+    return *size, request.preset, request.guidance_scale > 1.0, plan.ff_chunks, plan.guidance_passes
 
 
 def keep_guidance(asked: float, useful: tuple[float, float] | None) -> tuple[float, tuple[str, ...]]:

@@ -59,6 +59,19 @@ def ladder(plan: Plan) -> Plan | None:
     return None
 
 
+def next_for_denoising(plan: Plan) -> Plan | None:
+    """The next rung that lightens sampling; a smaller decode chunk alone does not."""
+    lighter = ladder(plan)
+    while lighter is not None and replace(lighter, decode_chunk=plan.decode_chunk) == plan:
+        lighter = ladder(lighter)
+    return lighter
+
+
+def next_for_decoding(plan: Plan) -> Plan | None:
+    """Single frames; the denoised latents are kept, so nothing is sampled again."""
+    return replace(plan, decode_chunk=1) if plan.decode_chunk > 1 else ladder(plan)
+
+
 def rungs(first: Plan) -> Iterator[Plan]:
     """`first` and every plan below it."""
     plan: Plan | None = first

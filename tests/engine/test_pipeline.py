@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from i2v.engine import Engine
+from i2v.engine import Engine, conditioning, memory
 from i2v.engine.conditioning import TextCache, encode_text
 from i2v.engine.protocol import Progress
 from i2v.errors import FatalEngineError, InvalidOutput, InvalidRequest, JobCancelled, OutOfMemory
@@ -347,6 +347,26 @@ def test_out_of_memory_goes_on_down_the_ladder_until_a_plan_holds(engine: Engine
     assert torch.allclose(result.latents, engine.generate(SMALL, photo).latents, atol=1e-4)
     assert "two guidance passes, feed-forward in 4" in result.plan
     assert any("Ran out of memory 2 times; this part was done again with" in note for note in result.notes)
+
+
+def test_a_job_fits_its_photo_once_and_chooses_one_plan_even_when_memory_ran_out(
+    engine: Engine, photo: Image.Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The photo was fitted again at each try and for the result check; the plan was chosen twice."""
+    short = with_part(engine, unet=Failing(engine.parts.unet, out_of_memory, {1}, "step"))
+    calls: list[str] = []
+
+    def count(module: Any, name: str) -> None:
+        inner = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *a, **k: (calls.append(name), inner(*a, **k))[1])
+
+    count(conditioning, "fit_image")
+    count(memory, "choose_plan")
+    count(memory, "shape_of")
+    short.generate(SMALL, photo)
+    assert calls == ["choose_plan", "fit_image"]  # a square video's picture is CLIP's too
+    short.generate(SMALL.model_copy(update={"width": 96}), photo)
+    assert calls[2:] == ["choose_plan", "fit_image", "fit_image"]
 
 
 def test_where_every_plan_runs_out_the_job_fails_and_the_next_one_runs(engine: Engine, photo: Image.Image) -> None:

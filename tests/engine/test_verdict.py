@@ -215,7 +215,7 @@ def test_unusual_photos_pass(engine: Engine, photo: Image.Image, kind: str, word
 def test_a_still_video_that_was_not_asked_for_is_told_the_models_words(engine: Engine, photo: Image.Image) -> None:
     still = engine.generate(CLIP.model_copy(update={"num_frames": 4}), photo)
     assert still.warnings == ()  # its prompt says static
-    said = engine.judge(still.frames, CLIP.model_copy(update={"prompt": "a red dragon"}), photo)
+    said = engine.judge(still.frames, CLIP.model_copy(update={"prompt": "a red dragon"}), fit_image(photo, 128, 128)[0])
     assert any("This model follows" in text and "night falls" in text for text in said)
 
 
