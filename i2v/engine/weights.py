@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import init_empty_weights
 from diffusers import AutoencoderKL, DDIMScheduler
 from safetensors import SafetensorError, safe_open
 from torch import nn
@@ -54,7 +55,8 @@ def load_parts(
 ) -> ModelParts:
     """Load all parts strictly onto `device` in `dtype`. Raises `ModelUnavailable` naming the file at fault.
 
-    Modules are built on the meta device and given the file's tensors one by one, so a part is in memory once.
+    Modules are built without memory for their parameters and given the file's tensors one by one, so a part is in
+    memory once.
     """
     path = folder.path
     half = dtype != torch.float32
@@ -140,7 +142,9 @@ def _load(
     report: Callable[[int], None],
 ) -> nn.Module:
     try:
-        with torch.device("meta"):
+        # For the whole process while it is open, so nothing else may build modules meanwhile. Parameters that libraries
+        # draw at once are drawn before they are emptied: the fork keeps the caller's random state.
+        with torch.random.fork_rng(devices=()), init_empty_weights(include_buffers=False):
             module: nn.Module = build(folder)
     except (TypeError, ValueError, KeyError, RuntimeError) as error:
         raise ModelUnavailable(f"{folder / 'config.json'} describes no such model: {error}") from error
@@ -158,9 +162,7 @@ def _load(
             state[name] = tensor.to(device=device, dtype=dtype, copy=True)
     _refuse_other_keys(folder, set(state), set(wanted))
     module.load_state_dict(state, strict=True, assign=True)
-    _fill_buffers(module, device)
-    module.requires_grad_(False).eval()
-    return module
+    return module.to(device).requires_grad_(False).eval()  # moves the buffers, which no file holds
 
 
 def _tensors(file: Path, wanted: set[str], report: Callable[[int], None]) -> Iterator[tuple[str, torch.Tensor]]:
@@ -201,17 +203,6 @@ def _refuse_other_keys(folder: Path, found: set[str], wanted: set[str]) -> None:
             if names
         ]
         raise ModelUnavailable(f"{folder}: the weights do not match config.json: {' and '.join(said)} tensors")
-
-
-def _fill_buffers(module: nn.Module, device: torch.device) -> None:
-    """Give values to the buffers that no file holds; on the meta device they have none."""
-    for name, buffer in list(module.named_buffers()):
-        if not buffer.is_meta:
-            continue
-        if not name.endswith("position_ids"):
-            raise ModelUnavailable(f"{type(module).__name__} has a buffer {name} that no file holds")
-        owner = module.get_submodule(name.rpartition(".")[0])
-        owner.position_ids = torch.arange(buffer.shape[-1], device=device).expand(buffer.shape)
 
 
 def _reporter(on_load: OnLoad | None, what: str, done: int, size: int, total: int) -> Callable[[int], None]:

@@ -236,6 +236,14 @@ def test_a_folder_of_pickles_is_refused_and_they_are_not_opened(folder: Path, na
         load(folder)
 
 
+def test_a_load_leaves_the_global_random_state_alone(folder: Path) -> None:
+    torch.manual_seed(5)
+    load(folder)
+    drawn = torch.rand(3)
+    torch.manual_seed(5)
+    assert torch.equal(drawn, torch.rand(3))
+
+
 def test_a_missing_file_is_named(folder: Path) -> None:
     (folder / TEXT).unlink()
     with pytest.raises(ModelUnavailable, match=r"text_encoder/model\.safetensors is missing"):
