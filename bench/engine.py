@@ -25,9 +25,9 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from i2v.engine import sampler
-from i2v.engine.accelerate import Accelerator
 from i2v.engine.conditioning import Conditioning
 from i2v.engine.engine import Engine, vae_factor
+from i2v.engine.faster_steps import Accelerator
 from i2v.engine.unet import fused
 from i2v.request import GenerateRequest
 
@@ -48,7 +48,7 @@ def main() -> None:
     print(f"{result['device']}, {dtype}: {result['rates']}", flush=True)
     if not options.pipeline_only:
         engine, upstream = random_engine(options.model, options.device, dtype)
-        result["kernels"] = [str(verdict) for verdict in fused.report(engine.device, dtype)]
+        result["kernels"] = [str(choice) for choice in fused.report(engine.device, dtype)]
         result["jobs"] = []
         for size in options.size:
             result["jobs"].append(contest(engine, upstream, size, options, result["rates"]))

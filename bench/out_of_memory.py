@@ -20,7 +20,7 @@ from PIL import Image
 from random_models import engine as random_engine
 
 from i2v.engine import device_memory, memory
-from i2v.engine.accelerate import Accelerator
+from i2v.engine.faster_steps import Accelerator
 from i2v.errors import DoesNotFit, OutOfMemory
 from i2v.request import GenerateRequest
 

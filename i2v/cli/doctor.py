@@ -97,14 +97,14 @@ def check_device(settings: Settings) -> Check:
 
 def check_steps(settings: Settings) -> Check:
     """How denoising steps will run, and whether the presets file can be read."""
-    from i2v.engine import accelerate, source
+    from i2v.engine import faster_steps, source
     from i2v.errors import ModelUnavailable
     from i2v.presets import read_presets
 
     try:
         read_presets(settings.presets)
         device = source.choose_device(settings.device)
-        form, reason = accelerate.choose_form(settings.accelerate, device)
+        form, reason = faster_steps.choose_form(settings.accelerate, device)
     except SettingsError as error:
         return Check("steps", False, str(error))
     except ModelUnavailable:
@@ -178,7 +178,7 @@ def check_model(settings: Settings) -> Check:
     """Is the model on this disk whole, or can it be fetched? Asks no network."""
     if settings.model == "fake":
         return Check("model", True, "fake engine: a test pattern, no model")
-    from i2v.engine import files, hub, source
+    from i2v.engine import hub, source, weight_files
     from i2v.errors import ModelUnavailable
 
     try:
@@ -189,7 +189,7 @@ def check_model(settings: Settings) -> Check:
             offline=True,
             device=settings.device,
         )
-        size = files.check_files(folder)
+        size = weight_files.check_files(folder)
         return Check("model", True, f"{folder.name}, {size / GB:.2f} GB on this disk")
     except ModelUnavailable as error:
         fetched = source.hub_source(settings.model)

@@ -14,10 +14,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from i2v.engine import conditioning, decode, device_memory, failures, sizes, verdict, weights
+from i2v.engine import conditioning, decode, device_memory, failures, trained_sizes, verdict, weights
 from i2v.engine import memory as gpu_memory
-from i2v.engine.accelerate import Accelerator
 from i2v.engine.conventions import Conventions, for_model, for_parity, named
+from i2v.engine.faster_steps import Accelerator
 from i2v.engine.inference import Inference
 from i2v.engine.memory import Offload, Plan
 from i2v.engine.protocol import DeviceMemory, Frames, GenerationResult, MemoryNeed, ModelInfo, OnLoad, OnStep
@@ -72,7 +72,7 @@ class Engine:
         `device`: auto, cpu, cuda, cuda:N. `dtype`: auto (float16 on CUDA, float32 on the CPU), float16, bfloat16,
         float32. `conventions`: `authors`, `upstream`, or a `Conventions` of one's own. `memory`: auto, resident,
         low-vram. `max_vram_gb` makes a large card behave like a smaller one. `image_concat_scale` overrides the
-        folder's card and the conventions. `accelerate`: auto, off, compile, graph (see `accelerate.py`).
+        folder's card and the conventions. `accelerate`: auto, off, compile, graph (see `faster_steps.py`).
         """
         wanted = named(conventions)
         folder = weights.resolve(
@@ -189,7 +189,7 @@ class Engine:
         (conditioned, latents), plan, trouble = self.recovering(
             run.denoise, first, gpu_memory.next_for_denoising, request
         )
-        notes += conditioned.notes + run.sampling_notes() + sizes.notes(request, self.info) + trouble
+        notes += conditioned.notes + run.sampling_notes() + trained_sizes.notes(request, self.info) + trouble
         accelerated, plainly = self.steps.report()
         frames, plan, trouble = self.recovering(
             lambda plan: run.decode(latents, plan), plan, gpu_memory.next_for_decoding, request
@@ -292,7 +292,7 @@ class Engine:
         """Labels for `frames` (F, H, W, 3) that began at `picture` (H, W). Raises InvalidOutput for one of no use."""
         found = verdict.judge(frames, np.asarray(picture))
         verdict.refuse(found)
-        return verdict.labels(found, request, self.info) + sizes.labels(request, self.info)
+        return verdict.labels(found, request, self.info) + trained_sizes.labels(request, self.info)
 
     def close(self) -> None:
         """Give the memory back; the engine is of no use afterwards."""

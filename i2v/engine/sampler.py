@@ -1,7 +1,7 @@
 """From noise to latents: schedule, one denoising step, guidance.
 
 `denoise` is called by `engine.generate`. Latents, guidance and solver arithmetic stay in fp32 whatever the UNet's
-dtype. `denoise_step` is one pure function on tensors, so `accelerate.py` may compile or capture it; the loop stays
+dtype. `denoise_step` is one pure function on tensors, so `faster_steps.py` may compile or capture it; the loop stays
 outside. Knows nothing of pictures.
 """
 
@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from i2v.engine import solvers
-from i2v.engine.accelerate import Accelerator
 from i2v.engine.conditioning import Conditioning
+from i2v.engine.faster_steps import Accelerator
 from i2v.engine.solvers import HISTORY, Schedule
 from i2v.engine.unet.model import DeepCache, RequestState
 from i2v.errors import InvalidOutput, InvalidRequest

@@ -107,7 +107,7 @@ def timesteps_of(schedule: Schedule, solver: Solver, steps: int) -> list[int]:
 
 
 @dataclass(frozen=True, slots=True)
-class Level:
+class NoiseLevel:
     """How noisy a point is: x = alpha clean + sigma noise."""
 
     alpha: float
@@ -123,7 +123,7 @@ class Level:
         return math.log(self.alpha / self.sigma) if self.sigma else math.inf
 
 
-CLEAN = Level(1.0, 0.0)
+CLEAN = NoiseLevel(1.0, 0.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +146,7 @@ def solver_table(schedule: Schedule, solver: Solver, timesteps: Sequence[int]) -
     if solver == "ddim":
         rows = _ddim(schedule, bars, timesteps)
     else:
-        levels = [Level.of(bars[timestep] or INSTEAD_OF_ZERO) for timestep in timesteps] + [CLEAN]
+        levels = [NoiseLevel.of(bars[timestep] or INSTEAD_OF_ZERO) for timestep in timesteps] + [CLEAN]
         find = _dpm_solver if solver == "dpm++2m" else _unipc
         rows = [find(levels, number, schedule.prediction_type) for number in range(len(timesteps))]
     return torch.tensor([(*row.estimate, *row.correct, *row.advance) for row in rows], dtype=torch.float64)
@@ -166,7 +166,7 @@ def advance(coefficients: Tensor, x: Tensor, prediction: Tensor, history: Tensor
     return following, estimate, torch.stack([corrected, estimate, estimate_1])
 
 
-def _estimate(level: Level, prediction_type: str) -> tuple[float, float]:
+def _estimate(level: NoiseLevel, prediction_type: str) -> tuple[float, float]:
     """The clean latents from x and the prediction: of the noise, of them, or of v = alpha noise - sigma clean."""
     if prediction_type == "epsilon":
         alpha = level.alpha or INSTEAD_OF_ZERO**0.5
@@ -184,7 +184,7 @@ def _ddim(schedule: Schedule, bars: Sequence[float], timesteps: Sequence[int]) -
     rows = []
     for timestep in timesteps:
         before = timestep - stride
-        now, then = Level.of(bars[timestep]), Level.of(bars[before] if before >= 0 else last)
+        now, then = NoiseLevel.of(bars[timestep]), NoiseLevel.of(bars[before] if before >= 0 else last)
         kept = then.sigma / now.sigma if now.sigma else 0.0
         rows.append(
             Coefficients(
@@ -195,7 +195,7 @@ def _ddim(schedule: Schedule, bars: Sequence[float], timesteps: Sequence[int]) -
     return rows
 
 
-def _dpm_solver(levels: Sequence[Level], number: int, prediction_type: str) -> Coefficients:
+def _dpm_solver(levels: Sequence[NoiseLevel], number: int, prediction_type: str) -> Coefficients:
     """arXiv 2211.01095, algorithm 2 (2M, midpoint); the first and the last step are of first order."""
     now, then = levels[number], levels[number + 1]
     h = then.log_snr - now.log_snr
@@ -209,7 +209,7 @@ def _dpm_solver(levels: Sequence[Level], number: int, prediction_type: str) -> C
     )
 
 
-def _unipc(levels: Sequence[Level], number: int, prediction_type: str) -> Coefficients:
+def _unipc(levels: Sequence[NoiseLevel], number: int, prediction_type: str) -> Coefficients:
     """arXiv 2302.04867, order 2 with B(h) = e^h - 1: each estimate first corrects the latents it was made from."""
     now, then = levels[number], levels[number + 1]
     h = then.log_snr - now.log_snr
@@ -224,11 +224,11 @@ def _unipc(levels: Sequence[Level], number: int, prediction_type: str) -> Coeffi
     )
 
 
-def _unipc_order(levels: Sequence[Level], number: int) -> int:
+def _unipc_order(levels: Sequence[NoiseLevel], number: int) -> int:
     return min(2, number + 1, len(levels) - 1 - number)
 
 
-def _unipc_corrector(levels: Sequence[Level], number: int) -> tuple[float, float, float, float, float]:
+def _unipc_corrector(levels: Sequence[NoiseLevel], number: int) -> tuple[float, float, float, float, float]:
     """The step from the point before to this one again, now that this one's estimate is known."""
     before, now = levels[number - 1], levels[number]
     h = now.log_snr - before.log_snr

@@ -23,10 +23,10 @@ from transformers import (
     CLIPVisionModelWithProjection,
 )
 
-from i2v.engine.files import STEMS, check_files, not_whole, weight_files
 from i2v.engine.protocol import ModelInfo, OnLoad
 from i2v.engine.source import ModelCard, ModelFolder, choose_device, choose_dtype, device_name, read_json, resolve
 from i2v.engine.unet.model import I2VGenXLUNet
+from i2v.engine.weight_files import STEMS, check_files, not_whole, weight_files
 from i2v.errors import ModelUnavailable
 
 __all__ = ["STEMS", "ModelParts", "check_files", "choose_device", "choose_dtype", "load_parts", "resolve"]

@@ -44,7 +44,7 @@ NOTES: tuple[Sentence, ...] = (
     ),
 )
 
-# Of `i2v.engine.verdict.labels` and `i2v.engine.sizes.labels`.
+# Of `i2v.engine.verdict.labels` and `i2v.engine.trained_sizes.labels`.
 NEARER = r"(?:, or a size nearer to (?P<size>\S+) with (?P<frames>\d+) frames)?\."
 WARNINGS: tuple[Sentence, ...] = (
     (

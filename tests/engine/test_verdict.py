@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from i2v.engine import Engine, sizes, verdict
+from i2v.engine import Engine, trained_sizes, verdict
 from i2v.engine.protocol import Frames, ModelInfo
 from i2v.errors import InvalidOutput
 from i2v.images import fit_image
@@ -173,11 +173,11 @@ def test_sizes_far_from_the_training_are_said_for_the_real_model_alone(
     width: int, height: int, frames: int, noted: bool, warned: str
 ) -> None:
     request = REQUEST.model_copy(update={"width": width, "height": height, "num_frames": frames})
-    assert bool(sizes.notes(request, REAL)) == noted
-    said = sizes.labels(request, REAL)
+    assert bool(trained_sizes.notes(request, REAL)) == noted
+    said = trained_sizes.labels(request, REAL)
     assert len(said) == bool(warned)
     assert all(f"far from the {warned} the model" in text for text in said)
-    assert sizes.notes(request, DEMO) == sizes.labels(request, DEMO) == ()
+    assert trained_sizes.notes(request, DEMO) == trained_sizes.labels(request, DEMO) == ()
 
 
 # --- through the engine

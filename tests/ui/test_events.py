@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from starlette.requests import Request
 
-from i2v.engine import sizes as engine_sizes
+from i2v.engine import trained_sizes
 from i2v.engine.engine import keep_guidance
 from i2v.engine.fake import NOTE, FakeEngine
 from i2v.engine.memory import Plan, ladder
@@ -335,7 +335,7 @@ def engine_warnings() -> list[str]:
     request = GenerateRequest(prompt="a boat", width=1600, height=256, num_frames=8)
     verdict = Verdict(drifted=True, still=True)
     said = [text for info in (FakeEngine().info, REAL, WORDY) for text in verdict_labels(verdict, request, info)]
-    return [*said, *engine_sizes.labels(request, REAL)]
+    return [*said, *trained_sizes.labels(request, REAL)]
 
 
 @pytest.mark.parametrize("text", engine_warnings())
@@ -356,7 +356,7 @@ def test_a_model_that_knows_no_word_of_a_prompt_is_said_before_its_language() ->
 
 def test_a_warning_that_nobody_translated_stays_as_it_is() -> None:
     assert warned(SAY_CHINESE, "Something new.") == "Something new."
-    (small,) = engine_sizes.notes(GenerateRequest(prompt="a boat", width=256, height=256), REAL)
+    (small,) = trained_sizes.notes(GenerateRequest(prompt="a boat", width=256, height=256), REAL)
     assert not re.search("[a-z]{2}", noted(SAY_CHINESE, small))
 
 

@@ -26,7 +26,7 @@ BOUNDS = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class KernelChoice:
     """What serves a kernel's calls, and why."""
 
     kernel: str
@@ -47,34 +47,34 @@ class Fused:
 
     devices: tuple[str, ...] = ("cuda",)
     load: Callable[[], Any] = triton_kernels
-    verdicts: dict[tuple[str, torch.device, torch.dtype], Verdict] = field(default_factory=dict)
+    choices: dict[tuple[str, torch.device, torch.dtype], KernelChoice] = field(default_factory=dict)
 
     def serves(self, kernel: str, x: Tensor) -> bool:
         """Whether the fused kernel takes tensors like `x`; examines it when that is not known yet."""
         if x.device.type not in self.devices:
             return False
-        known = self.verdicts.get((kernel, x.device, x.dtype))
+        known = self.choices.get((kernel, x.device, x.dtype))
         if known is None:
             if x.is_cuda and torch.cuda.is_current_stream_capturing():
                 return False  # a graph cannot hold the examination; the warm-up before it does
             known = self.examine(kernel, x.device, x.dtype)
         return known.triton
 
-    def examine(self, kernel: str, device: torch.device, dtype: torch.dtype) -> Verdict:
-        """Compare the kernel with the plain formula on small tensors there, and keep the verdict.
+    def examine(self, kernel: str, device: torch.device, dtype: torch.dtype) -> KernelChoice:
+        """Compare the kernel with the plain formula on small tensors there, and keep the choice.
 
         Running out of memory and a lost device say nothing about the kernel: they are raised.
         """
         try:
-            verdict = judge(kernel, self.load(), device, dtype)
+            choice = judge(kernel, self.load(), device, dtype)
         except Exception as error:
             if failures.is_out_of_memory(error) or failures.is_fatal(error):
                 raise
             words = str(error).strip().splitlines() or [""]
-            verdict = Verdict(kernel, False, f"it failed here: {type(error).__name__}: {words[0][:200]}")
-        self.verdicts[kernel, device, dtype] = verdict
-        logger.log(logging.INFO if verdict.triton else logging.WARNING, "fused kernel %s", verdict)
-        return verdict
+            choice = KernelChoice(kernel, False, f"it failed here: {type(error).__name__}: {words[0][:200]}")
+        self.choices[kernel, device, dtype] = choice
+        logger.log(logging.INFO if choice.triton else logging.WARNING, "fused kernel %s", choice)
+        return choice
 
 
 _current: ContextVar[Fused | None] = ContextVar("fused", default=Fused())  # noqa: B039 (one for the process is meant)
@@ -103,25 +103,25 @@ def using(fused: Fused | None) -> Iterator[None]:
         _current.reset(token)
 
 
-def report(device: torch.device, dtype: torch.dtype) -> list[Verdict]:
+def report(device: torch.device, dtype: torch.dtype) -> list[KernelChoice]:
     """For each kernel what runs for `dtype` tensors on `device`, and why; examines what is not known yet."""
     fused = _current.get()
     if fused is None:
-        return [Verdict(kernel, False, "plain formulas were asked for") for kernel in EXAMPLES]
+        return [KernelChoice(kernel, False, "plain formulas were asked for") for kernel in EXAMPLES]
     if device.type not in fused.devices:
         reason = f"{device.type}: fused kernels are for CUDA; the native ones work in cache and in place"
-        return [Verdict(kernel, False, reason) for kernel in EXAMPLES]
+        return [KernelChoice(kernel, False, reason) for kernel in EXAMPLES]
     device = torch.empty(0, device=device).device  # "cuda" has a number
-    return [fused.verdicts.get((k, device, dtype)) or fused.examine(k, device, dtype) for k in EXAMPLES]
+    return [fused.choices.get((k, device, dtype)) or fused.examine(k, device, dtype) for k in EXAMPLES]
 
 
 # --- the examination
 
 
-def judge(kernel: str, module: Any, device: torch.device, dtype: torch.dtype) -> Verdict:
+def judge(kernel: str, module: Any, device: torch.device, dtype: torch.dtype) -> KernelChoice:
     """The kernel's results on random tensors of odd sizes against the plain formula's in fp32."""
     if dtype not in BOUNDS:
-        return Verdict(kernel, False, f"no bound is known for {dtype}")
+        return KernelChoice(kernel, False, f"no bound is known for {dtype}")
     generator = torch.Generator().manual_seed(0)
 
     def random(*shape: int) -> Tensor:
@@ -131,8 +131,8 @@ def judge(kernel: str, module: Any, device: torch.device, dtype: torch.dtype) ->
     for given, expected in EXAMPLES[kernel](module, random):
         worst = max(worst, relative_error(given, expected))
     if not worst <= BOUNDS[dtype]:
-        return Verdict(kernel, False, f"it is {worst:.1e} from the plain formula, {BOUNDS[dtype]:.0e} is rounding")
-    return Verdict(kernel, True, f"within {worst:.1e} of the plain formula here")
+        return KernelChoice(kernel, False, f"it is {worst:.1e} from the plain formula, {BOUNDS[dtype]:.0e} is rounding")
+    return KernelChoice(kernel, True, f"within {worst:.1e} of the plain formula here")
 
 
 def relative_error(given: Tensor, expected: Tensor) -> float:

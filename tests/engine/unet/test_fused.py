@@ -95,10 +95,10 @@ def test_a_bad_kernel_is_left_out_with_its_reason(
         assert not fused.serves(kernel, torch.zeros(1))
         examined = len(module.calls)
         assert not fused.serves(kernel, torch.zeros(1))
-        report = {verdict.kernel: verdict for verdict in fused.report(CPU, torch.float32)}
+        report = {choice.kernel: choice for choice in fused.report(CPU, torch.float32)}
     assert module.calls.count(kernel) <= examined
     assert reason in report[kernel].reason
-    assert [name for name, verdict in report.items() if not verdict.triton] == [kernel]
+    assert [name for name, choice in report.items() if not choice.triton] == [kernel]
     assert f"{kernel}: plain PyTorch ({report[kernel].reason})" in caplog.text
 
 
@@ -109,7 +109,7 @@ def test_lost_memory_and_a_lost_device_say_nothing_about_a_kernel(words: str) ->
     )
     with pytest.raises(RuntimeError, match=words.split(":")[0]):
         chosen.serves("gelu_gate", torch.zeros(1))
-    assert not chosen.verdicts
+    assert not chosen.choices
 
 
 def test_a_unet_calls_every_fused_kernel_and_gives_the_same() -> None:
@@ -141,8 +141,8 @@ def test_on_a_cpu_nothing_is_loaded_and_the_report_says_so() -> None:
         kernels.group_norm(torch.randn(1, 2, 3, 3, 4), torch.nn.GroupNorm(2, 4), over_frames=True)
         report = fused.report(CPU, torch.float32)
     assert module.loads == 0
-    assert {verdict.kernel for verdict in report} == set(EXAMPLES)
-    assert all(str(verdict).startswith(f"{verdict.kernel}: plain PyTorch (cpu: ") for verdict in report)
+    assert {choice.kernel for choice in report} == set(EXAMPLES)
+    assert all(str(choice).startswith(f"{choice.kernel}: plain PyTorch (cpu: ") for choice in report)
 
 
 def test_plain_formulas_can_be_asked_for() -> None:
@@ -162,9 +162,9 @@ def test_under_the_compiler_the_plain_formulas_run(monkeypatch: pytest.MonkeyPat
 
 
 def test_an_unknown_dtype_is_not_served() -> None:
-    verdict = on_the_cpu(Module()).examine("gelu_gate", CPU, torch.float64)
-    assert not verdict.triton
-    assert "float64" in verdict.reason
+    choice = on_the_cpu(Module()).examine("gelu_gate", CPU, torch.float64)
+    assert not choice.triton
+    assert "float64" in choice.reason
 
 
 def test_while_a_graph_is_captured_nothing_is_examined(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -175,5 +175,5 @@ def test_while_a_graph_is_captured_nothing_is_examined(monkeypatch: pytest.Monke
     x = types.SimpleNamespace(device=torch.device("cuda", 0), dtype=torch.float16, is_cuda=True)
     assert not chosen.serves("gelu_gate", x)  # type: ignore[arg-type]
     assert module.calls == []
-    chosen.verdicts["gelu_gate", x.device, x.dtype] = fused.Verdict("gelu_gate", True, "known")
+    chosen.choices["gelu_gate", x.device, x.dtype] = fused.KernelChoice("gelu_gate", True, "known")
     assert chosen.serves("gelu_gate", x)  # type: ignore[arg-type]

@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from i2v.engine import Engine, accelerate, device_memory, memory, sampler
-from i2v.engine.accelerate import KEPT, Accelerator, Compiled, Graph, Tensors, choose_form
+from i2v.engine import Engine, device_memory, faster_steps, memory, sampler
 from i2v.engine.conditioning import Conditioning
+from i2v.engine.faster_steps import KEPT, Accelerator, Compiled, Graph, Tensors, choose_form
 from i2v.engine.memory import Plan
 from i2v.engine.sampler import denoise, schedule
 from i2v.engine.unet.model import I2VGenXLUNet, RequestState
@@ -265,7 +265,7 @@ def test_a_gain_within_the_clocks_noise_is_none() -> None:
         def __call__(self) -> float:
             self.looks += 1
             ends_a_run = self.looks % 2 == 1 and self.looks > 1
-            self.now += (self.plain if self.looks <= 1 + 2 * accelerate.TRIALS else 1.0) * ends_a_run
+            self.now += (self.plain if self.looks <= 1 + 2 * faster_steps.TRIALS else 1.0) * ends_a_run
             return self.now
 
     for plain, kept in ((1.02, 0), (1.04, 1)):
@@ -522,7 +522,7 @@ def test_a_capture_is_made_on_its_device_and_stream_and_leaves_the_callers_strea
     cuda.graph.return_value.__enter__.side_effect = lambda: asked.append("captured")
     cuda.graph.return_value.__exit__.return_value = False
     monkeypatch.setattr(torch, "cuda", cuda)
-    capture = accelerate.CudaCapture(CUDA)
+    capture = faster_steps.CudaCapture(CUDA)
     assert capture(lambda: ()).held == 60
     cuda.device.assert_called_once_with(CUDA)
     assert asked == ["emptied", "captured"]
@@ -546,7 +546,7 @@ def test_cuda_graphs_give_the_plain_steps_latents_for_two_requests_and_every_kin
 ) -> None:
     unet = Engine.load(folder, device="cuda", dtype=dtype, conventions="upstream").parts.unet
     device = torch.device("cuda", torch.cuda.current_device())
-    steps = Accelerator(Graph(accelerate.CudaCapture(device)), "in a test", Clock())
+    steps = Accelerator(Graph(faster_steps.CudaCapture(device)), "in a test", Clock())
 
     def on_gpu(seed: int, accelerator: Accelerator | None) -> Tensor:
         one = given(seed)
@@ -557,7 +557,7 @@ def test_cuda_graphs_give_the_plain_steps_latents_for_two_requests_and_every_kin
 
     bound = 1e-4 if dtype == "float32" else 2e-2
     for seed in (1, 2, 1):
-        assert accelerate.largest_difference([on_gpu(seed, steps)], [on_gpu(seed, None)]) <= bound
+        assert faster_steps.largest_difference([on_gpu(seed, steps)], [on_gpu(seed, None)]) <= bound
     assert len(steps.kept) == 4, steps.report()
     assert steps.held > 0
 
@@ -634,7 +634,7 @@ def test_a_compiled_step_equals_the_plain_one_and_a_broken_weight_shows(
     plain = sample(small, 8, given(1), None, sampling)
     compiled = sample(small, 8, given(1), steps, sampling)
     assert len(steps.kept) == (1 if sampling == PRESETS["exact"] else 4), steps.report()
-    assert accelerate.largest_difference([compiled], [plain]) < 1e-5
+    assert faster_steps.largest_difference([compiled], [plain]) < 1e-5
     weight = small.conv_out.weight
     kept = weight.clone()
     try:
@@ -642,6 +642,6 @@ def test_a_compiled_step_equals_the_plain_one_and_a_broken_weight_shows(
         broken = sample(small, 8, given(1), steps, sampling)
     finally:
         weight.copy_(kept)
-    assert accelerate.largest_difference([broken], [plain]) > 1e-3
+    assert faster_steps.largest_difference([broken], [plain]) > 1e-3
     steps.drop()
     assert not steps.kept

@@ -35,7 +35,7 @@ WARM_UP = 3  # runs before a capture, so that libraries have made their workspac
 BOUNDS = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 
 
-class Form(Protocol):
+class StepForm(Protocol):
     """One way of making a step faster."""
 
     name: str
@@ -188,7 +188,7 @@ class CudaCaptured:
         self.graph.replay()
 
 
-def choose_form(wanted: str, device: torch.device) -> tuple[Form | None, str]:
+def choose_form(wanted: str, device: torch.device) -> tuple[StepForm | None, str]:
     """The form for a device, and why. `auto` is a graph on CUDA, none elsewhere. Raises ValueError for other names."""
     if wanted not in ("auto", "off", "compile", "graph"):
         raise ValueError(f"accelerate is {wanted!r}; auto, off, compile or graph is wanted")
@@ -207,7 +207,7 @@ def choose_form(wanted: str, device: torch.device) -> tuple[Form | None, str]:
 class Accelerator:
     """Runs steps, in the faster form where one has passed its trial. `start` begins a job, `report` tells of it."""
 
-    form: Form | None = None
+    form: StepForm | None = None
     reason: str = "accelerate is off"
     clock: Callable[[], float] = time.perf_counter
     kept: OrderedDict[Hashable, Kept] = field(default_factory=OrderedDict)
@@ -298,7 +298,9 @@ class Accelerator:
                 self._try(self.form, key, call, given, results, state.image_term.dtype)
         return (*results, *[None] * (4 - len(results)))
 
-    def _try(self, form: Form, key: Hashable, call: Call, given: Tensors, wanted: Tensors, dtype: torch.dtype) -> None:
+    def _try(
+        self, form: StepForm, key: Hashable, call: Call, given: Tensors, wanted: Tensors, dtype: torch.dtype
+    ) -> None:
         """Make a form for `key` and keep it if it gives what `wanted` holds, and faster."""
         start, device = self.clock(), given[0].device
         form.forget(self.kept, KEPT - 1)
@@ -316,7 +318,7 @@ class Accelerator:
         self.warm_up += self.clock() - start
 
     def _examine(
-        self, form: Form, key: Hashable, call: Call, given: Tensors, wanted: Tensors, bound: float
+        self, form: StepForm, key: Hashable, call: Call, given: Tensors, wanted: Tensors, bound: float
     ) -> str | None:
         """Keep what `form` makes, or say why not. Other numbers go first: a form that does nothing would show."""
         fast, held = form.make(call, given)
