@@ -89,7 +89,7 @@ def test_a_missing_file_is_an_error_and_not_the_packages_own(tmp_path: Path) -> 
 
 def test_the_doctor_says_how_steps_will_run() -> None:
     assert check_steps(Settings(device="cpu")).text.startswith("plain (accelerate is auto")
-    assert check_steps(Settings(device="cpu", accelerate="graph")).text.startswith("plain (CUDA graphs want")
+    assert check_steps(Settings(device="cpu", accelerate="graph")).text.startswith("plain (CUDA graphs need")
     assert "compiled" in check_steps(Settings(device="cpu", accelerate="compile")).text
 
 

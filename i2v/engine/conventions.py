@@ -1,8 +1,8 @@
 """The choices in which the model's authors and the upstream pipeline differ, as one frozen object with two named sets.
 
-`conditioning`, `sampler` and `decode` read it; nothing here touches a tensor. What is a defect on either side (centre
+`conditioning`, `sampler` and `decode` read it; nothing here touches a tensor. What is a mistake on either side (centre
 crop one pixel short, VAE sample from the global random state, latents and noise in half precision, one step too many,
-one number for two frame rates) is mended in both sets; only `for_parity` brings the first two back.
+one number for two frame rates) is corrected in both sets; only `for_parity` brings the first two back.
 """
 
 from dataclasses import dataclass, fields, replace
@@ -49,12 +49,12 @@ def named(conventions: str | Conventions) -> Conventions:
     if isinstance(conventions, Conventions):
         return conventions
     if conventions not in _NAMED:
-        raise ValueError(f"conventions is {conventions!r}; {' or '.join(_NAMED)} is wanted")
+        raise ValueError(f"conventions is {conventions!r}; it must be {' or '.join(_NAMED)}")
     return _NAMED[conventions]
 
 
 def for_model(conventions: Conventions, card: dict[str, Any]) -> Conventions:
-    """`conventions` with what a model folder says of its own training (`conventions` in its i2v.json).
+    """`conventions` with what a model folder says about its training (`conventions` in its i2v.json).
 
     Raises ValueError naming an entry that is unknown.
     """

@@ -25,7 +25,7 @@ def read(device: torch.device, max_vram_gb: float | None = None) -> MemoryBudget
         own = psutil.Process().memory_info().rss
         if (group := container_limit()) is not None and group < total:
             total, free = group, min(free, group - own)
-        if max_vram_gb is not None:  # a card of its own: what others hold of main memory is no part of it
+        if max_vram_gb is not None:  # a card has memory of its own: what others hold of main memory does not count
             total = free + own
     return pretend(MemoryBudget(total, free + own), max_vram_gb)
 

@@ -70,7 +70,7 @@ class Engine:
         """Load `auto`, `demo`, a hub id or a diffusers folder. Raises ModelUnavailable or ValueError with the reason.
 
         `device`: auto, cpu, cuda, cuda:N. `dtype`: auto (float16 on CUDA, float32 on the CPU), float16, bfloat16,
-        float32. `conventions`: `authors`, `upstream`, or a `Conventions` of one's own. `memory`: auto, resident,
+        float32. `conventions`: `authors`, `upstream`, or a `Conventions` object. `memory`: auto, resident,
         low-vram. `max_vram_gb` makes a large card behave like a smaller one. `image_concat_scale` overrides the
         folder's card and the conventions. `accelerate`: auto, off, compile, graph (see `faster_steps.py`).
         """
@@ -80,7 +80,7 @@ class Engine:
         )
         chosen = weights.choose_device(device)
         device_memory.limit(chosen, max_vram_gb)
-        home = torch.device("cpu") if memory == "low-vram" else chosen  # there, weights visit the device in turn
+        home = torch.device("cpu") if memory == "low-vram" else chosen  # parts are copied to `chosen` in turn
         parts = weights.load_parts(folder, home, weights.choose_dtype(dtype, chosen), on_load)
         parts = replace(parts, info=replace(parts.info, device=device_name(chosen)))
         check_presets(presets, parts)
@@ -237,7 +237,7 @@ class Engine:
             return None
         if plan.offload != "none":
             self.steps.drop()  # what a graph has recorded are the addresses of weights that now move
-            return "weights are offloaded, and a recorded step wants them in one place"
+            return "weights are offloaded, and a recorded step needs them in one place"
         usable = device_memory.read(self.device, self.max_vram_gb).usable
         need = gpu_memory.predict(self.shape, request, plan)
         activations = gpu_memory.denoise_activations(self.shape, request, plan)
@@ -260,8 +260,7 @@ class Engine:
         lighter: Callable[[Plan], Plan | None],
         request: GenerateRequest,
     ) -> tuple[T, Plan, tuple[str, ...]]:
-        """Run under `plan`; out of memory, under ever lighter ones until one holds it or none is left.
-
+        """Run under `plan`; after out of memory, under lighter plans until one is enough or none is left.
 
         Where forms of the step held memory of their own, the same plan comes once more without them first; whatever is
         done again takes its steps plainly. Returns the result, the plan it ran under and a note when memory ran out.
@@ -289,13 +288,13 @@ class Engine:
         raise OutOfMemory(f"the job ran out of memory; {self.would_fit(request)}", retry_after=5)
 
     def judge(self, frames: Frames, request: GenerateRequest, picture: Image.Image) -> tuple[str, ...]:
-        """Labels for `frames` (F, H, W, 3) that began at `picture` (H, W). Raises InvalidOutput for one of no use."""
+        """Labels for `frames` (F, H, W, 3) that began at `picture` (H, W). InvalidOutput where it is unusable."""
         found = verdict.judge(frames, np.asarray(picture))
         verdict.refuse(found)
         return verdict.labels(found, request, self.info) + trained_sizes.labels(request, self.info)
 
     def close(self) -> None:
-        """Give the memory back; the engine is of no use afterwards."""
+        """Give the memory back; the engine cannot be used afterwards."""
         self.steps.drop()
         self.texts.kept.clear()
         for part in ("unet", "vae", "text_encoder", "image_encoder"):

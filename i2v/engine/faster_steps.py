@@ -24,7 +24,7 @@ Call = Callable[[Sequence[Tensor]], Tensors]  # a step as a function of tensors 
 log = logging.getLogger(__name__)
 
 KEPT = 8  # forms at once: turbo needs four for one shape. Also the number of versions torch.compile keeps of a function
-REASONS = 256  # shapes that were tried in vain and are remembered
+REASONS = 256  # shapes remembered for which no faster form was found
 TRIALS = 3  # timed runs of each side; the best one counts
 WORTH = 1.03  # times as fast as the plain step, at least: less is the clock's noise
 NO_MEMORY = "there was no memory for it"  # another job may find some, so this reason is forgotten
@@ -60,7 +60,7 @@ class Kept:
 
 
 class Compiled:
-    """torch.compile, one version a shape. Inductor is imported when the first is made: it wants a C++ compiler."""
+    """torch.compile, one version a shape. Inductor is imported when the first is made: it needs a C++ compiler."""
 
     name = "compiled"
 
@@ -191,7 +191,7 @@ class CudaCaptured:
 def choose_form(wanted: str, device: torch.device) -> tuple[StepForm | None, str]:
     """The form for a device, and why. `auto` is a graph on CUDA, none elsewhere. Raises ValueError for other names."""
     if wanted not in ("auto", "off", "compile", "graph"):
-        raise ValueError(f"accelerate is {wanted!r}; auto, off, compile or graph is wanted")
+        raise ValueError(f"accelerate is {wanted!r}; it must be auto, off, compile or graph")
     if wanted == "off":
         return None, "accelerate is off"
     if wanted == "compile":
@@ -199,13 +199,13 @@ def choose_form(wanted: str, device: torch.device) -> tuple[StepForm | None, str
     if device.type == "cuda":
         return Graph(CudaCapture(device)), f"accelerate is {wanted}"
     if wanted == "graph":
-        return None, f"CUDA graphs want a CUDA device, and this is {device.type}"
+        return None, f"CUDA graphs need a CUDA device, and this is {device.type}"
     return None, f"accelerate is auto: {device.type} has no kernel launches to save, and compiling takes minutes"
 
 
 @dataclass(slots=True)
 class Accelerator:
-    """Runs steps, in the faster form where one has passed its trial. `start` begins a job, `report` tells of it."""
+    """Runs steps, in the faster form where one has passed its trial. `start` begins a job, `report` ends it."""
 
     form: StepForm | None = None
     reason: str = "accelerate is off"
@@ -239,7 +239,7 @@ class Accelerator:
         self.forbid(forbidden)
 
     def forbid(self, reason: str | None) -> None:
-        """From here on the job's steps are plain, and what its plan and notes say of them begins anew."""
+        """From here on the job's steps are plain, and its plan and notes describe only these."""
         self._forbidden, self._used, self._told = reason, set(), {}
         if reason is not None and self.form is not None:
             self._told[reason] = None
@@ -249,7 +249,7 @@ class Accelerator:
         return job in self._met and all(key in self.kept for key in self._met[job])
 
     def report(self) -> tuple[str, tuple[str, ...]]:
-        """How the job's steps ran, for its plan ("" where plainly), and why some did not run as wanted."""
+        """How the job's steps ran, for its plan ("" where plainly), and why some did not run in the faster form."""
         used = " and ".join(sorted(self._used))
         return (f"steps as {used}" if used else ""), tuple(f"Steps ran plainly: {reason}." for reason in self._told)
 

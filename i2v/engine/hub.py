@@ -114,7 +114,7 @@ def select(files: Sequence[str], repo: str) -> list[str]:
 
 @dataclass(slots=True)
 class _Progress:
-    """Bytes on the disk over the bytes wanted, told to `on_load` a few hundred times a download."""
+    """Bytes on the disk over all bytes, reported to `on_load` a few hundred times a download."""
 
     what: str
     total: int
@@ -198,7 +198,7 @@ def _fetch_blob(url: str, name: str, blob: Path, size: int, add: Callable[[int],
         part.unlink()
         raise ModelUnavailable(
             f"{name} came with {stream.there} bytes and SHA-256 {stream.digest.hexdigest()[:12]}...; {size} bytes and "
-            f"{blob.name[:12]}... were wanted. It was removed; start again to fetch it once more"
+            f"{blob.name[:12]}... were expected. It was removed; start again to fetch it again"
         )
     part.replace(blob)
 

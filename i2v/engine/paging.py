@@ -1,4 +1,4 @@
-"""Group offload: a UNet's blocks visit the device one after the other, the next one travelling while one works.
+"""Group offload: a UNet's blocks are on the device one after the other; the next is copied while one works.
 
 At most two blocks are on the device. Which one comes next is the run order of the config at first, and from then on
 what followed last time (a step that reuses deep features leaves blocks out). Called by `residency.py` alone.
@@ -7,14 +7,15 @@ what followed last time (a step that reuses deep features leaves blocks out). Ca
 from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from i2v.engine.unet.model import I2VGenXLUNet
+if TYPE_CHECKING:
+    from i2v.engine.unet.model import I2VGenXLUNet
 
-Held = tuple[nn.Module, str, Tensor]  # who holds a tensor, under which name, and its home copy
+Held = tuple[nn.Module, str, Tensor]  # the module that holds a tensor, its name there, and its copy in main memory
 
 
 # --- tensors that change place
@@ -172,11 +173,11 @@ class Pager:
         del self.here[number]
 
 
-def page(unet: I2VGenXLUNet, lane: Lane, stack: ExitStack) -> None:
-    """Have the blocks of a UNet that is at home come and go, until `stack` closes.
+def page(unet: "I2VGenXLUNet", lane: Lane, stack: ExitStack) -> None:
+    """Move the blocks of a UNet in main memory to the device and back as they run, until `stack` closes.
 
     What is computed once a request reads every block's weights and needs few activations: the caller brings them all,
-    and they are there until `transformer_in` opens the first step and sends them home.
+    and they stay until `transformer_in` begins the first step and drops them.
     """
     blocks = blocks_of(unet)
     pager = Pager([homes_of(block) for block in blocks], lane)
@@ -188,7 +189,7 @@ def page(unet: I2VGenXLUNet, lane: Lane, stack: ExitStack) -> None:
             opened = True
             pager.open()
 
-    stack.callback(lane.drain)  # before the weights go home for good, also when a step failed
+    stack.callback(lane.drain)  # before the weights leave the device, also when a step failed
     around_forward(unet.transformer_in, open_once, nothing, stack)
     for number, block in enumerate(blocks):
         around_forward(block, partial(pager.before, number), partial(pager.after, number), stack)

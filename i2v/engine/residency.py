@@ -1,7 +1,7 @@
-"""Where weights are while they are not in use: on the device, or at home in main memory (model and group offload).
+"""Where weights are while they are not in use: on the device, or in main memory (model and group offload).
 
-Parameters are swapped, not copied back: a home copy in main memory stays, the device's copy is dropped after use. The
-engine wraps each stage in `resident`; nothing else knows that weights move. `paging.py` moves a UNet's blocks.
+Parameters are swapped, not copied back: a copy in main memory stays (its home), the device's copy is dropped after use.
+The engine wraps each stage in `resident`; nothing else knows that weights move. `paging.py` moves a UNet's blocks.
 """
 
 from collections.abc import Iterable, Iterator
@@ -17,7 +17,7 @@ from i2v.engine.unet.model import I2VGenXLUNet
 
 @contextmanager
 def resident(module: nn.Module, device: torch.device, offload: Offload) -> Iterator[None]:
-    """`module` can run on `device` inside the block; with offload its weights are at home again after it.
+    """`module` can run on `device` inside the block; with offload its weights are in main memory again after it.
 
     `group` offloads a UNet block by block; any other module as a whole.
     """
@@ -26,7 +26,7 @@ def resident(module: nn.Module, device: torch.device, offload: Offload) -> Itera
         yield
         return
     if isinstance(module, I2VGenXLUNet):
-        module.arrange()  # at home, so that what visits the device is laid out already
+        module.arrange()  # in main memory, so that the copies on the device have the layout already
     homes = send_home(module, device)
     with ExitStack() as stack:
         stack.callback(leave, homes)
@@ -37,7 +37,7 @@ def resident(module: nn.Module, device: torch.device, offload: Offload) -> Itera
 
 
 def settle(modules: Iterable[nn.Module], device: torch.device, offload: Offload) -> None:
-    """Before a job with offload: everything goes home, also what an earlier job kept on the device."""
+    """Before a job with offload: everything goes to main memory, also what an earlier job kept on the device."""
     if offload != "none":
         for module in modules:
             send_home(module, device)

@@ -63,7 +63,7 @@ class Schedule:
             ("timestep_spacing", ("leading", "trailing", "linspace")),
         ):
             if getattr(schedule, name) not in choices:
-                raise ValueError(f"{name} is {getattr(schedule, name)!r}; one of {', '.join(choices)} is wanted")
+                raise ValueError(f"{name} is {getattr(schedule, name)!r}; it must be one of {', '.join(choices)}")
         return schedule
 
     def alphas_bar(self) -> list[float]:

@@ -1,6 +1,6 @@
 """From what was asked for (auto, demo, a folder, a hub id) to a model folder on this disk, a device and a dtype.
 
-Reads a folder's small JSON files and no weights; those are `weights.py`'s. Downloading is `hub.py`'s.
+Reads a folder's small JSON files; `weights.py` reads the weights, and `hub.py` downloads.
 """
 
 import json
@@ -49,13 +49,13 @@ class ModelFolder:
 
 
 def choose_device(device: str = "auto") -> torch.device:
-    """`auto` is the first CUDA GPU, else the CPU. Raises `ModelUnavailable` for a device this machine has not."""
+    """`auto` is the first CUDA GPU, else the CPU. Raises `ModelUnavailable` for one that is not there."""
     if device == "auto":
         return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
     try:
         wanted = torch.device(device)
     except RuntimeError:
-        raise ModelUnavailable(f"device {device!r} is unknown; auto, cpu, cuda or cuda:N is wanted") from None
+        raise ModelUnavailable(f"device {device!r} is unknown; it must be auto, cpu, cuda or cuda:N") from None
     if wanted.type == "cuda":
         index = wanted.index or 0
         if not torch.cuda.is_available():
@@ -66,7 +66,7 @@ def choose_device(device: str = "auto") -> torch.device:
             )
         return torch.device("cuda", index)
     if wanted.type != "cpu":
-        raise ModelUnavailable(f"device {device!r} is not supported; auto, cpu, cuda or cuda:N is wanted")
+        raise ModelUnavailable(f"device {device!r} is not supported; it must be auto, cpu, cuda or cuda:N")
     return wanted
 
 
@@ -76,7 +76,7 @@ def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
         return torch.float16 if device.type == "cuda" else torch.float32
     known = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
     if dtype not in known:
-        raise ModelUnavailable(f"dtype {dtype!r} is unknown; auto, {', '.join(known)} is wanted")
+        raise ModelUnavailable(f"dtype {dtype!r} is unknown; it must be one of auto, {', '.join(known)}")
     return known[dtype]
 
 
@@ -113,7 +113,7 @@ def resolve(
             return _from_hub(REAL_MODEL, revision, cache_dir, offline, on_load, endpoint)
         except ModelUnavailable as error:
             raise ModelUnavailable(
-                f"this machine has a GPU, but the weights of {REAL_MODEL} are neither on this disk nor to be had: "
+                f"this machine has a GPU, but the weights of {REAL_MODEL} are not on this disk and cannot be fetched: "
                 f"{error}. Put a diffusers folder of the model anywhere and start with --model FOLDER, or fetch it "
                 f"on a machine with internet and copy its hub cache; --model demo runs the small demo model instead"
             ) from error
@@ -156,7 +156,7 @@ def open_folder(path: Path, name: str | None = None) -> ModelFolder:
     index = read_json(path / "model_index.json", "a diffusers folder of I2VGen-XL")
     if index.get("_class_name") != "I2VGenXLPipeline":
         raise ModelUnavailable(
-            f"{path} holds a {index.get('_class_name')!r}; an I2VGenXLPipeline folder is wanted (model_index.json)"
+            f"{path} holds a {index.get('_class_name')!r}; it must be an I2VGenXLPipeline folder (model_index.json)"
         )
     card = read_card(path / "i2v.json")
     half = any((path / "unet").glob("*.fp16.safetensors"))
@@ -172,7 +172,7 @@ def read_card(file: Path) -> ModelCard:
     if unknown := set(found) - known:
         raise ModelUnavailable(f"{file} has unknown entries {sorted(unknown)}; known: {sorted(known)}")
     if found.get("kind", "real") not in ("real", "demo"):
-        raise ModelUnavailable(f"{file}: kind is {found['kind']!r}; real or demo is wanted")
+        raise ModelUnavailable(f"{file}: kind is {found['kind']!r}; it must be real or demo")
     try:
         if (pair := found.get("guidance_range")) is not None:
             low, high = (float(value) for value in pair)
@@ -180,7 +180,7 @@ def read_card(file: Path) -> ModelCard:
                 raise ValueError
             found["guidance_range"] = (low, high)
     except (TypeError, ValueError):
-        raise ModelUnavailable(f"{file}: guidance_range is {pair!r}; two rising numbers from 1.0 are wanted") from None
+        raise ModelUnavailable(f"{file}: guidance_range is {pair!r}; it must be two rising numbers from 1.0") from None
     for name in ("vocabulary", "phrases"):
         found[name] = tuple(str(prompt) for prompt in found.get(name, ()))
     return ModelCard(**found)
@@ -190,9 +190,9 @@ def read_json(file: Path, what: str) -> dict[str, Any]:
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ModelUnavailable(f"{file} cannot be read ({error.strerror}); {what} is wanted there") from error
+        raise ModelUnavailable(f"{file} cannot be read ({error.strerror}); it should be {what}") from error
     except ValueError as error:
-        raise ModelUnavailable(f"{file} is not valid JSON ({error}); {what} is wanted there") from error
+        raise ModelUnavailable(f"{file} is not valid JSON ({error}); it should be {what}") from error
     if not isinstance(found, dict):
-        raise ModelUnavailable(f"{file} holds a {type(found).__name__}; {what} is wanted there")
+        raise ModelUnavailable(f"{file} holds a {type(found).__name__}; it should be {what}")
     return found

@@ -1,4 +1,4 @@
-"""Is a video usable? What cannot be meant fails the job; what may be meant is only said, with what to change.
+"""Is a video usable? What nobody can want fails the job; what may be intended is only reported, with what to change.
 
 Looks at the frames and the fitted photo as small mosaics, in numpy alone. Called by `engine.generate` at the end.
 """
@@ -27,7 +27,7 @@ Mosaic = NDArray[np.float32]  # (N, h, w, 3): means of 8x8 pixels
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """`failure` says why the video is of no use (None: it is of use); the others are what a person should look at."""
+    """`failure` says why the video is unusable (None: it is usable); the others are what a person should look at."""
 
     failure: str | None = None
     drifted: bool = False

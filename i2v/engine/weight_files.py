@@ -1,6 +1,6 @@
 """Which files of a model folder hold its weights, and whether they are whole. Reads headers, never tensors.
 
-Apart from `weights.py`, whose libraries take seconds to import, so that the check of a start stays quick.
+A file of its own, because `weights.py` imports libraries that take seconds, and the check at the start must be quick.
 """
 
 from pathlib import Path
@@ -49,7 +49,7 @@ def weight_files(folder: Path, stem: str, *, half: bool) -> list[Path]:
     if pickles:
         raise ModelUnavailable(
             f"{folder} holds only pickled weights ({', '.join(pickles)}), which can run code when opened and are never "
-            f"read; {stem}.safetensors is wanted"
+            f"read; put {stem}.safetensors there"
         )
     raise ModelUnavailable(f"{folder / (stem + '.safetensors')} is missing")
 

@@ -58,7 +58,21 @@ def load_parts(
     Modules are built without memory for their parameters and given the file's tensors one by one, so a part is in
     memory once.
     """
-    path = folder.path
+    modules = _load_modules(folder.path, device, dtype, on_load)
+    return ModelParts(
+        unet=modules["unet"],
+        vae=modules["vae"],
+        text_encoder=modules["text_encoder"],
+        image_encoder=modules["image_encoder"],
+        tokenizer=_pretrained(CLIPTokenizer, folder.path / "tokenizer"),
+        feature_extractor=_pretrained(CLIPImageProcessorPil, folder.path / "feature_extractor"),
+        scheduler=_pretrained(DDIMScheduler, folder.path / "scheduler"),
+        info=_info(folder, device, dtype),
+        card=folder.card,
+    )
+
+
+def _load_modules(path: Path, device: torch.device, dtype: torch.dtype, on_load: OnLoad | None) -> dict[str, Any]:
     half = dtype != torch.float32
     builds: dict[str, Callable[[Path], Any]] = {
         "text_encoder": _text_encoder,
@@ -76,8 +90,12 @@ def load_parts(
         done += sizes[part]
         if on_load is not None:  # the files' headers are no tensors, so the parts' own reports end just short
             on_load(f"loading {part.replace('_', ' ')}", done / total)
+    return modules
+
+
+def _info(folder: ModelFolder, device: torch.device, dtype: torch.dtype) -> ModelInfo:
     card = folder.card
-    info = ModelInfo(
+    return ModelInfo(
         name=folder.name,
         kind=folder.kind,
         title=card.title or folder.name,
@@ -87,17 +105,6 @@ def load_parts(
         vocabulary=card.vocabulary,
         guidance_range=card.guidance_range,
         phrases=card.phrases,
-    )
-    return ModelParts(
-        unet=modules["unet"],
-        vae=modules["vae"],
-        text_encoder=modules["text_encoder"],
-        image_encoder=modules["image_encoder"],
-        tokenizer=_pretrained(CLIPTokenizer, path / "tokenizer"),
-        feature_extractor=_pretrained(CLIPImageProcessorPil, path / "feature_extractor"),
-        scheduler=_pretrained(DDIMScheduler, path / "scheduler"),
-        info=info,
-        card=card,
     )
 
 

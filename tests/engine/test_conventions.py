@@ -59,7 +59,7 @@ def test_the_setting_overrides_the_folders_card_and_the_conventions(tmp_path: Pa
 
 
 def test_an_unknown_name_is_refused_by_name(folder: Path) -> None:
-    with pytest.raises(ValueError, match="'vgen'; upstream or authors is wanted"):
+    with pytest.raises(ValueError, match="'vgen'; it must be upstream or authors"):
         named("vgen")
     with pytest.raises(ValueError, match="'vgen'"):
         Engine.load(folder, device="cpu", conventions="vgen")

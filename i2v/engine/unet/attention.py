@@ -68,7 +68,7 @@ def cross(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, max_rows: int | None = None) -> Tensor:
-    """softmax(q k^T / sqrt(D)) v over (N, heads, length, D), in as many launches as the kernel's grid wants.
+    """softmax(q k^T / sqrt(D)) v over (N, heads, length, D), in as many launches as the kernel's grid needs.
 
     `max_rows` overrides the chosen kernel's limit on N x heads.
     """

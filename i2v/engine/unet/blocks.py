@@ -34,7 +34,7 @@ class UNetConfig:
         if not len(self.down_block_types) == len(self.up_block_types) == levels:
             raise ValueError(
                 f"block_out_channels has {levels} levels, down_block_types {len(self.down_block_types)} and "
-                f"up_block_types {len(self.up_block_types)}; the same number of each is wanted"
+                f"up_block_types {len(self.up_block_types)}; these numbers must be equal"
             )
         for value, known in (
             (self.down_block_types, ("DownBlock3D", "CrossAttnDownBlock3D")),
@@ -42,10 +42,10 @@ class UNetConfig:
         ):
             unknown = set(value) - set(known)
             if unknown:
-                raise ValueError(f"unknown block type {sorted(unknown)[0]!r}; one of {', '.join(known)} is wanted")
+                raise ValueError(f"unknown block type {sorted(unknown)[0]!r}; it must be one of {', '.join(known)}")
         for name in ("attention_head_dim", "norm_num_groups", "layers_per_block"):
             if not isinstance(getattr(self, name), int):
-                raise ValueError(f"{name} is {getattr(self, name)!r}; one integer for all levels is wanted")
+                raise ValueError(f"{name} is {getattr(self, name)!r}; it must be one integer for all levels")
 
     @classmethod
     def from_dict(cls, config: Mapping[str, Any]) -> Self:

@@ -76,7 +76,7 @@ class DeepCache:
 
 
 class I2VGenXLUNet(nn.Module):
-    """The denoiser. Build (on the meta device if wanted), load strictly, then `begin` once and `step` many times."""
+    """The denoiser. Build (without memory, on the meta device), load strictly, `begin` once, `step` many times."""
 
     def __init__(self, config: UNetConfig) -> None:
         super().__init__()
@@ -115,8 +115,17 @@ class I2VGenXLUNet(nn.Module):
         self.conv_norm_out = nn.GroupNorm(groups, first)
         self.conv_out = nn.Conv2d(first, config.out_channels, 3, padding=1)
 
-        # In the order they run. Each layer down leaves a skip; each layer up takes one, and where a level begins the
-        # upsampler of the level below comes first.
+        self._wire(down, up)
+        self._arranged = False
+        self.register_load_state_dict_post_hook(lambda module, _: module.forget_arrangement())
+        self.eval()
+
+    def _wire(self, down: list[DownLevel], up: list[UpLevel]) -> None:
+        """List the layers in the order they run, and number what looks up something of the step.
+
+        Each layer down leaves a skip; each layer up takes one, and where a level begins the upsampler of the level
+        below comes first.
+        """
         self._down = [layer for level in down for layer in level.layers()]
         self._middle = [part for layer in self.mid_block.layers() for part in layer]
         upsamplers = [None, *(level.upsampler for level in up)]
@@ -132,9 +141,6 @@ class I2VGenXLUNet(nn.Module):
             block.slot = slot
         for slot, cross in enumerate(self._crosses):
             cross.slot = slot
-        self._arranged = False
-        self.register_load_state_dict_post_hook(lambda module, _: module.forget_arrangement())
-        self.eval()
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Self:
@@ -299,7 +305,7 @@ class I2VGenXLUNet(nn.Module):
         """One call with diffusers' arguments, nothing kept: (B, 4, F, h, w). One timestep and one fps for all rows."""
         times, rates = torch.as_tensor(timestep).reshape(-1), torch.as_tensor(fps).reshape(-1)
         if bool((times != times[0]).any()) or bool((rates != rates[0]).any()):
-            raise ValueError("one timestep and one fps for the whole batch are wanted")
+            raise ValueError("the whole batch must have one timestep and one fps")
         state = self.begin(encoder_hidden_states, image_embeddings, image_latents, float(rates[0]), times[:1])
         return self.step(state, sample, 0)
 

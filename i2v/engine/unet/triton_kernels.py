@@ -215,7 +215,7 @@ def temporal_attention(q: Tensor, k: Tensor, v: Tensor, head_dim: int) -> Tensor
     with on(q):
         attend_frames[(clips * pixels * heads,)](
             q, k, v, out, frames, pixels, channels, heads, head_dim, head_dim**-0.5,
-            FRAMES=max(16, triton.next_power_of_2(frames)),  # a matrix product wants 16 at least
+            FRAMES=max(16, triton.next_power_of_2(frames)),  # a matrix product needs 16 at least
             LANES=max(16, triton.next_power_of_2(head_dim)), num_warps=1,
         )  # fmt: skip
     return out
