@@ -4,12 +4,11 @@ The signature is that of Standard Webhooks, which OpenAI's clients verify. Addre
 unless the operator allows them, because the server would otherwise knock on its neighbours' doors for strangers.
 """
 
+import asyncio
 import base64
 import binascii
 import hashlib
-import heapq
 import hmac
-import http.client
 import ipaddress
 import json
 import logging
@@ -19,8 +18,11 @@ import threading
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from functools import partial
 from urllib.parse import SplitResult, urlsplit
+
+import httpx
+from anyio import to_thread
 
 from i2v.errors import I2VError, InvalidRequest
 from i2v.jobs.job import Job
@@ -31,6 +33,7 @@ from i2v.settings import Settings
 log = logging.getLogger("i2v.server")
 
 BACK_OFF_S = (1.0, 5.0, 30.0, 120.0, 600.0, 3600.0)
+CALLS = 16  # at the same time
 CONNECT_S = 10.0
 LOOK_AGAIN_S = 60.0  # how often the table is asked in any case: an earlier look may have failed
 TOTAL_S = 20.0  # an address that drips its answer is cut off
@@ -40,17 +43,11 @@ class Refused(Exception):
     """The address must not be called; trying again would not help."""
 
 
-@dataclass(order=True, slots=True)
-class _Delivery:
-    due: float
-    job_id: str = field(compare=False)
-    url: str = field(compare=False)
-    body: bytes = field(compare=False)
-    attempt: int = field(default=0, compare=False)
-
-
 class Webhooks:
-    """One thread that delivers. `finished` is quick and thread-safe; tests inject `back_off` and `look_again_s`."""
+    """Delivers on an event loop of its own, in a thread that does not keep the process from ending.
+
+    `finished` is quick and thread-safe; tests inject `back_off` and `look_again_s`.
+    """
 
     def __init__(
         self,
@@ -65,28 +62,26 @@ class Webhooks:
         self._allow_private = settings.webhook_allow_private
         self._back_off = back_off
         self._look_again_s = look_again_s
-        self._changed = threading.Condition()
         self._stopping = False
-        self._ended = True  # there may be an end to tell; what an earlier process left is looked for at once
-        self._thread: threading.Thread | None = None
-        # What follows is the thread's own.
-        self._look_at = 0.0
-        self._due: list[_Delivery] = []
-        self._taken: set[str] = set()  # jobs in `_due` or `_told`
-        self._told: set[str] = set()  # done with, but the table has not taken it yet
+        self._loop: asyncio.AbstractEventLoop | None = None
+        # What follows belongs to that loop.
+        self._changed = asyncio.Event()
+        self._calls = asyncio.Semaphore(CALLS)
+        self._telling: dict[str, asyncio.Task[None]] = {}  # by job
 
     def start(self) -> None:
         """Begin to deliver, with what an earlier process left. Without a secret there is nothing to do."""
-        if self._secret is None:
-            return
-        self._thread = threading.Thread(target=self._run, name="i2v-webhooks", daemon=True)
-        self._thread.start()
+        if self._secret is not None:
+            threading.Thread(target=lambda: asyncio.run(self._run()), name="i2v-webhooks", daemon=True).start()
 
     def stop(self) -> None:
         """End the thread; what is not delivered stays remembered. Does not wait for an address that is being called."""
-        with self._changed:
-            self._stopping = True
-            self._changed.notify()
+        self._stopping = True
+        self._wake()
+
+    def finished(self, _job: Job) -> None:
+        """Called by the queue for each job that has ended: its address, stored with it, is told soon."""
+        self._wake()
 
     def check(self, url: str | None) -> None:
         """Refuse an address at the door: `InvalidRequest` naming `webhook`."""
@@ -103,92 +98,80 @@ class Webhooks:
         except Refused as error:
             raise InvalidRequest(f"webhook is not taken: {error}", field="webhook") from None
 
-    def finished(self, _job: Job) -> None:
-        """Called by the queue for each job that has ended: its address, stored with it, is told soon."""
-        with self._changed:
-            self._ended = True
-            self._changed.notify()
+    def _wake(self) -> None:
+        """Have the table asked soon. A loop that has not begun yet asks it anyway."""
+        if self._loop is not None:
+            with suppress(RuntimeError):  # it has ended
+                self._loop.call_soon_threadsafe(self._changed.set)
 
-    def _run(self) -> None:
-        while (delivery := self._next()) is not None:
-            self._deliver(delivery)
+    async def _run(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        while not self._stopping:
+            self._changed.clear()
+            await self._collect()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._changed.wait(), self._look_again_s)
 
-    def _next(self) -> _Delivery | None:
-        """The next delivery once it is due; None when the server stops."""
-        while True:
-            with self._changed:
-                now = time.monotonic()
-                due = self._due[0].due if self._due else self._look_at
-                if self._stopping:
-                    return None
-                look = self._ended or self._look_at <= now
-                self._ended = False
-                if not look:
-                    if self._due and due <= now:
-                        return heapq.heappop(self._due)
-                    self._changed.wait(min(due, self._look_at) - now)
-            if look:
-                self._collect()
-
-    def _collect(self) -> None:
-        """Take up what is owed. A table that cannot be asked now is asked again, as it is now and then in any case."""
-        self._look_at = time.monotonic() + self._look_again_s
-        for job_id in list(self._told):
-            self._forget(job_id)
+    async def _collect(self) -> None:
+        """Take up what is owed. A table that cannot be asked now is asked again later."""
+        known = set(self._telling)  # before the table is asked: what is told meanwhile may be in its answer
         try:
-            found = self._queue.owed_webhooks()
+            found = await to_thread.run_sync(self._queue.owed_webhooks)
         except I2VError as error:
             log.warning("webhooks are looked for again in %.0f s: %s", self._look_again_s, error.message)
             return
-        for one in found:
-            if one.job_id not in self._taken:
-                self._taken.add(one.job_id)
-                heapq.heappush(self._due, _Delivery(time.monotonic(), one.job_id, one.url, event_of(one)))
+        for owed in found:
+            if owed.job_id not in known:
+                self._telling[owed.job_id] = asyncio.create_task(self._tell(owed))
 
-    def _forget(self, job_id: str) -> None:
-        """It has been told, or given up. A table that takes no change now gets it later; until then nothing is told."""
+    async def _tell(self, owed: Owed) -> None:
+        """Call until the address takes it or is given up, then forget it."""
+        attempts, who = len(self._back_off) + 1, {"job": owed.job_id}
         try:
-            self._queue.forget_webhook(job_id)
-        except I2VError as error:
-            log.warning("webhook stays in the table for now: %s", error.message, extra={"job": job_id})
-            self._told.add(job_id)
-            return
-        self._told.discard(job_id)
-        self._taken.discard(job_id)
-
-    def _deliver(self, delivery: _Delivery) -> None:
-        try:
-            status = post(delivery.url, delivery.body, self._signed(delivery), allow_private=self._allow_private)
-            done, why = 200 <= status < 300, f"it answered {status}"
+            for pause in (0.0, *self._back_off):
+                await asyncio.sleep(pause)
+                if (problem := await self._call(owed)) is None:
+                    break
+            else:
+                log.warning("webhook given up after %d attempts: %s", attempts, problem, extra=who)
         except Refused as error:
-            log.warning("webhook given up: %s", error, extra={"job": delivery.job_id})
-            self._forget(delivery.job_id)
-            return
-        except (OSError, http.client.HTTPException, ValueError) as error:
-            done, why = False, type(error).__name__
-        if done:
-            self._forget(delivery.job_id)
-        elif delivery.attempt < len(self._back_off):
-            delivery.due = time.monotonic() + self._back_off[delivery.attempt]
-            delivery.attempt += 1
-            heapq.heappush(self._due, delivery)
-        else:
-            log.warning(
-                "webhook given up after %d attempts: %s", delivery.attempt + 1, why, extra={"job": delivery.job_id}
-            )
-            self._forget(delivery.job_id)
+            log.warning("webhook given up: %s", error, extra=who)
+        await self._forget(owed.job_id)
+        del self._telling[owed.job_id]
 
-    def _signed(self, delivery: _Delivery) -> dict[str, str]:
-        message_id, now = json.loads(delivery.body)["id"], str(int(time.time()))
-        signature = sign(self._secret or "", message_id, now, delivery.body)
-        return {"webhook-id": message_id, "webhook-timestamp": now, "webhook-signature": signature}
+    async def _call(self, owed: Owed) -> str | None:
+        """One attempt. Returns what went wrong. Raises `Refused`."""
+        message_id, body, now = message_id_of(owed), event_of(owed), str(int(time.time()))
+        signature = sign(self._secret or "", message_id, now, body)
+        signed = {"webhook-id": message_id, "webhook-timestamp": now, "webhook-signature": signature}
+        try:
+            async with self._calls:
+                status = await post(owed.url, body, signed, allow_private=self._allow_private)
+        except (OSError, httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
+            return type(error).__name__
+        return None if 200 <= status < 300 else f"it answered {status}"
+
+    async def _forget(self, job_id: str) -> None:
+        """Try until the table takes it; until then the address is not told again."""
+        while True:
+            try:
+                await to_thread.run_sync(self._queue.forget_webhook, job_id)
+                return
+            except I2VError as error:
+                log.warning("webhook stays in the table for now: %s", error.message, extra={"job": job_id})
+            await asyncio.sleep(self._look_again_s)
+
+
+def message_id_of(owed: Owed) -> str:
+    """The same at every attempt, so that a receiver can ignore repeats."""
+    return "evt_" + hashlib.sha256(f"{owed.job_id} {owed.status}".encode()).hexdigest()[:24]
 
 
 def event_of(owed: Owed) -> bytes:
-    """The body: which job ended and how; its id is the same at every attempt, so that a receiver can ignore repeats."""
+    """The body: which job ended and how."""
     kind = {"completed": "video.completed", "cancelled": "video.cancelled"}.get(owed.status, "video.failed")
-    message_id = "evt_" + hashlib.sha256(f"{owed.job_id} {owed.status}".encode()).hexdigest()[:24]
-    event = {"id": message_id, "object": "event", "created_at": int(owed.ended_at.timestamp()), "type": kind}
+    created = int(owed.ended_at.timestamp())
+    event = {"id": message_id_of(owed), "object": "event", "created_at": created, "type": kind}
     return json.dumps(event | {"data": {"id": owed.job_id}}, separators=(",", ":")).encode("ascii")
 
 
@@ -202,39 +185,26 @@ def sign(secret: str, message_id: str, timestamp: str, body: bytes) -> str:
     return "v1," + base64.b64encode(digest).decode("ascii")
 
 
-def post(url: str, body: bytes, headers: dict[str, str], *, allow_private: bool, total_s: float = TOTAL_S) -> int:
-    """POST JSON and return the status; follows no redirect. Raises `Refused`, OSError, ValueError or HTTPException.
+async def post(url: str, body: bytes, headers: dict[str, str], *, allow_private: bool, total_s: float = TOTAL_S) -> int:
+    """POST JSON and return the status; follows no redirect and uses no proxy. Takes at most `total_s` seconds.
 
     The name is resolved once and the connection made to that very address, so that a name cannot point elsewhere
-    between the check and the call.
+    between the check and the call. The certificate is still the name's. Raises `Refused`, OSError, ValueError,
+    `httpx.HTTPError` and `httpx.InvalidURL`.
     """
     parts = _split(url)
     host, port = parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
-    connection = http.client.HTTPConnection(host, port, timeout=CONNECT_S)
-    raw = socket.create_connection((_address(host, port, allow_private), port), CONNECT_S)
-    connection.sock = raw
-    limit = threading.Timer(total_s, _cut, (connection,))
-    limit.daemon = True
-    limit.start()
-    try:
-        if parts.scheme == "https":  # the shake follows, so that the limit holds for it too
-            tls = ssl.create_default_context()
-            connection.sock = tls.wrap_socket(raw, server_hostname=host, do_handshake_on_connect=False)
-            connection.sock.do_handshake()
-        target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-        connection.request("POST", target, body, {**headers, "Content-Type": "application/json", "User-Agent": "i2v"})
-        return connection.getresponse().status
-    finally:
-        limit.cancel()
-        connection.close()
-        raw.close()
-
-
-def _cut(connection: http.client.HTTPConnection) -> None:
-    """End the connection under the thread that waits for it. TLS takes the socket over, so it is looked up now."""
-    if connection.sock is not None:
-        with suppress(OSError):
-            socket.socket.shutdown(connection.sock, socket.SHUT_RDWR)
+    path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+    headers = {**headers, "Host": parts.netloc, "Content-Type": "application/json", "User-Agent": "i2v"}
+    async with asyncio.timeout(total_s):
+        address = await _address(host, port, allow_private)
+        pinned = httpx.URL(scheme=parts.scheme, host=address, port=port, raw_path=path.encode("ascii"))
+        # A client for each call: a connection that is used again would have the certificate of another name.
+        async with (
+            httpx.AsyncClient(verify=ssl.create_default_context(), trust_env=False, timeout=CONNECT_S) as client,
+            client.stream("POST", pinned, content=body, headers=headers, extensions={"sni_hostname": host}) as answer,
+        ):
+            return answer.status_code
 
 
 def _split(url: str) -> SplitResult:
@@ -244,15 +214,16 @@ def _split(url: str) -> SplitResult:
     except ValueError:
         raise Refused("it is not a valid address") from None
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.username is not None:
-        raise Refused("an http or https address without a password is wanted")
+        raise Refused("it must be an http or https address without a password")
     if not url.isascii() or not url.isprintable() or " " in url:
         raise Refused("it is not a valid address")
     return parts
 
 
-def _address(host: str, port: int, allow_private: bool) -> str:
+async def _address(host: str, port: int, allow_private: bool) -> str:
     """The address to call. All addresses of a name must lie outside, or none is taken."""
-    found = [str(info[4][0]) for info in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
+    resolve = partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
+    found = [str(info[4][0]) for info in await to_thread.run_sync(resolve, abandon_on_cancel=True)]
     if not allow_private and any(_is_inside(address) for address in found):
         raise Refused("its name points inside this network")
     return found[0]

@@ -4,10 +4,12 @@ import asyncio
 import json
 import socket
 import sqlite3
+import ssl
 import threading
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import httpx
 import openai
 import pytest
 
@@ -15,7 +17,9 @@ from i2v.errors import Unavailable
 from i2v.jobs.queue import JobQueue
 from i2v.jobs.webhooks import Refused, Webhooks, post
 from i2v.settings import Settings
+from tests.conftest import ASSETS
 
+CERTIFICATE = ASSETS / "hook.example.pem"  # of that name, its own authority, valid until 2120
 SECRET = "whsec_c2VjcmV0LXNlY3JldC1zZWNyZXQ="
 
 
@@ -124,7 +128,7 @@ async def test_the_end_of_a_job_is_told_once_and_openais_client_verifies_it(crea
 
 
 def test_an_https_address_that_drips_is_cut_off_as_any_other():
-    """TLS takes the socket over from the one that was connected; the limit used to close the empty one."""
+    """The limit used to close a socket that TLS had taken over."""
     over = threading.Event()
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
@@ -143,8 +147,7 @@ def test_an_https_address_that_drips_is_cut_off_as_any_other():
         over.set()
         dripping.join(10)
     assert ended
-    assert isinstance(calling.error, OSError)
-    assert not isinstance(calling.error, TimeoutError)  # the limit on silence, which a dripping answer resets
+    assert isinstance(calling.error, TimeoutError)  # httpx has another for its limit on silence, which each byte resets
 
 
 class Outcome(threading.Thread):
@@ -157,7 +160,7 @@ class Outcome(threading.Thread):
 
     def run(self):
         try:
-            post(self.url, b"{}", {}, allow_private=True, total_s=0.2)
+            asyncio.run(post(self.url, b"{}", {}, allow_private=True, total_s=0.2))
         except Exception as error:
             self.error = error
 
@@ -352,11 +355,11 @@ class TestTheDoor:
         assert queue.list() == []
 
     @pytest.mark.parametrize("url", ["http://127.0.0.1:9/", "http://localhost:9/", "http://2130706433:9/"])
-    def test_a_name_that_points_inside_is_refused_when_it_is_called(self, url):
+    async def test_a_name_that_points_inside_is_refused_when_it_is_called(self, url):
         with pytest.raises(Refused):
-            post(url, b"{}", {}, allow_private=False)
+            await post(url, b"{}", {}, allow_private=False)
 
-    def test_the_address_that_was_looked_at_is_the_one_that_is_called(self, monkeypatch):
+    async def test_the_address_that_was_looked_at_is_the_one_that_is_called(self, monkeypatch):
         """A name that points outside when it is checked and inside a moment later leads nowhere inside."""
         answers = ["93.184.216.34", "127.0.0.1"]
         called = []
@@ -365,20 +368,74 @@ class TestTheDoor:
             address = answers.pop(0) if host == "rebind.example" else host
             return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port))]
 
-        def connect(address, *_rest, **_more):
-            called.append(address)
+        async def connect(_loop, _protocol, host, port, **_more):
+            called.append((host, port))
             raise ConnectionRefusedError
 
         monkeypatch.setattr(socket, "getaddrinfo", resolve)
-        monkeypatch.setattr(socket, "create_connection", connect)
-        with pytest.raises(ConnectionRefusedError):
-            post("http://rebind.example:8080/", b"{}", {}, allow_private=False)
+        monkeypatch.setattr(asyncio.BaseEventLoop, "create_connection", connect)
+        with pytest.raises(httpx.ConnectError):
+            await post("http://rebind.example:8080/", b"{}", {}, allow_private=False)
         assert (called, answers) == ([("93.184.216.34", 8080)], ["127.0.0.1"])
+
+    @pytest.mark.parametrize("proxy", ["HTTP_PROXY", "ALL_PROXY"])
+    async def test_a_proxy_of_this_machine_plays_no_part(self, receiver, monkeypatch, proxy):
+        """A proxy would resolve the name again, and inside."""
+        server = receiver()
+        monkeypatch.setenv(proxy, "http://127.0.0.1:9")
+        assert await post(server.url, b"{}", {}, allow_private=True) == 200
+
+    async def test_no_redirect_is_followed(self, receiver):
+        assert await post(receiver(307).url, b"{}", {}, allow_private=True) == 307
 
     def test_public_addresses_pass(self, settings):
         webhooks = Webhooks(settings, JobQueue(settings))
         for url in ("https://example.com/hook", "http://93.184.216.34:8080/", "http://[2606:4700::1111]/"):
             webhooks.check(url)
+
+
+class TestTheCertificate:
+    """The connection goes to an address; the certificate must be that of the name."""
+
+    @pytest.fixture
+    def server(self, receiver, monkeypatch):
+        server = receiver()
+        tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        tls.load_cert_chain(CERTIFICATE)
+        server.socket = tls.wrap_socket(server.socket, server_side=True)
+        resolve = socket.getaddrinfo
+        monkeypatch.setattr(socket, "getaddrinfo", lambda host, *rest, **more: resolve("127.0.0.1", *rest, **more))
+        monkeypatch.setenv("SSL_CERT_FILE", str(CERTIFICATE))
+        return server
+
+    async def test_that_of_the_name_is_taken(self, server):
+        port = server.server_address[1]
+        assert await post(f"https://hook.example:{port}/x", b"{}", {}, allow_private=True) == 200
+        assert server.calls[0][1]["Host"] == f"hook.example:{port}"
+
+    @pytest.mark.parametrize("name", ["other.example", "127.0.0.1"])
+    async def test_that_of_another_name_is_not(self, server, name):
+        with pytest.raises(httpx.ConnectError, match="CERTIFICATE_VERIFY_FAILED"):
+            await post(f"https://{name}:{server.server_address[1]}/", b"{}", {}, allow_private=True)
+        assert server.calls == []
+
+    async def test_one_that_nobody_vouches_for_is_not(self, server, monkeypatch):
+        monkeypatch.delenv("SSL_CERT_FILE")
+        with pytest.raises(httpx.ConnectError, match="CERTIFICATE_VERIFY_FAILED"):
+            await post(f"https://hook.example:{server.server_address[1]}/", b"{}", {}, allow_private=True)
+
+
+async def test_a_slow_address_does_not_delay_another(create, receiver, quick):
+    """One thread called them one after the other, up to 20 s each."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        await create(f"http://127.0.0.1:{silent.getsockname()[1]}/")
+        connection, _ = await asyncio.to_thread(silent.accept)  # it is being called, and never answers
+        server = receiver()
+        await create(server.url)
+        await server.wait_for(1)
+        connection.setblocking(False)
+        assert connection.recv(10) == b"POST / HTT"  # still open, still waiting
+        connection.close()
 
 
 class TestWithoutASecret:
