@@ -6,7 +6,7 @@ Torch is imported here, when an engine is loaded, and nowhere earlier.
 import os
 
 from i2v.engine.fake import FakeEngine, failing
-from i2v.engine.protocol import EngineProtocol, ModelInfo, OnLoad
+from i2v.engine.interface import EngineProtocol, ModelInfo, OnLoad
 from i2v.mutex import GpuMutex, lock_file_for
 from i2v.settings import Settings
 

@@ -28,7 +28,7 @@ sys.path.insert(0, str(ROOT))
 
 from i2v.engine import memory  # noqa: E402 - the checkout this script lies in
 from i2v.engine.engine import Engine  # noqa: E402
-from i2v.engine.protocol import EngineProtocol, GenerationResult, MemoryNeed, ModelInfo, OnStep  # noqa: E402
+from i2v.engine.interface import EngineProtocol, GenerationResult, MemoryNeed, ModelInfo, OnStep  # noqa: E402
 from i2v.errors import OutOfMemory  # noqa: E402
 from i2v.jobs.job import Job  # noqa: E402
 from i2v.jobs.queue import JobQueue  # noqa: E402

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from PIL import Image
 
 from i2v import __version__
-from i2v.engine.protocol import EngineProtocol, ModelInfo, OnStep, Progress
+from i2v.engine.interface import EngineProtocol, ModelInfo, OnStep, Progress
 from i2v.request import GenerateRequest
 
 PROMPT = "camera zooms in slowly"

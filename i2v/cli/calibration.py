@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from i2v.engine.protocol import OnStep
+from i2v.engine.interface import OnStep
 from i2v.errors import InvalidOutput
 from i2v.images import fit_image
 from i2v.request import GenerateRequest

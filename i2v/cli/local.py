@@ -12,7 +12,7 @@ from pathlib import Path
 from PIL import Image
 
 from i2v import video
-from i2v.engine.protocol import EngineProtocol, OnLoad, OnStep
+from i2v.engine.interface import EngineProtocol, OnLoad, OnStep
 from i2v.jobs.job import Job
 from i2v.jobs.publisher import metadata_of, result_of
 from i2v.loading import load_engine, mutex_for

@@ -16,7 +16,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 from rich.table import Table
 
 from i2v.client import Video
-from i2v.engine.protocol import Progress as StepProgress
+from i2v.engine.interface import Progress as StepProgress
 
 LOG_EVERY = 0.1  # without a terminal, a line for each tenth of a stage
 

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from i2v.engine.protocol import Frames
+from i2v.engine.interface import Frames
 from i2v.errors import InvalidOutput
 
 OnDecoded = Callable[[int, int], None]  # (chunk from 1, chunks)

@@ -10,8 +10,8 @@ from pathlib import Path
 import psutil
 import torch
 
+from i2v.engine.interface import DeviceMemory
 from i2v.engine.memory import GIB, MemoryBudget
-from i2v.engine.protocol import DeviceMemory
 
 
 def read(device: torch.device, max_vram_gb: float | None = None) -> MemoryBudget:

@@ -19,8 +19,8 @@ from i2v.engine import memory as gpu_memory
 from i2v.engine.conventions import Conventions, for_model, for_parity, named
 from i2v.engine.faster_steps import Accelerator
 from i2v.engine.inference import Inference
+from i2v.engine.interface import DeviceMemory, Frames, GenerationResult, MemoryNeed, ModelInfo, OnLoad, OnStep
 from i2v.engine.memory import Offload, Plan
-from i2v.engine.protocol import DeviceMemory, Frames, GenerationResult, MemoryNeed, ModelInfo, OnLoad, OnStep
 from i2v.engine.residency import resident
 from i2v.engine.source import device_name
 from i2v.errors import FatalEngineError, InvalidRequest, ModelUnavailable, OutOfMemory

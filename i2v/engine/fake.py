@@ -1,7 +1,7 @@
 """`--model fake`: an instant, deterministic engine for people who write clients and for the fault and load tests.
 
 It draws a moving test pattern over the photo, says in every result that it is not a model, and can be told to be slow
-or to fail at a chosen point. Imports numpy and PIL only. Shapes and notes follow `i2v.engine.protocol`.
+or to fail at a chosen point. Imports numpy and PIL only. Shapes and notes follow `i2v.engine.interface`.
 """
 
 import time
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
-from i2v.engine.protocol import DeviceMemory, GenerationResult, MemoryNeed, ModelInfo, OnStep, Progress
+from i2v.engine.interface import DeviceMemory, GenerationResult, MemoryNeed, ModelInfo, OnStep, Progress
 from i2v.errors import DoesNotFit, FatalEngineError, InvalidOutput, OutOfMemory
 from i2v.request import GenerateRequest, draw_seed
 

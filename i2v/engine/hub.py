@@ -21,7 +21,7 @@ from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import build_hf_headers, tqdm
 
-from i2v.engine.protocol import OnLoad
+from i2v.engine.interface import OnLoad
 from i2v.errors import ModelUnavailable
 
 # The snapshot of ali-vilab/i2vgen-xl that this project was built against; a branch could change under us.

@@ -16,8 +16,8 @@ from i2v.engine import conditioning, decode, sampler
 from i2v.engine.conditioning import Conditioning, FittedPhoto, TextCache
 from i2v.engine.conventions import Conventions
 from i2v.engine.faster_steps import Accelerator, wait
+from i2v.engine.interface import Frames, OnStep, Progress
 from i2v.engine.memory import Plan
-from i2v.engine.protocol import Frames, OnStep, Progress
 from i2v.engine.residency import resident, settle
 from i2v.engine.weights import ModelParts
 from i2v.errors import InvalidRequest

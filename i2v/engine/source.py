@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 
 from i2v.engine import hub
-from i2v.engine.protocol import OnLoad
+from i2v.engine.interface import OnLoad
 from i2v.errors import ModelUnavailable
 
 DEMO_FOLDER = Path(__file__).resolve().parent.parent / "demo" / "model"

@@ -3,7 +3,7 @@
 Other models say such things of themselves in their card. Called by `engine.generate`.
 """
 
-from i2v.engine.protocol import ModelInfo
+from i2v.engine.interface import ModelInfo
 from i2v.request import GenerateRequest
 
 TRAINED_PIXELS = 1280 * 704  # with 16 frames; 32 were also seen

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from i2v.engine.protocol import Frames, ModelInfo
+from i2v.engine.interface import Frames, ModelInfo
 from i2v.errors import InvalidOutput
 from i2v.request import GenerateRequest
 

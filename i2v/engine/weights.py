@@ -23,7 +23,7 @@ from transformers import (
     CLIPVisionModelWithProjection,
 )
 
-from i2v.engine.protocol import ModelInfo, OnLoad
+from i2v.engine.interface import ModelInfo, OnLoad
 from i2v.engine.source import ModelCard, ModelFolder, choose_device, choose_dtype, device_name, read_json, resolve
 from i2v.engine.unet.model import I2VGenXLUNet
 from i2v.engine.weight_files import STEMS, check_files, not_whole, weight_files

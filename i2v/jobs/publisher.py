@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from i2v import __version__
-from i2v.engine.protocol import Frames, GenerationResult, ModelInfo
+from i2v.engine.interface import Frames, GenerationResult, ModelInfo
 from i2v.errors import GenerationFailed, I2VError, JobCancelled, Unavailable
 from i2v.jobs.job import Job, JobResult
 from i2v.jobs.outputs import ABSENT, Mark

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from i2v.engine.protocol import DeviceMemory, EngineProtocol, Frames, MemoryNeed, ModelInfo
+from i2v.engine.interface import DeviceMemory, EngineProtocol, Frames, MemoryNeed, ModelInfo
 from i2v.errors import I2VError, NotReady
 from i2v.jobs import outputs
 from i2v.jobs.admission import Admission, free_bytes, new_job

@@ -10,7 +10,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from i2v.engine.protocol import Progress
+from i2v.engine.interface import Progress
 from i2v.jobs.job import DECODE_STEPS, Job
 from i2v.jobs.store import Claim
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from PIL import Image
 
-from i2v.engine.protocol import EngineProtocol, GenerationResult, Progress
+from i2v.engine.interface import EngineProtocol, GenerationResult, Progress
 from i2v.errors import (
     FatalEngineError,
     GenerationFailed,

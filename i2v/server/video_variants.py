@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from i2v import video
-from i2v.engine.protocol import Frames
+from i2v.engine.interface import Frames
 
 KEPT_BYTES: Final = 128 * 2**20  # a gallery of thumbnails asks for the same ones again and again; a GIF may be 30 MB
 

@@ -15,7 +15,7 @@ import gradio as gr
 from PIL import Image
 from pydantic import ValidationError
 
-from i2v.engine.protocol import ModelInfo
+from i2v.engine.interface import ModelInfo
 from i2v.errors import InvalidImage, InvalidRequest, refusals
 from i2v.images import decode
 from i2v.request import GenerateRequest, Preset, PublicLimits, default_of, parse_size, plain_type

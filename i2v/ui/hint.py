@@ -2,7 +2,7 @@
 
 from html import escape
 
-from i2v.engine.protocol import MemoryNeed, ModelInfo
+from i2v.engine.interface import MemoryNeed, ModelInfo
 from i2v.images import Placement
 from i2v.ui.texts import Say, duration
 

@@ -10,7 +10,7 @@ from PIL import Image
 from i2v.cli import benchmark, commands
 from i2v.cli.benchmark import Benchmark, Run
 from i2v.engine.fake import FakeEngine
-from i2v.engine.protocol import GenerationResult, Progress
+from i2v.engine.interface import GenerationResult, Progress
 from i2v.errors import DoesNotFit
 from i2v.request import GenerateRequest
 

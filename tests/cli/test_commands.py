@@ -25,7 +25,7 @@ from i2v.cli.local import Local
 from i2v.cli.terminal import Display, jobs_lines
 from i2v.client import Client, JobCancelled, Video
 from i2v.engine.fake import FakeEngine
-from i2v.engine.protocol import Progress
+from i2v.engine.interface import Progress
 from i2v.errors import DoesNotFit, ModelUnavailable
 from i2v.flags import flags
 from i2v.jobs.queue import JobQueue

@@ -13,7 +13,7 @@ from PIL import Image
 
 from i2v.engine import Engine, conditioning, memory
 from i2v.engine.conditioning import TextCache, encode_text
-from i2v.engine.protocol import Progress
+from i2v.engine.interface import Progress
 from i2v.errors import FatalEngineError, InvalidOutput, InvalidRequest, JobCancelled, OutOfMemory
 from i2v.images import fit_image
 from i2v.request import GenerateRequest

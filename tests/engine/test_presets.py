@@ -12,7 +12,7 @@ from PIL import Image
 
 from i2v.cli.calibration import psnr
 from i2v.engine import Engine
-from i2v.engine.protocol import GenerationResult, Progress
+from i2v.engine.interface import GenerationResult, Progress
 from i2v.request import GenerateRequest
 from tests.conftest import ASSETS
 

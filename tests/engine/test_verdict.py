@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from i2v.engine import Engine, trained_sizes, verdict
-from i2v.engine.protocol import Frames, ModelInfo
+from i2v.engine.interface import Frames, ModelInfo
 from i2v.errors import InvalidOutput
 from i2v.images import fit_image
 from i2v.request import GenerateRequest

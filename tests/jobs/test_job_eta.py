@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from i2v.engine.protocol import Progress
+from i2v.engine.interface import Progress
 from i2v.jobs.eta import UNKNOWN_PACE_S, Line, Pace
 from i2v.jobs.job import DECODE_STEPS, Job, Status
 from i2v.jobs.running import LEAST_S, Board, Live

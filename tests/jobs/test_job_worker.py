@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from i2v.engine.fake import FakeEngine
-from i2v.engine.protocol import Progress
+from i2v.engine.interface import Progress
 from i2v.errors import (
     FatalEngineError,
     I2VError,

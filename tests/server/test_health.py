@@ -6,7 +6,7 @@ import httpx
 import pytest
 
 from i2v.engine.fake import FakeEngine
-from i2v.engine.protocol import DeviceMemory
+from i2v.engine.interface import DeviceMemory
 from i2v.errors import OutOfMemory
 from i2v.jobs.queue import JobQueue
 from i2v.mutex import GpuMutex

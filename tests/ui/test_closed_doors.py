@@ -16,7 +16,7 @@ from playwright.sync_api import Page, expect
 from starlette.routing import Mount
 
 from i2v.engine.fake import FakeEngine
-from i2v.engine.protocol import GenerationResult
+from i2v.engine.interface import GenerationResult
 from i2v.server.app import create_app
 from i2v.ui.mount.app import check_closed, mount_ui, remember_signatures
 from i2v.ui.mount.assets import may_be_kept

@@ -12,7 +12,7 @@ import requests
 from playwright.sync_api import Page, Request, Route, expect
 
 from i2v.engine.fake import FakeEngine
-from i2v.engine.protocol import ModelInfo
+from i2v.engine.interface import ModelInfo
 from i2v.mutex import GpuMutex
 from tests.ui.conftest import Site, open_advanced
 

@@ -10,7 +10,7 @@ from PIL import Image
 from playwright.sync_api import Page, expect
 
 from i2v.engine.fake import FakeEngine
-from i2v.engine.protocol import ModelInfo
+from i2v.engine.interface import ModelInfo
 from i2v.engine.source import DEMO_FOLDER, read_card
 from i2v.errors import OutOfMemory
 from i2v.mutex import GpuMutex

@@ -6,7 +6,7 @@ from pathlib import Path
 from playwright.sync_api import Page, expect
 
 from i2v.engine.fake import FakeEngine
-from i2v.engine.protocol import MemoryNeed
+from i2v.engine.interface import MemoryNeed
 from i2v.errors import DoesNotFit, OutOfMemory
 from i2v.mutex import GpuMutex
 from i2v.request import GenerateRequest

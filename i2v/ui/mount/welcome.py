@@ -9,7 +9,7 @@ from typing import Any
 
 import gradio as gr
 
-from i2v.engine.protocol import ModelInfo
+from i2v.engine.interface import ModelInfo
 from i2v.jobs.queue import JobQueue
 from i2v.ui.form import GREETED, defaults, ends, examples, quality_of
 from i2v.ui.page import Page
