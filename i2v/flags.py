@@ -6,17 +6,17 @@ variable and a line in the file meet the same ranges and the same words.
 """
 
 import inspect
-import types
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import typer
 from pydantic import BaseModel, SecretStr
 from pydantic.fields import FieldInfo
 
 from i2v.errors import SettingsError
+from i2v.request import plain_type
 from i2v.settings import Settings, load_settings
 
 SHORTER = {"--max-vram-gb": "--max-vram"}  # another name for the same option
@@ -97,7 +97,7 @@ def settings_from(arguments: Sequence[str]) -> Settings | None:
 
 
 def _nested(given: dict[str, Any]) -> dict[str, Any]:
-    """Flat parameters as `load_settings` wants them; what was not given is left to the other sources."""
+    """Flat parameters in the groups of `load_settings`; what was not given is left to the other sources."""
     settings: dict[str, Any] = {}
     for flag in flags():
         value = given.get(flag.parameter)
@@ -131,15 +131,14 @@ def _flag_parameter(flag: Flag, panel: str | None) -> inspect.Parameter:
 
 def _kind(annotation: Any) -> tuple[type, str]:
     """What is typed for a setting: a switch, a repeated value or one value; and its name in the help."""
-    if get_origin(annotation) in (Union, types.UnionType):
-        annotation = next(part for part in get_args(annotation) if part is not type(None))
-    if get_origin(annotation) is tuple:
-        return list, _kind(get_args(annotation)[0])[1]
-    if get_origin(annotation) is Literal:
-        return str, "|".join(get_args(annotation))
-    if annotation is bool:
+    kind = plain_type(annotation)
+    if get_origin(kind) is tuple:
+        return list, _kind(get_args(kind)[0])[1]
+    if get_origin(kind) is Literal:
+        return str, "|".join(get_args(kind))
+    if kind is bool:
         return bool, ""
-    return str, {int: "INTEGER", float: "NUMBER", Path: "PATH"}.get(annotation, "TEXT")
+    return str, {int: "INTEGER", float: "NUMBER", Path: "PATH"}.get(kind, "TEXT")
 
 
 def _help(field: FieldInfo) -> str:

@@ -7,7 +7,8 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import HTMLResponse
 
-from i2v.server.context import public_base
+from i2v.request import PublicLimits, default_of
+from i2v.server.context import context_of, public_base
 
 router = APIRouter()
 
@@ -30,13 +31,13 @@ h2 {{ margin-top: 2rem }} .method {{ font-weight: bold; margin-right: .5rem }} d
 </body></html>"""
 
 _SHELL = """curl {base}/api/predict/ -H 'Content-Type: application/json' -d @- <<EOF
-{{"data": ["data:image/jpeg;base64,$(base64 -w0 photo.jpg)", "the scene at sunset", 512, 16, 8, 50, 9.0]}}
+{{"data": ["data:image/jpeg;base64,$(base64 -w0 photo.jpg)", "the scene at sunset", {values}]}}
 EOF"""
 
 _PYTHON = """import base64, requests
 
 photo = "data:image/jpeg;base64," + base64.b64encode(open("photo.jpg", "rb").read()).decode()
-answer = requests.post("{base}/api/predict/", json={{"data": [photo, "the scene at sunset", 512, 16, 8, 50, 9.0]}})
+answer = requests.post("{base}/api/predict/", json={{"data": [photo, "the scene at sunset", {values}]}})
 print(answer.json()["data"])
 
 from openai import OpenAI
@@ -50,12 +51,12 @@ videos.download_content(video.id).write_to_file("video.mp4")"""
 async def docs(request: Request) -> HTMLResponse:
     """The page; it loads nothing and runs no script."""
     schema = request.app.openapi()
-    base = public_base(request)
+    base, values = public_base(request), _values(context_of(request).settings.limits)
     page = _PAGE.format(
         title=escape(f"{schema['info']['title']} {schema['info']['version']}"),
         summary=escape(schema["info"].get("summary", "")),
-        shell=escape(_SHELL.format(base=base)),
-        python=escape(_PYTHON.format(base=base)),
+        shell=escape(_SHELL.format(base=base, values=values)),
+        python=escape(_PYTHON.format(base=base, values=values)),
         routes="\n".join(
             _route(path, method, operation)
             for path, operations in schema["paths"].items()
@@ -64,6 +65,13 @@ async def docs(request: Request) -> HTMLResponse:
         objects="\n".join(_object(name, found) for name, found in sorted(schema["components"]["schemas"].items())),
     )
     return HTMLResponse(page, headers={"Content-Security-Policy": _CSP})
+
+
+def _values(limits: PublicLimits) -> str:
+    """What follows the prompt in an example: the defaults, at a size that this operator allows."""
+    usual = default_of("width")
+    side = usual if usual in limits.resolutions else limits.resolutions[0]
+    return ", ".join(map(str, (side, *map(default_of, ("num_frames", "fps", "steps", "guidance_scale")))))
 
 
 def _route(path: str, method: str, operation: dict[str, Any]) -> str:

@@ -34,7 +34,7 @@ def last_frame(queue: JobQueue, job: Job) -> Image.Image:
 
 
 def _id_of(body: ExtendVideo, file: bytes | None) -> str:
-    """The job's id; an uploaded file is a stranger's, so all it does is name a job of ours."""
+    """The job's id. Of an uploaded file only the id inside it is used: anybody may have made the rest."""
     if body.video is not None and file is not None:
         raise InvalidRequest("video was sent as a file and as an id; send one", field="video")
     if body.video is not None:

@@ -118,4 +118,5 @@ async def test_docs_show_this_operator_s_sizes(tmp_path):
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as client:
         page = unescape((await client.get("/docs")).text)
     assert "1048576 pixels in all" in page
+    assert page.count('"the scene at sunset", 256, 16, 8, 50, 9.0]') == 2  # 512 would be refused here
     assert "768" not in page.partition('<h3 id="PredictBody">')[2].partition("<h3 id=")[0]
