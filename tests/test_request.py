@@ -110,3 +110,16 @@ def test_the_plain_type_of_a_field_is_what_stands_beside_none() -> None:
         *("width", "height", "num_frames", "fps", "motion_fps", "steps", "seed")
     }
     assert (kinds["guidance_scale"], kinds["prompt"], kinds["negative_prompt"]) == (float, str, str)
+
+
+def test_every_door_has_every_field_of_a_job() -> None:
+    """`/api/predict/` alone has a fixed list, and the page and `/v1/videos` a size for the two sides."""
+    from i2v.cli.options import FIELDS as OPTIONS
+    from i2v.server.video_request import CREATE_VIDEO
+    from i2v.ui.form import Form
+
+    fields = set(GenerateRequest.model_fields)
+    sides = {"width", "height"}
+    assert set(OPTIONS) == fields - {"prompt"}
+    assert fields - sides <= set(CREATE_VIDEO.model_fields)
+    assert set(Form.names()) == fields - sides | {"size", "photo"}
