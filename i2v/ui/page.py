@@ -99,7 +99,7 @@ class Actions:
 
 
 @dataclass(frozen=True, slots=True)
-class Display:
+class StageParts:
     """The right half: what is shown, and what can be done with a finished video."""
 
     stage: gr.HTML
@@ -152,7 +152,7 @@ def build(settings: Settings, queue: JobQueue) -> Page:
                     form, controls = build_form(settings.limits, settings.default_preset)
                     actions = Actions.draw()
                 with gr.Column(scale=7, min_width=320, elem_id="show"):
-                    display = Display.draw()
+                    parts = StageParts.draw()
             foresee: dict[str, Any] = {
                 "fn": with_request(desk.foresee),
                 "inputs": [tab.photo_size, *form.components()],
@@ -165,11 +165,11 @@ def build(settings: Settings, queue: JobQueue) -> Page:
             with gr.Tab(label("tab_system"), id="system") as system_tab:
                 _system(System(settings, queue), form, tabs, system_tab)
         _keep_what_is_typed(blocks, tab, form)
-        _watch(desk, blocks, tab, [banner, display.stage, display.line, timer], timer)
+        _watch(desk, blocks, tab, [banner, parts.stage, parts.line, timer], timer)
         _greet(desk, tab, form, controls)
-        _start_and_stop(desk, tab, form, actions, display)
+        _start_and_stop(desk, tab, form, actions, parts)
         _fill_in(desk, tab, form, controls, actions.notice, foresee)
-        _go_on(desk, results, tab, form, display, actions.notice, foresee)
+        _go_on(desk, results, tab, form, parts, actions.notice, foresee)
     return Page(blocks, form, controls, tab.model, tab.greeted)
 
 
@@ -179,13 +179,13 @@ def _keep_what_is_typed(blocks: gr.Blocks, tab: TabValues, form: Form) -> None:
     gr.on([part.change for part in kept], fn=None, js=KEEP_FORM, inputs=kept)
 
 
-def _watch(desk: Desk, blocks: gr.Blocks, tab: TabValues, parts: list[Any], timer: gr.Timer) -> None:
+def _watch(desk: Desk, blocks: gr.Blocks, tab: TabValues, places: list[Any], timer: gr.Timer) -> None:
     """The one way in which the page learns of anything: it asks `Desk.look`, by a timer and when what is shown changes.
 
-    `parts` in the order of `desk.LOOKED`, without the two that the tab remembers.
+    `places` in the order of `desk.LOOKED`, without the two that the tab remembers.
     """
     linked = gr.Textbox(visible=False)
-    looked = [tab.seen, tab.model, tab.pace, *parts]
+    looked = [tab.seen, tab.model, tab.pace, *places]
     blocks.load(desk.open, [tab.job_id, linked], [tab.job_id, *looked], js=JOB_OF_LINK, **EVENT)
     timer.tick(desk.look, [tab.job_id, tab.seen], looked, **EVENT)
     tab.job_id.change(desk.look, [tab.job_id, tab.seen], looked, **EVENT)
@@ -201,12 +201,12 @@ def _greet(desk: Desk, tab: TabValues, form: Form, controls: Controls) -> None:
     )
 
 
-def _start_and_stop(desk: Desk, tab: TabValues, form: Form, actions: Actions, display: Display) -> None:
+def _start_and_stop(desk: Desk, tab: TabValues, form: Form, actions: Actions, parts: StageParts) -> None:
     for button, start in ((actions.generate, desk.submit), (actions.sweep, desk.sweep)):
         started = button.click(with_request(start), form.components(), [tab.job_id, actions.notice], **RAW)
         started.then(fn=None, js=SHOW_STAGE)
-    display.stage.click(desk.pick, [form.steps, tab.job_id], [tab.job_id, actions.notice], **EVENT)
-    display.cancel.click(desk.cancel, tab.job_id, actions.notice, **EVENT)
+    parts.stage.click(desk.pick, [form.steps, tab.job_id], [tab.job_id, actions.notice], **EVENT)
+    parts.cancel.click(desk.cancel, tab.job_id, actions.notice, **EVENT)
 
 
 def _fill_in(
@@ -236,7 +236,7 @@ def _go_on(
     results: Results,
     tab: TabValues,
     form: Form,
-    shown: Display,
+    shown: StageParts,
     notice: gr.HTML,
     foresee: dict[str, Any],
 ) -> None:

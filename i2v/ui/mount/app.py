@@ -63,7 +63,8 @@ def mount_ui(app: FastAPI, settings: Settings, queue: JobQueue) -> FastAPI:
     check_closed(blocks)
     remember_signatures(blocks)
     # Inside of the layers that guard and stamp.
-    app.user_middleware.append(Middleware(FromMemory, written_for=Welcome(page, words, queue)))
+    welcome = Welcome(blocks, page.form, page.controls, (page.model, page.greeted), words, queue)
+    app.user_middleware.append(Middleware(FromMemory, written_for=welcome))
     return app
 
 

@@ -11,8 +11,7 @@ import gradio as gr
 
 from i2v.engine.interface import ModelInfo
 from i2v.jobs.queue import JobQueue
-from i2v.ui.form import GREETED, defaults, ends, examples, quality_of
-from i2v.ui.page import Page
+from i2v.ui.form import GREETED, Controls, Form, defaults, ends, examples, quality_of
 from i2v.ui.texts import label, speaker
 
 
@@ -20,7 +19,10 @@ from i2v.ui.texts import label, speaker
 class Welcome:
     """Called before a page is sent; the framework writes its pages from `blocks.config`."""
 
-    page: Page
+    blocks: gr.Blocks
+    form: Form
+    controls: Controls
+    names: tuple[gr.Textbox, ...]  # where the tab holds the name of the model
     words: gr.I18n
     queue: JobQueue
     model: ModelInfo | None = None  # the one that the page is written for
@@ -34,7 +36,7 @@ class Welcome:
         return None if self.model is None else self.model.name
 
     def _write(self, model: ModelInfo) -> None:
-        form, controls, values = self.page.form, self.page.controls, defaults(model)
+        form, controls, values = self.form, self.controls, defaults(model)
         for name in GREETED:
             getattr(form, name).value = values[name]
         controls.quality.value = quality_of(model, values["steps"])
@@ -45,8 +47,9 @@ class Welcome:
             self._tell("guidance_kept", ends(model.guidance_range))
         controls.examples.samples = controls.examples.raw_samples = examples(model)
         controls.examples.visible = bool(model.vocabulary)
-        self.page.model.value = self.page.greeted.value = model.name
-        self.page.blocks.config = self.page.blocks.get_config_file()
+        for holder in self.names:
+            holder.value = model.name
+        self.blocks.config = self.blocks.get_config_file()
 
     def _tell(self, key: str, values: dict[str, str]) -> None:
         """Fill in the numbers of a sentence that the browser translates."""
