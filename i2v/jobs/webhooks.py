@@ -1,7 +1,7 @@
 """Tells an address of the caller's choice that a job has ended: signed, retried, remembered over restarts.
 
 The signature is that of Standard Webhooks, which OpenAI's clients verify. Addresses inside this network are refused
-unless the operator allows them, because the server would otherwise knock on its neighbours' doors for strangers.
+unless the operator allows them: otherwise strangers could reach other machines here through this server.
 """
 
 import asyncio
@@ -36,7 +36,7 @@ BACK_OFF_S = (1.0, 5.0, 30.0, 120.0, 600.0, 3600.0)
 CALLS = 16  # at the same time
 CONNECT_S = 10.0
 LOOK_AGAIN_S = 60.0  # how often the table is asked in any case: an earlier look may have failed
-TOTAL_S = 20.0  # an address that drips its answer is cut off
+TOTAL_S = 20.0  # for the whole call, also where the answer comes byte by byte
 
 
 class Refused(Exception):

@@ -1,7 +1,7 @@
 """Puts the server together: routes, layers, error handlers, and a lifespan that starts and stops the queue.
 
-Nothing happens at import. The web page is mounted by `i2v.ui` after everything else, because a mount at `/` takes
-every path that no route before it has taken.
+Nothing happens at import. The web page is mounted by `i2v.ui` last, because a mount at `/` takes every path that no
+route before it has taken.
 """
 
 from collections.abc import AsyncIterator
@@ -113,7 +113,7 @@ def _refuse_the_rest(app: FastAPI) -> None:
 
 
 class _OtherMethod:
-    """Answers whatever method the routes of a path do not take."""
+    """Answers 405 to each method that the routes of a path do not take."""
 
     def __init__(self, allowed: set[str]) -> None:
         self.allow = ", ".join(sorted(allowed))

@@ -1,6 +1,6 @@
 """Reads a request body and its JSON, strictly and without ever building more than a request can hold.
 
-Knows no dialect: what the values mean is the business of `predict_request.py` and `videos.py`.
+What the values mean is for `predict_request.py` and `videos.py` to say.
 """
 
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ MAX_VALUES = 20_000
 
 
 def refuse_compressed(request: Request) -> None:
-    """A small compressed body can unpack to any size, and no client needs it: `BadRequest`."""
+    """Raises `BadRequest` for a compressed body: a small one can unpack to any size, and no client needs it."""
     encoding = request.headers.get("content-encoding", "identity").strip().lower()
     if encoding not in ("", "identity"):
         raise BadRequest("compressed request bodies are not taken; send the body without Content-Encoding")
@@ -33,7 +33,7 @@ async def read_body(request: Request) -> bytes:
 
 @contextmanager
 def whole() -> Iterator[None]:
-    """`BadRequest` for a client that goes away while its body is read: nobody reads it, but the log is not alarmed."""
+    """Raises `BadRequest` for a client that goes away while its body is read: an expected end, without a traceback."""
     try:
         yield
     except ClientDisconnect:
@@ -41,8 +41,9 @@ def whole() -> Iterator[None]:
 
 
 def parse_json(data: bytes) -> object:
-    """The value of a JSON text in UTF-8 (a byte order mark is skipped). NaN and Infinity come back as floats, so
-    that the reader of the field they stand in can name it; the last of duplicate keys counts.
+    """The value of a JSON text in UTF-8 (a byte order mark is skipped); of two equal keys the last one counts.
+
+    NaN and Infinity come back as floats, so that whoever reads their field can name it. Raises `BadRequest`.
     """
     if data[:2] == b"\x1f\x8b":
         raise BadRequest("the body is gzip data; send it uncompressed")
@@ -50,7 +51,7 @@ def parse_json(data: bytes) -> object:
         raise BadRequest("the body is UTF-16; JSON is sent as UTF-8")
     data = data.removeprefix(b"\xef\xbb\xbf")
     if not data.strip():
-        raise BadRequest("the body is empty; a JSON object is wanted")
+        raise BadRequest("the body is empty; send a JSON object")
     if data.count(b",") > MAX_VALUES:
         raise BadRequest(f"the body holds more than {MAX_VALUES} values")
     try:

@@ -86,7 +86,7 @@ def in_memory(data: bytes) -> Source:
 
 
 def ranged(request: Request, source: Source, headers: dict[str, str]) -> Response:
-    """200, 206, 304 or 416, as the request's conditions and its range ask."""
+    """200, 206, 304 or 416, by the request's conditions and its range. Closes `source` when it is not sent."""
     headers = {**headers, "ETag": source.etag, "Accept-Ranges": "bytes", "Cache-Control": "private, no-cache"}
     if _matches(request.headers.get("if-none-match", ""), source.etag):
         source.close()
@@ -105,7 +105,7 @@ def ranged(request: Request, source: Source, headers: dict[str, str]) -> Respons
 
 
 def parse_range(value: str, size: int) -> tuple[int, int] | None:
-    """First byte and the one after the last; empty when the range lies outside; None for what is to be ignored.
+    """First byte and the one after the last; an empty range when it lies outside; None for one to be ignored.
 
     RFC 9110 lets a server ignore ranges it does not understand, and several at once, and answer with the whole.
     """
@@ -139,7 +139,7 @@ class _Pieces(Response):
             offset = self.start
             while offset < self.end:
                 piece = await run_in_threadpool(self.source.read, offset, min(_CHUNK, self.end - offset))
-                if not piece:  # the file was cut short meanwhile; the connection ends, as the client must notice
+                if not piece:  # the file became shorter; the connection ends, so that the client notices
                     return
                 offset += len(piece)
                 await send({"type": "http.response.body", "body": piece, "more_body": offset < self.end})

@@ -1,4 +1,4 @@
-"""`/livez`, `/readyz` and `/metrics`: what an operator's machinery asks. None of them enqueues work."""
+"""`/livez`, `/readyz` and `/metrics`, for whoever watches the server. None of them enqueues work."""
 
 from typing import Any
 

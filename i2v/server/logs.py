@@ -18,7 +18,7 @@ def configure_logging(level: Literal["debug", "info", "warning", "error"], *, as
     handler.setFormatter(JSONLines() if as_json else TextLines())
     root = logging.getLogger()
     root.handlers[:] = [handler]
-    root.setLevel(max(logging.INFO, _number(level)))  # libraries at debug level drown everything else
+    root.setLevel(max(logging.INFO, _number(level)))  # at debug level libraries write too much
     logging.getLogger("i2v").setLevel(_number(level))
     for chatty in ("uvicorn", "httpx", "httpcore", "huggingface_hub", "filelock"):
         logging.getLogger(chatty).setLevel(max(logging.WARNING, _number(level)))
@@ -29,7 +29,7 @@ def _number(level: str) -> int:
 
 
 def one_line(text: str) -> str:
-    """The text with everything that is not printable escaped, line breaks first of all."""
+    """The text with everything that is not printable escaped, line breaks included."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 

@@ -35,7 +35,7 @@ class Metrics:
             registry=self.registry,
         )
         self.out_of_memory = Counter(  # apart from the above, because it is there, as 0, before the first one
-            "i2v_out_of_memory_total", "Jobs that ended for want of memory in this process.", registry=self.registry
+            "i2v_out_of_memory_total", "Jobs that ended in this process because memory ran out.", registry=self.registry
         )
         self.stages = Histogram(
             "i2v_job_stage_seconds",
@@ -91,7 +91,7 @@ class _QueueCollector(Collector):
         yield CounterMetricFamily("i2v_starts", "Starts of a server on this data.", value=starts.number)
         yield CounterMetricFamily(
             "i2v_starts_after_death",
-            "Starts that followed a server which had not ended in good order.",
+            "Starts after a server that did not end properly.",
             value=starts.after_death,
         )
         if (memory := self.queue.device_memory()) is not None:

@@ -1,6 +1,6 @@
-"""The outermost ASGI layers: a request id and fixed headers on every answer, JSON for what nobody expected.
+"""The outermost ASGI layers: a request id and fixed headers on every answer, and JSON for an unexpected error.
 
-They cover the mounted web page too. They know nothing of who may ask; that is `security.py`.
+They cover the mounted web page too. Who may ask is decided in `security.py`.
 """
 
 import logging
@@ -56,8 +56,8 @@ class Stamp:
         try:
             await self.app(scope, receive, stamped)
         except Exception as error:
-            if 0 < status < 500:  # it broke off in the middle; all that can be done is to end the connection
-                log.warning("an answer broke off: %s", error, extra={"request": its_id})
+            if 0 < status < 500:  # it stopped in the middle; all that can be done is to end the connection
+                log.warning("an answer stopped in the middle: %s", error, extra={"request": its_id})
                 return
             log.exception("unexpected error", extra={"request": its_id})
             if not status:

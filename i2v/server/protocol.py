@@ -1,4 +1,4 @@
-"""uvicorn's HTTP protocol with the bounds it lacks: silent, dripping and never-reading clients are let go.
+"""uvicorn's HTTP protocol with the bounds it lacks: clients that send nothing, too slowly, or do not read are cut off.
 
 Written against uvicorn 0.54's `HttpToolsProtocol` (a C parser: a request costs less than half of what it costs with the
 one in Python). Four rules: the head and the body of a request each arrive within `receive_timeout_s`; a head names one
@@ -130,7 +130,7 @@ class BoundedProtocol(HttpToolsProtocol):
         return b""
 
     def _look(self) -> None:
-        """Let a client go that has had to do the same for too long. Runs while the connection lives."""
+        """Cut off a client that has had to do the same for too long. Runs as long as the connection is open."""
         self._note()
         if self._awaited is not None and self.loop.time() - self.since >= self.timeout_s:
             self._give_up(self._awaited[0])
@@ -169,7 +169,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self.transport.close()
 
     def _abandon(self) -> bool:
-        """Tell the requests that wait for an answer that it has nowhere to go. Returns whether one was under way."""
+        """Tell the request that is being answered that its client is gone. Returns whether its answer has begun."""
         cycle = self._answering
         self.pipeline.clear()
         if cycle is None or cycle.response_complete:

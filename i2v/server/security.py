@@ -55,14 +55,14 @@ class HeadGuard:
 
 
 def check_size(scope: Scope) -> None:
-    """No client needs more than a few kilobytes of address and headers."""
+    """Raises `BadRequest` for too long an address and headers; no client needs more than a few kilobytes."""
     headers, target = scope["headers"], len(scope.get("raw_path") or b"") + len(scope["query_string"])
     if len(headers) > MAX_HEADERS or target + sum(len(name) + len(value) for name, value in headers) > MAX_HEAD:
         raise BadRequest(f"the address and the headers are too long; at most {MAX_HEADERS} headers, {MAX_HEAD} bytes")
 
 
 def check_host(headers: Headers, allowed: frozenset[str]) -> None:
-    """Loopback names, IP literals and configured names pass, and so does a client too old to send Host.
+    """Raises `Forbidden` for a Host that is no loopback name, IP literal or configured name; HTTP/1.0 may send none.
 
     A page of another site whose name was made to resolve to this machine sends its own name, and is refused.
     """
@@ -75,7 +75,8 @@ def check_host(headers: Headers, allowed: frozenset[str]) -> None:
 
 
 def check_origin(headers: Headers, own: set[str]) -> None:
-    """A browser says where a request comes from; programs say nothing, and pass.
+    """Raises `Forbidden` for a page of another site. A browser says where a request comes from; programs do not, and
+    pass.
 
     `Sec-Fetch-Site` cannot be set by a page. Browsers leave it out on plain-http addresses, where `Origin` decides.
     """
@@ -101,10 +102,13 @@ def _netloc(origin: str) -> str:
 
 
 def check_token(headers: Headers, token: bytes) -> None:
-    """`Authorization: Bearer TOKEN`, or `Basic` with the token as password: that is how a browser logs in."""
+    """Takes `Authorization: Bearer TOKEN`, or `Basic` with the token as password, as a browser logs in.
+
+    Raises `Unauthorized` for anything else.
+    """
     given = _given_token(headers.get("authorization", ""))
     if not hmac.compare_digest(given, token):
-        raise Unauthorized("a valid token is wanted: Authorization: Bearer TOKEN")
+        raise Unauthorized("this server needs a valid token: Authorization: Bearer TOKEN")
 
 
 def _given_token(authorization: str) -> bytes:
@@ -155,7 +159,7 @@ class _TooLarge(Exception):
 
 
 class BodyLimit:
-    """Bodies of at most `max_body_mb`: a larger declared one is refused unread, a longer chunked one on the way.
+    """Bodies of at most `max_body_mb`. A larger declared one is refused unread, a chunked one as soon as it is larger.
 
     The framework's own limit answers in plain text; this one keeps the server's error form.
     """

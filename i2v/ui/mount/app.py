@@ -71,8 +71,8 @@ def mount_ui(app: FastAPI, settings: Settings, queue: JobQueue) -> FastAPI:
 def _own_upload_folder() -> None:
     """Uploads go to a folder that this process alone reads and that goes with it.
 
-    Gradio's default is one folder for all users and servers of a machine, files named by their content: a server that
-    stops removes the same photo under the feet of another. It takes the folder from the environment only.
+    Gradio's default is one folder for all users and servers of a machine, with files named by their content: a server
+    that stops removes a photo that another one uses. It takes the folder from the environment only.
     """
     if "GRADIO_TEMP_DIR" not in os.environ:
         os.environ["GRADIO_TEMP_DIR"] = str(own_folder(Path(tempfile.gettempdir())))
@@ -95,7 +95,7 @@ class _Undescribed(BlocksConfig):
 
 def keep_sessions_light(blocks: gr.Blocks) -> None:
     """The framework describes each component anew for each visitor, for links that bring a session back
-    (`gr.DeepLinkButton`): half of what a visit's events cost, for something that this page has not.
+    (`gr.DeepLinkButton`). That is half of what a visit's events cost, and this page has no such links.
     """
     blocks.default_config.__class__ = _Undescribed
 
