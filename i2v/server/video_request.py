@@ -10,7 +10,7 @@ from typing import Annotated, Any, TypeVar
 
 from fastapi import Request
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model
 from pydantic.fields import FieldInfo
 from starlette.datastructures import FormData, UploadFile
 
@@ -28,7 +28,16 @@ _INTEGER = re.compile(r"-?[0-9]{1,16}", re.ASCII)
 _NUMBER = re.compile(r"-?[0-9]{1,9}(?:\.[0-9]{1,9})?", re.ASCII)
 
 Prompt = Annotated[str, Public(1, MAX_PROMPT)]
-Seconds = str | int | float
+
+
+def _number_or_text(value: object) -> object:
+    """One refusal in place of one for each type that a length may have."""
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise ValueError('must be a number or its digits as a text, such as "4"')
+    return value
+
+
+Seconds = Annotated[str | int | float, BeforeValidator(_number_or_text)]
 
 
 class _Body(BaseModel):

@@ -153,6 +153,7 @@ REFUSED = {
     "size too small": ({"size": "8x8"}, "size"),
     "long": ({"num_frames": None, "seconds": "12"}, "seconds"),
     "no seconds": ({"num_frames": None, "seconds": "0"}, "seconds"),
+    "seconds as a boolean": ({"num_frames": None, "seconds": True}, "seconds"),
     "seconds in words": ({"num_frames": None, "seconds": "four"}, "seconds"),
     "both lengths": ({"num_frames": 9, "seconds": "1"}, "num_frames"),
     "seconds at no fps": ({"num_frames": None, "seconds": "2", "fps": 0}, "fps"),
@@ -169,6 +170,7 @@ async def test_a_refusal_names_its_field_in_openais_form(create, case):
     error = answer.json()["error"]
     assert set(error) == {"message", "type", "param", "code"}
     assert error["param"].split(".")[0] == field
+    assert field != "seconds" or error["param"] == field  # it was told as `seconds.str`
     assert error["type"] == "invalid_request_error"
     assert len(answer.content) < 600
     assert answer.headers["x-request-id"]
