@@ -89,7 +89,7 @@ def fits(engine: Any, request: GenerateRequest) -> bool:
 
 
 def run_out(engine: Any, request: GenerateRequest, photo: Image.Image, cuda: bool, times: int | None = None) -> str:
-    """What became of the job: OutOfMemory or the plan. The check at the door is passed by: the failure is wanted.
+    """What became of the job: OutOfMemory or the plan. The check before a job is left out, so that the job does fail.
 
     `times` counts a rehearsal's failures, None is always.
     """

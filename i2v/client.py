@@ -220,6 +220,7 @@ class Client:
         return self._video(_body(answer))
 
     def get(self, id: str) -> Video:
+        """The job as it stands now. Raises `NotFound`."""
         return self._video(_body(self._send("GET", _path(id))))
 
     def wait(self, id: str, *, on_progress: OnProgress | None = None, timeout: float | None = None) -> Video:

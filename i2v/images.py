@@ -25,7 +25,7 @@ MAX_PARTS = (
 )
 MAX_ICC_CHUNKS = 4  # PNG allows one; Pillow inflates each of them
 
-# A 50-megapixel photo takes up to 0.5 GB while it is decoded: two at a time, whoever asks.
+# A 50-megapixel photo takes up to 0.5 GB while it is decoded: two at a time in the whole process.
 _DECODING = threading.BoundedSemaphore(2)
 
 _PREFIX = re.compile(r"\s*data:(?P<type>[\w.+-]+/[\w.+-]+)?(?:;[\w.-]+=[\w.+-]+)*;base64,", re.IGNORECASE | re.ASCII)

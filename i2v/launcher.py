@@ -35,6 +35,7 @@ class Tee:
         self._streams = list(streams)
 
     def write(self, data: bytes) -> None:
+        """To every stream that still takes it."""
         for stream in list(self._streams):
             try:
                 stream.write(data)
@@ -43,6 +44,7 @@ class Tee:
                 self._streams.remove(stream)
 
     def line(self, text: str) -> None:
+        """One line of text."""
         self.write(f"{text}\n".encode())
 
 

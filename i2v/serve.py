@@ -149,7 +149,7 @@ def _warn(settings: Settings) -> None:
     token = settings.api_token.get_secret_value() if settings.api_token else None
     if token is None and settings.host not in _LOOPBACK:
         log.warning("=" * 78)
-        log.warning("OPEN TO THE NETWORK WITHOUT A TOKEN: whoever reaches %s can use this server,", settings.host)
+        log.warning("OPEN TO THE NETWORK WITHOUT A TOKEN: anyone who reaches %s can use this server,", settings.host)
         log.warning("see every photo and video, and delete them. Set I2V_API_TOKEN to close it.")
         log.warning("=" * 78)
     elif token is not None and len(token) < SHORT_TOKEN:

@@ -31,13 +31,16 @@ class Run:
 
     @property
     def seconds(self) -> float:
+        """All stages together."""
         return sum(self.stage_seconds.values())
 
     @property
     def step_seconds(self) -> float:
+        """Mean time of a denoising step."""
         return self.stage_seconds["denoise"] / self.steps
 
     def raw(self) -> dict[str, Any]:
+        """All numbers, for `--json`."""
         return asdict(self) | {"seconds": self.seconds, "step_seconds": self.step_seconds}
 
 

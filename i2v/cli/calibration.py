@@ -43,6 +43,7 @@ class Calibration:
 
     @property
     def best(self) -> Trial:
+        """The trial whose first frame is closest to the photo."""
         return max(self.trials, key=lambda trial: trial.psnr)
 
     @property

@@ -150,6 +150,8 @@ def inspect(
 
 
 class Action(StrEnum):
+    """What `i2v jobs` does."""
+
     LIST = "list"
     SHOW = "show"
     CANCEL = "cancel"

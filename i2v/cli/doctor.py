@@ -1,4 +1,4 @@
-"""What a newcomer's machine must have before the server starts, one `Check` a line. Changes nothing it looks at.
+"""What a machine must have before the server starts, one `Check` a line. Changes nothing it looks at.
 
 Imports torch only while it runs. Called by `i2v doctor` and by the launcher.
 """
@@ -67,6 +67,7 @@ def _guarded(name: str, check: Callable[[], Check]) -> Check:
 
 
 def check_python(version: tuple[int, int] = (sys.version_info[0], sys.version_info[1])) -> Check:
+    """Is this a Python that the package runs on?"""
     text = ".".join(map(str, version))
     if (3, 11) <= version <= (3, 13):
         return Check("python", True, f"Python {text}")
@@ -74,6 +75,7 @@ def check_python(version: tuple[int, int] = (sys.version_info[0], sys.version_in
 
 
 def check_torch() -> Check:
+    """Can torch be imported, and was it built for CUDA?"""
     try:
         torch = importlib.import_module("torch")
     except (ImportError, OSError) as error:  # OSError: a CUDA library that the driver does not match
@@ -83,6 +85,7 @@ def check_torch() -> Check:
 
 
 def check_device(settings: Settings) -> Check:
+    """The device that the settings name, and its free memory."""
     from i2v.engine import device_memory, source
     from i2v.errors import ModelUnavailable
 
@@ -122,7 +125,7 @@ def check_steps(settings: Settings) -> Check:
 
 def check_kernels(settings: Settings) -> Check:
     """Which fused kernels will serve, each examined on the device; one that is left out costs time, no result."""
-    from i2v.engine import source, weights
+    from i2v.engine import source
     from i2v.engine.unet import fused
     from i2v.errors import ModelUnavailable
 
@@ -133,7 +136,7 @@ def check_kernels(settings: Settings) -> Check:
     if device.type != "cuda":
         return Check("kernels", True, f"native ({device.type}: the fused ones are for CUDA)")
     return Check(
-        "kernels", True, "; ".join(map(str, fused.report(device, weights.choose_dtype(settings.dtype, device))))
+        "kernels", True, "; ".join(map(str, fused.report(device, source.choose_dtype(settings.dtype, device))))
     )
 
 
@@ -204,6 +207,7 @@ def check_model(settings: Settings) -> Check:
 
 
 def check_port(host: str, port: int) -> Check:
+    """Can a server listen here? Names the process that holds the port."""
     if port == 0:
         return Check("port", True, "a free port is taken at start")
     try:

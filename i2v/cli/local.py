@@ -65,6 +65,7 @@ class Local:
         return replace(job, result=result, completed_at=datetime.now(UTC))
 
     def close(self) -> None:
+        """Free the engine."""
         self.engine.close()
 
 

@@ -194,6 +194,6 @@ def test_the_kernels_are_reported_where_they_can_run(monkeypatch: pytest.MonkeyP
 
     assert "native (cpu" in doctor.check_kernels(Settings(device="cpu")).text
     monkeypatch.setattr(source, "choose_device", lambda wanted: torch.device("cuda:0"))
-    verdict = fused.Verdict("gates", False, "it failed here")
+    verdict = fused.KernelChoice("gates", False, "it failed here")
     monkeypatch.setattr(fused, "report", lambda device, dtype: [verdict] * (dtype == torch.float16))
     assert doctor.check_kernels(Settings()).text == str(verdict)
