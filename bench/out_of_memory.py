@@ -22,6 +22,7 @@ from random_models import engine as random_engine
 from i2v.engine import device_memory, memory
 from i2v.engine.faster_steps import Accelerator
 from i2v.errors import DoesNotFit, OutOfMemory
+from i2v.notes import say
 from i2v.request import GenerateRequest
 
 ROOM = 1.5 * 2**30  # bytes beside the weights under the cap
@@ -46,8 +47,8 @@ def main() -> int:
     report: dict[str, Any] = {"device": options.device, "model": options.model}
 
     first = engine.generate(small, photo)  # warm: workspaces are there
-    report["plan"], report["stage_seconds"] = first.plan, first.stage_seconds
-    report["steps"] = engine.steps.report()
+    report["plan"], report["stage_seconds"] = first.plan and say(first.plan), first.stage_seconds
+    report["steps"] = [[say(note) for note in notes] for notes in engine.steps.report()]
     engine.steps.drop()
     device_memory.recover(engine.device)
     before = allocated(options.device)
@@ -123,7 +124,7 @@ def attempt(engine: Any, request: GenerateRequest, photo: Image.Image) -> str:
         result = engine.generate(request, photo)
     except OutOfMemory:
         return "OutOfMemory"
-    return f"it fitted: {result.plan}"
+    return f"it fitted: {result.plan and say(result.plan)}"
 
 
 def compare(engine: Any, request: GenerateRequest, photo: Image.Image, device: str) -> dict[str, Any]:

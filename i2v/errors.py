@@ -33,18 +33,24 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
+from i2v.notes import Note, say
+
 EXIT_RESTART = 86  # the process asks its launcher to start it again
 
 
 class I2VError(Exception):
-    """Base of all. `field` is the request field at fault, `retry_after` whole seconds."""
+    """Base of all. `field` is the request field at fault, `retry_after` whole seconds.
+
+    `message` is a sentence; an error that was made from a note keeps it, so that the page says it in its own language.
+    """
 
     status: ClassVar[int] = 500
     code: ClassVar[str] = "internal_error"
 
-    def __init__(self, message: str, *, field: str | None = None, retry_after: int | None = None) -> None:
-        super().__init__(message)
-        self.message = message
+    def __init__(self, message: Note | str, *, field: str | None = None, retry_after: int | None = None) -> None:
+        self.message = say(message)
+        super().__init__(self.message)
+        self.note = message if isinstance(message, Note) else None
         self.field = field
         self.retry_after = retry_after
 
@@ -106,7 +112,7 @@ class TooManyJobs(I2VError):
 class Unavailable(I2VError):
     status, code = 503, "unavailable"
 
-    def __init__(self, message: str, *, field: str | None = None, retry_after: int = 5) -> None:
+    def __init__(self, message: Note | str, *, field: str | None = None, retry_after: int = 5) -> None:
         super().__init__(message, field=field, retry_after=retry_after)
 
 
@@ -161,7 +167,7 @@ class ModelUnavailable(Exception):
 def _tree(root: type[I2VError]) -> dict[str, type[I2VError]]:
     found = {root.code: root}
     for child in root.__subclasses__():
-        found |= _tree(child)
+        found = _tree(child) | found  # a subclass without a code of its own stands behind its parent
     return found
 
 

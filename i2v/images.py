@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image, ImageCms
 
 from i2v.errors import InvalidImage
+from i2v.notes import Note
 
 FORMATS = ("PNG", "JPEG", "WEBP")  # anything else Pillow could open is more attack surface than use
 MIN_SIDE = 16  # pixels; smaller is a tracking dot or a mistake, and the model sees nothing in it
@@ -120,21 +121,18 @@ class Placement:
         cut = max(left, top, self.source[0] - right, self.source[1] - bottom)
         return cut <= 1 and self.inside == (0, 0, *self.size)
 
-    def describe(self) -> str:
-        """One readable sentence for the summary."""
-        photo, video = f"{self.source[0]}x{self.source[1]}", f"{self.size[0]}x{self.size[1]}"
+    def note(self) -> Note:
+        """What was done to the photo, sizes in pixels."""
         if self.source == self.size:
-            return f"The photo has the size of the video ({video})."
+            return Note("photo_unchanged", {"video": self.size})
         if self.is_whole:
-            return f"The whole photo ({photo}) was scaled to {video}."
+            return Note("photo_scaled", {"photo": self.source, "video": self.size})
         if self.fit == "pad":
-            wide, high = self.inside[2] - self.inside[0], self.inside[3] - self.inside[1]
-            return f"The whole photo ({photo}) was scaled to {wide}x{high} and given black borders to {video}."
+            inside = (self.inside[2] - self.inside[0], self.inside[3] - self.inside[1])
+            return Note("photo_padded", {"photo": self.source, "inside": inside, "video": self.size})
         left, top, right, bottom = self.box
-        return (
-            f"The photo ({photo}) was cropped to its middle {round(right - left)}x{round(bottom - top)} "
-            f"and scaled to {video}."
-        )
+        middle = (round(right - left), round(bottom - top))
+        return Note("photo_cropped", {"photo": self.source, "middle": middle, "video": self.size})
 
 
 def fit_image(

@@ -8,6 +8,7 @@ import os
 from i2v.engine.fake import FakeEngine, failing
 from i2v.engine.interface import EngineProtocol, ModelInfo, OnLoad
 from i2v.mutex import GpuMutex, lock_file_for
+from i2v.notes import Note
 from i2v.settings import Settings
 
 
@@ -15,7 +16,7 @@ def load_engine(settings: Settings, on_load: OnLoad) -> EngineProtocol:
     """The engine that `settings.model` names. Raises `ModelUnavailable`, and `SettingsError` for a bad presets file."""
     if settings.model == "fake":
         return FakeEngine(step_s=settings.fake.step_s, fault=failing(settings.fake.fail, settings.fake.fail_step))
-    on_load("importing the engine", None)
+    on_load(Note("importing"), None)
     let_threads_sleep()
     from i2v.engine.engine import Engine
     from i2v.presets import read_presets

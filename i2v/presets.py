@@ -1,6 +1,6 @@
 """What a preset changes in sampling: the three of the package, or those of a file like `configs/presets.yaml`.
 
-Numbers and words alone, and no torch: `engine.sampler` walks as they say, the page and the results put them into words.
+Numbers alone, and no torch: `engine.sampler` walks as they say, results and the page say what they approximate.
 """
 
 from collections.abc import Mapping
@@ -12,6 +12,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from i2v.errors import SettingsError, refusals
+from i2v.notes import Note
 from i2v.request import Preset
 
 Solver = Literal["ddim", "dpm++2m", "unipc"]
@@ -42,24 +43,52 @@ class Sampling:
         first, last = self.guidance_interval
         return first <= index / steps < last
 
-    def approximates(self, asked: int, *, guided: bool = True) -> str:
-        """What stands in for the reference (DDIM, every step guided and whole), as a sentence's end; empty if nothing.
+    def approximates(self, asked: int, *, guided: bool = True) -> list[Note]:
+        """What stands in for the reference (DDIM, every step guided and whole) in a job of `asked` steps.
 
         `guided` False leaves out what only changes guidance.
         """
         steps = self.steps(asked)
         said = []
         if (self.solver, steps) != ("ddim", asked):
-            said.append(f"{SOLVERS[self.solver]} in {steps} steps stands in for DDIM in {asked}")
+            said.append(Note("solver", {"solver": SOLVERS[self.solver], "steps": steps, "asked": asked}))
         marked = [index + 1 for index in range(steps) if self.guides(index, steps)]
-        if guided and len(marked) < steps:
-            said.append(f"guidance in steps {marked[0]} to {marked[-1]} only" if marked else "no step is guided")
-        if guided and self.guidance_rescale:
-            said.append(f"guidance rescaled by {self.guidance_rescale:g}")
+        if guided and not marked:
+            said.append(Note("guidance_nowhere"))
+        elif guided and len(marked) < steps:
+            said.append(Note("guidance_steps", {"first": marked[0], "last": marked[-1]}))
+        if guided:
+            said += self._rescaled()
         interval, branch = self.deep_cache
         if interval > 1:
-            said.append(f"one step in {interval} is whole, the others reuse deep features (DeepCache, branch {branch})")
-        return "; ".join(said)
+            said.append(Note("deep_cache", {"interval": interval, "branch": branch}))
+        return said
+
+    def approximates_in_general(self) -> list[Note]:
+        """The same for any number of steps."""
+        said = []
+        solver, most = SOLVERS[self.solver], self.max_steps
+        if most is not None:
+            said.append(Note("solver_at_most", {"solver": solver, "most": most}))
+        elif self.solver != "ddim":
+            said.append(Note("solver_as_asked", {"solver": solver}))
+        first, last = (round(100 * end) for end in self.guidance_interval)
+        if (first, last) != (0, 100):
+            said.append(Note("guidance_part", {"first": first, "last": last}))
+        said += self._rescaled()
+        interval, _ = self.deep_cache
+        return [*said, Note("deep_features", {"interval": interval})] if interval > 1 else said
+
+    def _rescaled(self) -> list[Note]:
+        return [Note("guidance_rescaled", {"by": self.guidance_rescale})] if self.guidance_rescale else []
+
+
+def described(name: Preset, sampling: Sampling) -> Note:
+    """What a preset approximates, whatever steps a job has."""
+    if name == "exact":
+        return Note("preset_described", {"preset": name, "parts": [Note("reference")]})
+    parts = sampling.approximates_in_general() or [Note("as_exact")]
+    return Note("preset_described", {"preset": name, "parts": parts})
 
 
 EXACT = Sampling("ddim")

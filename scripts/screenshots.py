@@ -33,6 +33,7 @@ from i2v.errors import OutOfMemory  # noqa: E402
 from i2v.jobs.job import Job  # noqa: E402
 from i2v.jobs.queue import JobQueue  # noqa: E402
 from i2v.mutex import GpuMutex  # noqa: E402
+from i2v.notes import Note  # noqa: E402
 from i2v.request import GenerateRequest  # noqa: E402
 from i2v.server.app import create_app  # noqa: E402
 from i2v.settings import Settings  # noqa: E402
@@ -276,7 +277,8 @@ def other_states(camera: Camera, url: str, job: Job) -> None:
 
 def still_loading(camera: Camera) -> None:
     with served(None) as (url, queue):
-        queue.report_loading("downloading unet/diffusion_pytorch_model.fp16.safetensors", 0.42)
+        values = {"repo": "ali-vilab/i2vgen-xl", "done_gb": 2.94, "total_gb": 7.0}
+        queue.report_loading(Note("downloading", values), 0.42)
         page = camera.open(url)
         fill(page, "coffee", "the scene at sunset")
         camera.take(page, "loading")

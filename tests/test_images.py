@@ -20,6 +20,7 @@ from PIL import Image, ImageCms
 from i2v import images
 from i2v.errors import InvalidImage
 from i2v.images import decode, decode_data_url, fit_image, place, to_rgb
+from i2v.notes import say
 
 ASSETS = Path(__file__).parent / "assets"
 MAX = 50_000_000
@@ -565,7 +566,7 @@ def test_the_crop_takes_the_middle(photo: Image.Image) -> None:
     )
     assert placement.box == (80.0, 0.0, 560.0, 480.0)
     assert not placement.is_whole
-    assert placement.describe() == "The photo (640x480) was cropped to its middle 480x480 and scaled to 240x240."
+    assert say(placement.note()) == "The photo (640x480) was cropped to its middle 480x480 and scaled to 240x240."
 
 
 def test_the_box_is_where_the_picture_came_from() -> None:
@@ -583,12 +584,12 @@ def test_a_photo_of_the_same_size_is_not_touched(photo: Image.Image) -> None:
         fitted, placement = fit_image(photo, *photo.size, fit)
         assert np.array_equal(np.asarray(fitted), np.asarray(photo))
         assert placement.is_whole
-        assert placement.describe() == "The photo has the size of the video (640x480)."
+        assert say(placement.note()) == "The photo has the size of the video (640x480)."
 
 
 def test_a_photo_of_the_same_shape_is_said_to_be_whole(photo: Image.Image) -> None:
     _, placement = fit_image(photo, 320, 240)
-    assert placement.describe() == "The whole photo (640x480) was scaled to 320x240."
+    assert say(placement.note()) == "The whole photo (640x480) was scaled to 320x240."
 
 
 def test_padding_shows_the_whole_photo(photo: Image.Image) -> None:
@@ -596,7 +597,7 @@ def test_padding_shows_the_whole_photo(photo: Image.Image) -> None:
     assert placement.inside == (0, 32, 256, 224)
     assert placement.box == (0, 0, 640, 480)
     assert np.asarray(fitted)[:32].max() == 0
-    assert "256x192 and given black borders to 256x256" in placement.describe()
+    assert "256x192 and given black borders to 256x256" in say(placement.note())
 
 
 def test_enlarging_is_smooth() -> None:

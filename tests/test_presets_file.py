@@ -12,6 +12,7 @@ from i2v.cli.doctor import check_steps
 from i2v.engine import Engine
 from i2v.errors import ModelUnavailable, SettingsError
 from i2v.loading import load_engine
+from i2v.notes import say
 from i2v.presets import PRESETS, PresetValues, Sampling, read_presets
 from i2v.request import GenerateRequest
 from i2v.settings import Settings
@@ -102,6 +103,6 @@ def test_the_engine_samples_as_the_file_says_and_the_result_says_it_too(tmp_path
     seen: list[str] = []
     result = engine.generate(job, photo, on_step=lambda progress: seen.append(progress.stage))
     assert seen.count("denoise") == 2
-    assert "Preset fast: DDIM in 2 steps stands in for DDIM in 9." in result.notes
+    assert "Preset fast: DDIM in 2 steps stands in for DDIM in 9." in map(say, result.notes)
     asked = job.model_copy(update={"preset": "exact", "steps": 2})
     assert torch.allclose(result.latents, engine.generate(asked, photo).latents)

@@ -14,6 +14,7 @@ from PIL import Image
 
 from i2v import __version__
 from i2v.engine.interface import EngineProtocol, ModelInfo, OnStep, Progress
+from i2v.notes import say
 from i2v.request import GenerateRequest
 
 PROMPT = "camera zooms in slowly"
@@ -137,4 +138,4 @@ def _run(engine: EngineProtocol, request: GenerateRequest, photo: Image.Image, o
             on_step(progress)
 
     made = engine.generate(request, photo, on_step=count)
-    return Run(dict(made.stage_seconds), steps, made.peak_memory_mb, made.plan)
+    return Run(dict(made.stage_seconds), steps, made.peak_memory_mb, "" if made.plan is None else say(made.plan))

@@ -17,6 +17,7 @@ from rich.table import Table
 
 from i2v.client import Video
 from i2v.engine.interface import Progress as StepProgress
+from i2v.notes import Note, say
 
 LOG_EVERY = 0.1  # without a terminal, a line for each tenth of a stage
 
@@ -72,9 +73,9 @@ class Display:
         if not self._quiet:
             self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
-    def loading(self, what: str, fraction: float | None) -> None:
+    def loading(self, what: Note, fraction: float | None) -> None:
         """`OnLoad` of the engine."""
-        self.show(what, fraction, "" if fraction is None else f"{fraction:.0%}")
+        self.show(say(what), fraction, "" if fraction is None else f"{fraction:.0%}")
 
     def waiting(self, who: str) -> None:
         """`on_wait` of the GPU mutex."""

@@ -17,8 +17,10 @@ from torch import Tensor
 
 from i2v.engine.conventions import Conventions
 from i2v.images import fit_image
+from i2v.notes import Note
 from i2v.request import GenerateRequest
 
+PROMPT, NEGATIVE = Note("the_prompt"), Note("the_negative_prompt")
 Using = Callable[[Any], AbstractContextManager[None]]
 
 
@@ -36,7 +38,7 @@ class Conditioning:
     motion_fps: int
     guidance_scale: float
     image_concat_scale: float = 1.0  # see `Conventions`
-    notes: tuple[str, ...] = ()
+    notes: tuple[Note, ...] = ()
 
     @property
     def guided(self) -> bool:
@@ -52,7 +54,7 @@ class FittedPhoto:
 
     picture: Image.Image
     square: Image.Image
-    notes: tuple[str, ...] = ()
+    notes: tuple[Note, ...] = ()
 
 
 @dataclass(slots=True)
@@ -92,9 +94,9 @@ def encode(
     texts = TextCache() if texts is None else texts
     guided = request.guidance_scale > 1.0
     negative = conventions.negative_prompt if request.negative_prompt is None else request.negative_prompt
-    text, notes = encode_text(parts, request.prompt, conventions, device, "prompt", using, texts)  # (1, 77, D)
+    text, notes = encode_text(parts, request.prompt, conventions, device, PROMPT, using, texts)  # (1, 77, D)
     if guided:
-        negative_text, cut = encode_text(parts, negative, conventions, device, "negative prompt", using, texts)
+        negative_text, cut = encode_text(parts, negative, conventions, device, NEGATIVE, using, texts)
         text, notes = torch.cat([negative_text, text]), notes + cut
     with using(parts.image_encoder):
         embedding = embed_picture(parts, photo.square, device)  # (1, 1, P)
@@ -118,10 +120,10 @@ def encode_text(
     prompt: str,
     conventions: Conventions,
     device: torch.device,
-    what: str,
+    what: Note,
     using: Using = nullcontext,
     texts: TextCache | None = None,
-) -> tuple[Tensor, tuple[str, ...]]:
+) -> tuple[Tensor, tuple[Note, ...]]:
     """Text to the penultimate layer's output through the final layer norm, (1, 77, D), and a note when it was cut.
 
     The encoder's last layer is unused: the model was trained on open_clip's penultimate layer.
@@ -140,14 +142,14 @@ def encode_text(
     return (run() if texts is None else texts.find((*ids, encoder.dtype, str(device)), run)), notes
 
 
-def tokens_of(tokenizer: Any, prompt: str, conventions: Conventions, what: str) -> tuple[list[int], tuple[str, ...]]:
+def tokens_of(tokenizer: Any, prompt: str, conventions: Conventions, what: Note) -> tuple[list[int], tuple[Note, ...]]:
     """The prompt's tokens, cut and padded to the model's 77, and a note when it was cut."""
     length = tokenizer.model_max_length
     ids = list(tokenizer(prompt, truncation=False, verbose=False).input_ids)
-    notes: tuple[str, ...] = ()
+    notes: tuple[Note, ...] = ()
     if len(ids) > length:
         cut = len(ids) - length
-        notes = (f"The {what} is {len(ids)} tokens long; the model reads {length}, so its last {cut} were not used.",)
+        notes = (Note("prompt_cut", {"what": what, "tokens": len(ids), "read": length, "cut": cut}),)
         ids = ids[: length - 1] + ids[-1:]  # the end-of-text token stays
     padding = tokenizer.pad_token_id if conventions.pad_token_id is None else conventions.pad_token_id
     return ids + [padding] * (length - len(ids)), notes
@@ -205,8 +207,7 @@ def fit_photo(image: Image.Image, request: GenerateRequest, conventions: Convent
         return FittedPhoto(upstream_crop(rgb, width, height), upstream_crop(rgb, width, width))
     picture, placement = fit_image(rgb, width, height, fit)
     square = picture if width == height else fit_image(rgb, width, width, fit)[0]
-    described = placement.describe()
-    return FittedPhoto(picture, square, (described,) if described else ())
+    return FittedPhoto(picture, square, (placement.note(),))
 
 
 def upstream_crop(image: Image.Image, width: int, height: int) -> Image.Image:

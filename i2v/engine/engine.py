@@ -24,6 +24,7 @@ from i2v.engine.memory import Offload, Plan
 from i2v.engine.residency import resident
 from i2v.engine.source import device_name
 from i2v.errors import FatalEngineError, InvalidRequest, ModelUnavailable, OutOfMemory
+from i2v.notes import Note
 from i2v.presets import PRESETS, Sampling
 from i2v.request import GenerateRequest, Preset, draw_seed
 
@@ -143,7 +144,7 @@ class Engine:
         """What the job would hold under the plan that it would get now. Raises as `check`."""
         plan, free = self.choose_plan(request), device_memory.read(self.device, self.max_vram_gb)
         need = gpu_memory.predict(self.shape, self.as_run(request), plan)
-        return MemoryNeed(needed=need.peak, available=free.usable, plan=str(plan))
+        return MemoryNeed(needed=need.peak, available=free.usable)
 
     def device_memory(self) -> DeviceMemory | None:
         """The GPU's memory now; None on a CPU."""
@@ -202,7 +203,7 @@ class Engine:
             guidance_scale=guidance_scale,
             stage_seconds=run.seconds,
             peak_memory_mb=device_memory.peak_memory_mb(self.device),
-            plan=", ".join(filter(None, (str(plan), accelerated))),
+            plan=plan.note(*accelerated),
             notes=notes + trouble + plainly,
             warnings=warnings,
         )
@@ -231,13 +232,13 @@ class Engine:
             texts=self.texts,
         )
 
-    def keeps_steps_plain(self, request: GenerateRequest, plan: Plan) -> str | None:
+    def keeps_steps_plain(self, request: GenerateRequest, plan: Plan) -> Note | None:
         """Why a faster form of the step is not for this job; forms whose memory the job needs are given up."""
         if self.steps.form is None:
             return None
         if plan.offload != "none":
             self.steps.drop()  # what a graph has recorded are the addresses of weights that now move
-            return "weights are offloaded, and a recorded step needs them in one place"
+            return Note("plain_offloaded")
         usable = device_memory.read(self.device, self.max_vram_gb).usable
         need = gpu_memory.predict(self.shape, request, plan)
         activations = gpu_memory.denoise_activations(self.shape, request, plan)
@@ -250,7 +251,7 @@ class Engine:
         if spare < self.steps.held:
             self.steps.drop()
         if own > 0 and spare < own + self.steps.held:
-            return f"a recorded step keeps {own / gpu_memory.GIB:.1f} GiB of its own, which do not fit beside the job"
+            return Note("plain_no_room", {"gib": own / gpu_memory.GIB})
         return None
 
     def recovering(
@@ -259,7 +260,7 @@ class Engine:
         plan: Plan,
         lighter: Callable[[Plan], Plan | None],
         request: GenerateRequest,
-    ) -> tuple[T, Plan, tuple[str, ...]]:
+    ) -> tuple[T, Plan, tuple[Note, ...]]:
         """Run under `plan`; after out of memory, under lighter plans until one is enough or none is left.
 
         Where forms of the step held memory of their own, the same plan comes once more without them first; whatever is
@@ -271,9 +272,7 @@ class Engine:
         tried = 0
         while attempt is not None and gpu_memory.allowed(attempt, self.memory_mode, self.offloads):
             try:
-                times = "once" if tried == 1 else f"{tried} times"
-                note = f"Ran out of memory {times}; this part was done again with {attempt}." if tried else ""
-                return run(attempt), attempt, (note,) if note else ()
+                return run(attempt), attempt, ran_out(tried, attempt)
             except Exception as error:
                 if failures.is_fatal(error):
                     raise FatalEngineError("the GPU's context is lost; the server starts again") from error
@@ -282,12 +281,12 @@ class Engine:
             # Only here, with the exception gone, does nothing hold the failed frames and their tensors any more
             held = self.steps.held
             self.steps.drop()
-            self.steps.forbid("the job ran out of memory")
+            self.steps.forbid(Note("plain_out_of_memory"))
             device_memory.recover(self.device)
             attempt, tried = attempt if held else lighter(attempt), tried + 1
         raise OutOfMemory(f"the job ran out of memory; {self.would_fit(request)}", retry_after=5)
 
-    def judge(self, frames: Frames, request: GenerateRequest, picture: Image.Image) -> tuple[str, ...]:
+    def judge(self, frames: Frames, request: GenerateRequest, picture: Image.Image) -> tuple[Note, ...]:
         """Labels for `frames` (F, H, W, 3) that began at `picture` (H, W). InvalidOutput where it is unusable."""
         found = verdict.judge(frames, np.asarray(picture))
         verdict.refuse(found)
@@ -308,14 +307,21 @@ def kind_of_job(request: GenerateRequest, plan: Plan) -> Hashable:
     return *size, request.preset, request.guidance_scale > 1.0, plan.ff_chunks, plan.guidance_passes
 
 
-def keep_guidance(asked: float, useful: tuple[float, float] | None) -> tuple[float, tuple[str, ...]]:
+def ran_out(times: int, plan: Plan) -> tuple[Note, ...]:
+    """A note when a part ran out of memory before it was done under `plan`."""
+    if times == 0:
+        return ()
+    if times == 1:
+        return (Note("out_of_memory_once", {"plan": plan.note()}),)
+    return (Note("out_of_memory", {"times": times, "plan": plan.note()}),)
+
+
+def keep_guidance(asked: float, useful: tuple[float, float] | None) -> tuple[float, tuple[Note, ...]]:
     """The guidance scale within the model's useful range, and a note when that changed it."""
     if useful is None or useful[0] <= asked <= useful[1]:
         return asked, ()
     kept = min(max(asked, useful[0]), useful[1])
-    return kept, (
-        f"Guidance scale {asked:g} was set to {kept:g}; this model works from {useful[0]:g} to {useful[1]:g}.",
-    )
+    return kept, (Note("guidance_kept", {"asked": asked, "kept": kept, "low": useful[0], "high": useful[1]}),)
 
 
 def check_presets(presets: Mapping[Preset, Sampling], parts: weights.ModelParts) -> None:

@@ -14,6 +14,7 @@ from PIL import Image, ImageOps
 
 from i2v.engine.interface import DeviceMemory, GenerationResult, MemoryNeed, ModelInfo, OnStep, Progress
 from i2v.errors import DoesNotFit, FatalEngineError, InvalidOutput, OutOfMemory
+from i2v.notes import Note, say
 from i2v.request import GenerateRequest, draw_seed
 
 HANG_S = 3600.0
@@ -23,7 +24,7 @@ _FAULTS: dict[str, type[Exception]] = {
     "fatal": FatalEngineError,
 }
 
-NOTE = "This is the fake engine, not a model: a moving test pattern over the photo."
+NOTE = Note("fake_engine")
 
 
 @dataclass(slots=True)
@@ -47,7 +48,7 @@ class FakeEngine:
             title="Fake engine (test pattern, no model)",
             device="cpu",
             dtype="uint8",
-            note=NOTE,
+            note=say(NOTE),
         )
 
     def check(self, request: GenerateRequest) -> None:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from i2v.engine import device_memory, failures
+from i2v.notes import Note, say
 
 Tensors = tuple[Tensor, ...]
 Call = Callable[[Sequence[Tensor]], Tensors]  # a step as a function of tensors alone
@@ -27,8 +28,8 @@ KEPT = 8  # forms at once: turbo needs four for one shape. Also the number of ve
 REASONS = 256  # shapes remembered for which no faster form was found
 TRIALS = 3  # timed runs of each side; the best one counts
 WORTH = 1.03  # times as fast as the plain step, at least: less is the clock's noise
-NO_MEMORY = "there was no memory for it"  # another job may find some, so this reason is forgotten
 WARM_UP = 3  # runs before a capture, so that libraries have made their workspaces
+COMPILED, CUDA_GRAPH = Note("compiled"), Note("cuda_graph")
 
 # Largest relative difference from the plain step. A graph replays the same kernels; a compiled step keeps more digits
 # between its layers, and guidance (9 times a difference of two predictions) magnifies either side's rounding.
@@ -38,7 +39,7 @@ BOUNDS = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 class StepForm(Protocol):
     """One way of making a step faster."""
 
-    name: str
+    name: Note
 
     def make(self, call: Call, inputs: Tensors) -> tuple[Call, int]:
         """A faster `call` for tensors shaped like `inputs`, and the bytes it holds. Raises what goes wrong."""
@@ -62,7 +63,7 @@ class Kept:
 class Compiled:
     """torch.compile, one version a shape. Inductor is imported when the first is made: it needs a C++ compiler."""
 
-    name = "compiled"
+    name = COMPILED
 
     def make(self, call: Call, inputs: Tensors) -> tuple[Call, int]:
         def tensors(*flat: Tensor) -> Tensors:
@@ -106,7 +107,7 @@ class Graph:
     """
 
     capture: Capture
-    name: str = "a CUDA graph"
+    name: Note = CUDA_GRAPH
 
     def make(self, call: Call, inputs: Tensors) -> tuple[Call, int]:
         own = tuple(tensor.clone() for tensor in inputs)
@@ -211,14 +212,14 @@ class Accelerator:
     reason: str = "accelerate is off"
     clock: Callable[[], float] = time.perf_counter
     kept: OrderedDict[Hashable, Kept] = field(default_factory=OrderedDict)
-    refused: dict[Hashable, str] = field(default_factory=dict)
+    refused: dict[Hashable, Note] = field(default_factory=dict)
     warm_up: float = 0.0  # seconds of this job that went into making and trying forms
     _weights: tuple[int, ...] = ()
-    _forbidden: str | None = None
-    _used: set[str] = field(default_factory=set)
+    _forbidden: Note | None = None
+    _used: bool = False  # whether the job took any step in the faster form
     _job: Hashable = None
     _met: dict[Hashable, set[Hashable]] = field(default_factory=dict)  # per job the keys of its steps
-    _told: dict[str, None] = field(default_factory=dict)
+    _told: list[Note] = field(default_factory=list)
 
     @classmethod
     def of(cls, wanted: str, device: torch.device) -> "Accelerator":
@@ -230,28 +231,28 @@ class Accelerator:
         """Bytes of the device's memory that the kept forms hold between jobs."""
         return sum(kept.held for kept in self.kept.values())
 
-    def start(self, forbidden: str | None = None, job: Hashable = None) -> None:
+    def start(self, forbidden: Note | None = None, job: Hashable = None) -> None:
         """A new job; `forbidden` says why its steps have to be plain. Steps of equal `job` come in the same shapes."""
         self.warm_up, self._job = 0.0, job
-        self.refused = {key: reason for key, reason in self.refused.items() if NO_MEMORY not in reason}
+        self.refused = {key: reason for key, reason in self.refused.items() if not _is_passing(reason)}
         if len(self._met) >= REASONS:
             self._met.clear()
         self.forbid(forbidden)
 
-    def forbid(self, reason: str | None) -> None:
+    def forbid(self, reason: Note | None) -> None:
         """From here on the job's steps are plain, and its plan and notes describe only these."""
-        self._forbidden, self._used, self._told = reason, set(), {}
+        self._forbidden, self._used, self._told = reason, False, []
         if reason is not None and self.form is not None:
-            self._told[reason] = None
+            self._told.append(reason)
 
     def serves(self, job: Hashable) -> bool:
         """Whether every step that such a job was seen to take is kept in a faster form: it will make no more."""
         return job in self._met and all(key in self.kept for key in self._met[job])
 
-    def report(self) -> tuple[str, tuple[str, ...]]:
-        """How the job's steps ran, for its plan ("" where plainly), and why some did not run in the faster form."""
-        used = " and ".join(sorted(self._used))
-        return (f"steps as {used}" if used else ""), tuple(f"Steps ran plainly: {reason}." for reason in self._told)
+    def report(self) -> tuple[tuple[Note, ...], tuple[Note, ...]]:
+        """How the job's steps ran, for its plan (nothing where plainly), and why some did not in the faster form."""
+        used = (Note("steps_as", {"form": self.form.name}),) if self.form is not None and self._used else ()
+        return used, tuple(self._told)
 
     def drop(self) -> None:
         """Forget every form and give its memory back."""
@@ -288,12 +289,12 @@ class Accelerator:
         found = self.kept.get(key)
         if found is not None:
             self.kept.move_to_end(key)
-            self._used.add(self.form.name)
+            self._used = True
             results = found.run(given)
         else:
             results = call(given)
             if key in self.refused:
-                self._told[self.refused[key]] = None
+                self._tell(self.refused[key])
             elif bool(torch.isfinite(results[0]).all()):  # nothing can be compared with numbers that are not finite
                 self._try(self.form, key, call, given, results, state.image_term.dtype)
         return (*results, *[None] * (4 - len(results)))
@@ -309,17 +310,17 @@ class Accelerator:
         except Exception as error:
             if failures.is_fatal(error):
                 raise
-            short = failures.is_out_of_memory(error)
             first = next(iter(str(error).splitlines()), "")[:200]
-            cause = NO_MEMORY if short else f"{type(error).__name__}: {first}"
-            reason = f"{form.name} could not be made, {cause}"
+            reason = Note("plain_failed", {"form": form.name, "error": f"{type(error).__name__}: {first}"})
+            if failures.is_out_of_memory(error):
+                reason = Note("plain_no_memory", {"form": form.name})
         if reason is not None:
             self._refuse(key, reason, device)
         self.warm_up += self.clock() - start
 
     def _examine(
         self, form: StepForm, key: Hashable, call: Call, given: Tensors, wanted: Tensors, bound: float
-    ) -> str | None:
+    ) -> Note | None:
         """Keep what `form` makes, or say why not. Other numbers go first: a form that does nothing would show."""
         fast, held = form.make(call, given)
         others = tuple(tensor * 0.5 + 0.01 if tensor.is_floating_point() else tensor for tensor in given)
@@ -327,25 +328,29 @@ class Accelerator:
         if difference <= bound:
             difference = max(difference, largest_difference(fast(given), wanted))
         if not difference <= bound:
-            return f"{form.name} differed by {difference:.1e} from the plain step"
+            return Note("plain_differed", {"form": form.name, "difference": f"{difference:.1e}"})
         device = given[0].device
         gain = self._best(call, given, device) / self._best(fast, given, device)
         if not gain >= WORTH:
-            return f"{form.name} was not faster ({gain:.2f} times)"
+            return Note("plain_not_faster", {"form": form.name, "gain": round(gain, 2)})
         self.kept[key] = Kept(fast, held, gain)
-        log.info("steps run as %s: %.2f times as fast, within %.1e", form.name, gain, difference)
+        log.info("steps run as %s: %.2f times as fast, within %.1e", say(form.name), gain, difference)
         return None
 
-    def _refuse(self, key: Hashable, reason: str, device: torch.device) -> None:
+    def _refuse(self, key: Hashable, reason: Note, device: torch.device) -> None:
         """Here the attempt and its exception are gone, so what they held can be given back."""
-        log.warning("steps run plainly: %s", reason)
+        log.warning("%s", say(reason))
         if len(self.refused) >= REASONS:
             self.refused.clear()
         self.refused[key] = reason
-        self._told[reason] = None
+        self._tell(reason)
         if self.form is not None:  # with nothing kept, the recordings' common memory goes too
-            self.form.forget(self.kept, 0 if NO_MEMORY in reason else KEPT)
+            self.form.forget(self.kept, 0 if _is_passing(reason) else KEPT)
         device_memory.recover(device)
+
+    def _tell(self, reason: Note) -> None:
+        if reason not in self._told:
+            self._told.append(reason)
 
     def _best(self, call: Call, given: Tensors, device: torch.device) -> float:
         """Seconds of the fastest of `TRIALS` runs, the device's queued work included."""
@@ -357,6 +362,11 @@ class Accelerator:
             wait(device)
             taken.append(self.clock() - start)
         return min(taken)
+
+
+def _is_passing(reason: Note) -> bool:
+    """Whether another job may find what this one lacked, so that the reason is forgotten."""
+    return reason.code == "plain_no_memory"
 
 
 def described(tensor: Tensor) -> tuple[Hashable, ...]:

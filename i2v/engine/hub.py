@@ -23,6 +23,7 @@ from huggingface_hub.utils import build_hf_headers, tqdm
 
 from i2v.engine.interface import OnLoad
 from i2v.errors import ModelUnavailable
+from i2v.notes import Note
 
 # The snapshot of ali-vilab/i2vgen-xl that this project was built against; a branch could change under us.
 PINNED = {"ali-vilab/i2vgen-xl": "39e1979ea27be737b0278c06755e321f2b4360d5"}
@@ -116,7 +117,7 @@ def select(files: Sequence[str], repo: str) -> list[str]:
 class _Progress:
     """Bytes on the disk over all bytes, reported to `on_load` a few hundred times a download."""
 
-    what: str
+    repo: str
     total: int
     on_load: OnLoad | None
     done: int = 0
@@ -128,7 +129,7 @@ class _Progress:
         if self.on_load is not None and now != self.said:
             self.said = now
             self.on_load(
-                f"{self.what} ({self.done / 1e9:.2f} of {self.total / 1e9:.2f} GB)",
+                Note("downloading", {"repo": self.repo, "done_gb": self.done / 1e9, "total_gb": self.total / 1e9}),
                 min(1.0, self.done / max(1, self.total)),
             )
 
@@ -142,7 +143,7 @@ class _Silent(tqdm):
 
 def _fetch(repo: str, revision: str, cache_dir: Path | None, on_load: OnLoad | None, endpoint: str | None) -> Path:
     if on_load is not None:
-        on_load(f"asking the hub for {repo}", None)
+        on_load(Note("asking_hub", {"repo": repo}), None)
     api = HfApi(endpoint=endpoint)
     commit = revision if _COMMIT.fullmatch(revision) else api.model_info(repo, revision=revision).sha
     if commit is None:
@@ -151,7 +152,7 @@ def _fetch(repo: str, revision: str, cache_dir: Path | None, on_load: OnLoad | N
     names = select(list(tree), repo)
     blobs = cache_folder(cache_dir) / repo_folder_name(repo_id=repo, repo_type="model") / "blobs"
     blobs.mkdir(parents=True, exist_ok=True)
-    progress = _Progress(f"downloading {repo}", sum(tree[name].size for name in names), on_load)
+    progress = _Progress(repo, sum(tree[name].size for name in names), on_load)
     _refuse_full_disk(blobs, [tree[name] for name in names])
     for name in names:
         if (large := tree[name].lfs) is not None:

@@ -21,6 +21,7 @@ from i2v.engine.memory import Plan
 from i2v.engine.residency import resident, settle
 from i2v.engine.weights import ModelParts
 from i2v.errors import InvalidRequest
+from i2v.notes import Note
 from i2v.presets import Sampling
 from i2v.request import GenerateRequest
 
@@ -107,10 +108,10 @@ class Inference:
             raise InvalidRequest(f"noise has shape {tuple(self.noise.shape)}; {tuple(shape)} is wanted", field="noise")
         return self.noise
 
-    def sampling_notes(self) -> tuple[str, ...]:
+    def sampling_notes(self) -> tuple[Note, ...]:
         """What the preset approximates in this run."""
-        said = self.sampling.approximates(self.request.steps, guided=self.request.guidance_scale > 1.0)
-        return (f"Preset {self.request.preset}: {said}.",) if said else ()
+        parts = self.sampling.approximates(self.request.steps, guided=self.request.guidance_scale > 1.0)
+        return (Note("preset", {"preset": self.request.preset, "parts": parts}),) if parts else ()
 
     def stepped(self, step: int, steps: int, estimate: Tensor) -> None:
         self.report(Progress("denoise", step, steps, lambda: self.preview(estimate)))

@@ -5,13 +5,14 @@ Imports numpy and PIL only, so the worker, the routes and the UI can name these 
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from i2v.notes import Note
 from i2v.request import GenerateRequest
 
 Frames = NDArray[np.uint8]  # (F, H, W, 3), RGB
@@ -39,7 +40,7 @@ class Progress:
 OnStep = Callable[[Progress], None]
 
 # Called while a model downloads or loads: what is being done, and the fraction done in 0..1 (None when unknown).
-OnLoad = Callable[[str, float | None], None]
+OnLoad = Callable[[Note, float | None], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +69,8 @@ class GenerationResult:
 
     `frames` (F, H, W, 3) uint8 RGB on the CPU; `latents` (1, 4, F, H/8, W/8) fp32 before decoding (an engine's own
     tensor type, None where there is none); `seed` the one that was used; `stage_seconds` wall time by stage;
-    `peak_memory_mb` of the device (None where it cannot be read); `notes` readable sentences on what the engine changed
-    or noticed (guidance kept in range, prompt truncated, crop, memory plan), for the summary.
+    `peak_memory_mb` of the device (None where it cannot be read); `notes` is what the engine changed or
+    noticed (guidance kept in range, prompt cut, crop), `warnings` what the result check found, with what to change.
     """
 
     frames: Frames
@@ -78,18 +79,17 @@ class GenerationResult:
     guidance_scale: float  # the one that was used
     stage_seconds: dict[str, float]
     peak_memory_mb: float | None = None
-    plan: str = ""
-    notes: tuple[str, ...] = ()
-    warnings: tuple[str, ...] = field(default=())  # result check: labels that say what to change
+    plan: Note | None = None  # how memory was used
+    notes: tuple[Note, ...] = ()
+    warnings: tuple[Note, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class MemoryNeed:
-    """Bytes of the device that a job would hold at its peak, weights included, and may have; `plan` in words."""
+    """Bytes of the device that a job would hold at its peak, weights included, and may have."""
 
     needed: int
     available: int
-    plan: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 
 from i2v.errors import DoesNotFit
+from i2v.notes import Note
 from i2v.request import GenerateRequest
 
 GIB = 2**30
@@ -35,10 +36,13 @@ class Plan:
     guidance_passes: Literal[1, 2] = 1
     offload: Offload = "none"
 
-    def __str__(self) -> str:
-        where = {"none": "all resident", "model": "model offload", "group": "group offload"}[self.offload]
-        passes = "one guidance pass" if self.guidance_passes == 1 else "two guidance passes"
-        return f"{where}, {passes}, feed-forward in {self.ff_chunks}, {self.decode_chunk} frames decoded at once"
+    def note(self, *more: Note) -> Note:
+        """The plan for whoever reads a result; `more` is added at its end."""
+        where = {"none": Note("resident"), "model": Note("model_offload"), "group": Note("group_offload")}
+        passes = {1: Note("one_pass"), 2: Note("two_passes")}
+        chunks = Note("feed_forward", {"chunks": self.ff_chunks})
+        decoded = Note("decoded_at_once", {"frames": self.decode_chunk})
+        return Note("plan", {"parts": (where[self.offload], passes[self.guidance_passes], chunks, decoded, *more)})
 
 
 LOW_VRAM = Plan(decode_chunk=1, ff_chunks=4, guidance_passes=2, offload="model")

@@ -1,26 +1,29 @@
-"""How far a request is from what the published model was trained on, in one honest sentence.
+"""How far a request is from what the published model was trained on, as notes and warnings.
 
 Other models say such things of themselves in their card. Called by `engine.generate`.
 """
 
 from i2v.engine.interface import ModelInfo
+from i2v.notes import Note
 from i2v.request import GenerateRequest
 
-TRAINED_PIXELS = 1280 * 704  # with 16 frames; 32 were also seen
+TRAINED = (1280, 704)  # width, height
+TRAINED_PIXELS = 1280 * 704
+TRAINED_FRAMES = 16  # 32 were also seen
 USUAL_SQUARES = (256, 512, 768)  # what most callers ask for: a note, not a warning
 FRAMES = (12, 32)
 SHAPES = (0.75, 2.75)  # width over height; 1280x704 is 1.8
 
 
-def notes(request: GenerateRequest, info: ModelInfo) -> tuple[str, ...]:
+def notes(request: GenerateRequest, info: ModelInfo) -> tuple[Note, ...]:
     """For the usual squares below half of the trained size: to be expected, so it is only noted."""
     usual = request.width == request.height and request.width in USUAL_SQUARES and _frames_fit(request)
     if info.kind != "real" or not usual or 2 * request.width * request.height >= TRAINED_PIXELS:
         return ()
-    return ("The model was trained at 1280x704; smaller videos show less detail and often less motion.",)
+    return (Note("trained_larger", {"trained": TRAINED}),)
 
 
-def labels(request: GenerateRequest, info: ModelInfo) -> tuple[str, ...]:
+def labels(request: GenerateRequest, info: ModelInfo) -> tuple[Note, ...]:
     """For a size, shape or length far from the trained ones: what is far, and what to ask for."""
     if info.kind != "real":
         return ()
@@ -28,17 +31,24 @@ def labels(request: GenerateRequest, info: ModelInfo) -> tuple[str, ...]:
     pixels = request.width * request.height
     usual = request.width == request.height and request.width in USUAL_SQUARES
     if not usual and not TRAINED_PIXELS / 4 <= pixels <= TRAINED_PIXELS * 1.5:
-        far.append("size")
+        far.append(Note("far_size"))
     if not SHAPES[0] <= request.width / request.height <= SHAPES[1]:
-        far.append("shape")
+        far.append(Note("far_shape"))
     if not _frames_fit(request):
-        far.append("number of frames")
+        far.append(Note("far_frames"))
     if not far:
         return ()
-    what = " and ".join(far)
     return (
-        f"{request.width}x{request.height} with {request.num_frames} frames is far from the {what} "
-        "the model was trained with (1280x704, 16 frames), so expect defects; nearer is better.",
+        Note(
+            "far_from_training",
+            {
+                "size": (request.width, request.height),
+                "frames": request.num_frames,
+                "far": far,
+                "trained": TRAINED,
+                "trained_frames": TRAINED_FRAMES,
+            },
+        ),
     )
 
 

@@ -9,7 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from i2v.engine.interface import Frames, ModelInfo
+from i2v.engine.trained_sizes import TRAINED, TRAINED_FRAMES
 from i2v.errors import InvalidOutput
+from i2v.notes import Note
 from i2v.request import GenerateRequest
 
 # Levels of 0..255. Measured on the demo model, five photos by nine words: spread of the photos 27 to 71, of last frames
@@ -50,27 +52,20 @@ def refuse(verdict: Verdict) -> None:
         raise InvalidOutput(f"{verdict.failure}; another seed, size or guidance scale may help")
 
 
-def labels(verdict: Verdict, request: GenerateRequest, info: ModelInfo) -> tuple[str, ...]:
+def labels(verdict: Verdict, request: GenerateRequest, info: ModelInfo) -> tuple[Note, ...]:
     """What to say about a video that may be as it was meant, and what to change if it is not."""
-    nearer = ", or a size nearer to 1280x704 with 16 frames" if info.kind == "real" else ""
+    nearer = [Note("nearer_size", {"trained": TRAINED, "frames": TRAINED_FRAMES})] if info.kind == "real" else []
     said = []
     if verdict.drifted:
-        said.append(
-            "The colours end far from the photo's. If that is not meant, "
-            f"try another seed, a lower guidance scale{nearer}."
-        )
+        said.append(Note("colours_drifted", {"advice": (Note("another_seed"), Note("lower_guidance"), *nearer)}))
     if verdict.still and not any(word in request.prompt.lower() for word in MEANT_STILL):
         if info.vocabulary:
-            words = ", ".join(f'"{word}"' for word in info.vocabulary)
-            said.append(f"Hardly anything changes in this video. This model follows {words}.")
+            said.append(Note("hardly_changes", {"words": info.vocabulary}))
         else:
-            said.append(
-                "Hardly anything moves in this video. "
-                f"Try another seed, a lower motion_fps, a higher guidance scale{nearer}."
-            )
+            advice = (Note("another_seed"), Note("lower_motion_fps"), Note("higher_guidance"), *nearer)
+            said.append(Note("hardly_moves", {"advice": advice}))
     if not info.knows(request.prompt):
-        words = ", ".join(f'"{word}"' for word in info.vocabulary)
-        said.append(f"The prompt has no phrase that this model follows: {words}, or other words for these.")
+        said.append(Note("prompt_unknown", {"words": info.vocabulary}))
     return tuple(said)
 
 

@@ -28,6 +28,7 @@ from i2v.engine.source import ModelCard, ModelFolder, choose_device, choose_dtyp
 from i2v.engine.unet.model import I2VGenXLUNet
 from i2v.engine.weight_files import STEMS, check_files, not_whole, weight_files
 from i2v.errors import ModelUnavailable
+from i2v.notes import Note
 
 __all__ = ["STEMS", "ModelParts", "check_files", "choose_device", "choose_dtype", "load_parts", "resolve"]
 
@@ -48,6 +49,14 @@ class ModelParts:
     scheduler: DDIMScheduler
     info: ModelInfo
     card: ModelCard
+
+
+NAMES = {
+    "text_encoder": Note("text_encoder"),
+    "image_encoder": Note("image_encoder"),
+    "vae": Note("vae"),
+    "unet": Note("unet"),
+}
 
 
 def load_parts(
@@ -85,11 +94,12 @@ def _load_modules(path: Path, device: torch.device, dtype: torch.dtype, on_load:
     done, total = 0, sum(sizes.values())
     modules: dict[str, Any] = {}
     for part, build in builds.items():
-        report = _reporter(on_load, f"loading {part.replace('_', ' ')}", done, sizes[part], total)
+        what = Note("loading", {"part": NAMES[part]})
+        report = _reporter(on_load, what, done, sizes[part], total)
         modules[part] = _load(build, path / part, files[part], device, dtype, report)
         done += sizes[part]
         if on_load is not None:  # the files' headers are no tensors, so the parts' own reports end just short
-            on_load(f"loading {part.replace('_', ' ')}", done / total)
+            on_load(what, done / total)
     return modules
 
 
@@ -212,7 +222,7 @@ def _refuse_other_keys(folder: Path, found: set[str], wanted: set[str]) -> None:
         raise ModelUnavailable(f"{folder}: the weights do not match config.json: {' and '.join(said)} tensors")
 
 
-def _reporter(on_load: OnLoad | None, what: str, done: int, size: int, total: int) -> Callable[[int], None]:
+def _reporter(on_load: OnLoad | None, what: Note, done: int, size: int, total: int) -> Callable[[int], None]:
     """Counts bytes of one part and reports the fraction of the whole, at most about a hundred times a part."""
     seen = last = 0
 

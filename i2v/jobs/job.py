@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Final, Literal
 
+from i2v.notes import Note
 from i2v.request import GenerateRequest
 
 Status = Literal["queued", "in_progress", "completed", "failed", "cancelled", "interrupted"]
@@ -26,9 +27,10 @@ class JobResult:
     seconds: float  # inference time: encode + denoise + decode
     stage_seconds: dict[str, float]  # encode, denoise, decode, write
     peak_memory_mb: float | None
-    plan: str
-    notes: tuple[str, ...]
-    warnings: tuple[str, ...]
+    plan: Note | str | None  # rows of older versions hold sentences
+    notes: tuple[Note | str, ...]
+    warnings: tuple[Note | str, ...]
+    model_kind: Literal["real", "demo", "fake"] = "real"  # ModelInfo.kind; rows of older versions do not say it
 
 
 @dataclass(frozen=True, slots=True)

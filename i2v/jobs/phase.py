@@ -4,6 +4,7 @@ import threading
 from typing import Literal
 
 from i2v.errors import NotReady
+from i2v.notes import Note
 
 State = Literal["loading", "ready", "failed", "stopping", "dead"]
 
@@ -12,7 +13,7 @@ class Phase:
     """Begins as loading. `loading`: what is being done then, and how far it is (0..1, None when unknown)."""
 
     def __init__(self) -> None:
-        self.loading: tuple[str, float | None] = ("starting", None)
+        self.loading: tuple[Note, float | None] = (Note("starting"), None)
         self._lock = threading.Lock()
         self._state: State = "loading"
         self._failure = ""
@@ -57,7 +58,12 @@ class Phase:
         if self._state == "failed":
             return NotReady(self._failure, retry_after=60)
         if self._state in ("stopping", "dead"):
-            return NotReady("the server is shutting down", retry_after=10)
-        what, fraction = self.loading
-        done = "" if fraction is None else f" ({fraction:.0%})"
-        return NotReady(f"the model is not loaded yet: {what}{done}", retry_after=10)
+            return NotReady(Note("shutting_down"), retry_after=10)
+        return NotReady(not_loaded(*self.loading), retry_after=10)
+
+
+def not_loaded(what: Note, fraction: float | None) -> Note:
+    """That the model is still loading: what is done now, and how far it is (0..1, None when unknown)."""
+    if fraction is None:
+        return Note("not_loaded", {"what": what})
+    return Note("not_loaded_part", {"what": what, "done": f"{fraction:.0%}"})

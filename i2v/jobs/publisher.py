@@ -188,6 +188,7 @@ def result_of(file: str, result: GenerationResult, info: ModelInfo) -> JobResult
         plan=result.plan,
         notes=tuple(result.notes),
         warnings=tuple(result.warnings),
+        model_kind=info.kind,
     )
 
 

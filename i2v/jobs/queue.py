@@ -37,6 +37,7 @@ from i2v.jobs.signals import Hub, Waits
 from i2v.jobs.store import Clock, JobStore, Owed
 from i2v.jobs.worker import Worker
 from i2v.mutex import GpuMutex
+from i2v.notes import Note
 from i2v.request import GenerateRequest
 from i2v.settings import Settings
 
@@ -123,7 +124,7 @@ class JobQueue:
         self._phase.ready()
         self._worker.attach(engine, mutex)
 
-    def report_loading(self, what: str, fraction: float | None) -> None:
+    def report_loading(self, what: Note, fraction: float | None) -> None:
         """What is being done before `attach`, and how far it is (0..1, None when unknown)."""
         self._phase.loading = (what, fraction)
 
@@ -157,7 +158,7 @@ class JobQueue:
         return self._phase.state
 
     @property
-    def loading(self) -> tuple[str, float | None]:
+    def loading(self) -> tuple[Note, float | None]:
         return self._phase.loading
 
     @property

@@ -24,6 +24,7 @@ from i2v.errors import Conflict, NotFound, QueueFull, TooManyJobs
 from i2v.jobs.database import Database
 from i2v.jobs.job import FINAL, Door, Job, JobResult, Status
 from i2v.jobs.schema import inputs, jobs, meta, webhooks
+from i2v.notes import read
 from i2v.request import GenerateRequest
 
 CACHED = 1000
@@ -509,7 +510,8 @@ def _when(seconds: float) -> datetime:
 
 def _result(text: str) -> JobResult:
     value = json.loads(text)
-    return JobResult(**{**value, "notes": tuple(value["notes"]), "warnings": tuple(value["warnings"])})
+    said = {name: tuple(map(read, value[name])) for name in ("notes", "warnings")}
+    return JobResult(**{**value, **said, "plan": read(value["plan"]) if value["plan"] else None})
 
 
 def remember(connection: Connection, job_id: str, url: str) -> None:

@@ -1,6 +1,7 @@
 """A job in words: the readable lines that `/api/predict/`, the UI and the command line show for a finished video."""
 
 from i2v.jobs.job import Job
+from i2v.notes import say
 
 
 def summary(job: Job, url: str | None = None) -> str:
@@ -24,9 +25,9 @@ def summary(job: Job, url: str | None = None) -> str:
         if result.peak_memory_mb is not None:
             lines.append(f"Peak memory: {result.peak_memory_mb:.0f} MB")
         if result.plan:
-            lines.append(f"Memory plan: {result.plan}")
-        lines += [f"Note: {note}" for note in result.notes]
-        lines += [f"Warning: {warning}" for warning in result.warnings]
+            lines.append(f"Memory plan: {say(result.plan)}")
+        lines += [f"Note: {say(note)}" for note in result.notes]
+        lines += [f"Warning: {say(warning)}" for warning in result.warnings]
     elif job.error_message:
         lines.append(f"Error: {job.error_message} ({job.error_code})")
     if url is not None:

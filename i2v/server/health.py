@@ -6,7 +6,9 @@ from fastapi import APIRouter, Request
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
+from i2v.jobs.phase import not_loaded
 from i2v.jobs.queue import JobQueue
+from i2v.notes import say
 from i2v.server.answers import JSONAnswer
 from i2v.server.context import context_of
 from i2v.server.metrics import CONTENT_TYPE
@@ -36,7 +38,7 @@ async def readyz(request: Request) -> Response:
         return JSONAnswer(content)
     if status == "loading":
         what, fraction = queue.loading
-        content["loading"] = {"what": what, "fraction": fraction}
+        content["loading"] = {"what": say(what), "fraction": fraction}
     content |= {"error": why, "detail": [{"loc": [status], "msg": why, "type": "not_ready"}]}
     return JSONAnswer(content, status_code=503, headers=_RETRY_AFTER)
 
@@ -50,9 +52,7 @@ async def metrics(request: Request) -> Response:
 def readiness(queue: JobQueue) -> tuple[str, str | None]:
     """A word for the state, and a sentence on what is missing (None when jobs can run)."""
     if queue.state == "loading":
-        what, fraction = queue.loading
-        share = "" if fraction is None else f" ({fraction:.0%})"
-        return "loading", f"the model is not loaded yet: {what or 'starting'}{share}"
+        return "loading", say(not_loaded(*queue.loading))
     if queue.state != "ready":
         return queue.state, queue.failure or f"the server is {queue.state}"
     problem = queue.storage_problem()

@@ -12,6 +12,7 @@ from starlette.concurrency import run_in_threadpool
 from i2v.errors import I2VError
 from i2v.jobs.job import Job, JobResult
 from i2v.jobs.queue import JobQueue
+from i2v.notes import say
 from i2v.request import Fit, GenerateRequest, Preset
 from i2v.server.answers import Answer
 from i2v.settings import Settings
@@ -121,8 +122,8 @@ def _outcome(request: GenerateRequest, result: JobResult | None) -> dict[str, An
         "guidance_scale": result.guidance_scale if result else request.guidance_scale,
         "stage_seconds": result.stage_seconds if result else None,
         "peak_memory_mb": result.peak_memory_mb if result else None,
-        "notes": list(result.notes) if result else [],
-        "warnings": list(result.warnings) if result else [],
+        "notes": [say(note) for note in result.notes] if result else [],
+        "warnings": [say(warning) for warning in result.warnings] if result else [],
     }
 
 

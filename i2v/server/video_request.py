@@ -16,6 +16,7 @@ from starlette.datastructures import FormData, UploadFile
 
 from i2v.errors import InvalidImage, InvalidRequest, Refusal, json_type, refusals, short
 from i2v.images import decode, decode_data_url, place
+from i2v.notes import say
 from i2v.request import MAX_PROMPT, GenerateRequest, Public, PublicLimits, default_of, parse_size, plain_type
 from i2v.server.answers import invalid
 from i2v.server.body import parse_json, read_body, refuse_compressed, whole
@@ -212,7 +213,7 @@ def check_model(wanted: str | None, loaded: str | None) -> None:
 
 def placement_note(photo: Image.Image, request: GenerateRequest) -> str:
     """How the photo will be cut or padded to the size, in a sentence."""
-    return place(photo.size, (request.width, request.height), request.fit).describe()
+    return say(place(photo.size, (request.width, request.height), request.fit).note())
 
 
 def frames_for(seconds: str | float, fps: int) -> int:

@@ -3,9 +3,9 @@
 from html import escape
 
 from i2v.jobs.queue import JobQueue
-from i2v.ui.texts import Say, titled
+from i2v.notes import Note
+from i2v.ui.texts import Say, about, titled
 
-LOADING = ("importing", "asking", "downloading", "loading")  # first words of what an engine reports
 SCHEMES = ("dark", "light")
 
 
@@ -33,21 +33,14 @@ def _state(say: Say, queue: JobQueue) -> str:
         return _line("bad", say("server_dead"), "")
     if model is None:
         return ""
-    title = f"{titled(say, model.title)} · {say('on_device', device=model.device)} · {model.dtype}"
-    note = say(f"note_{model.kind}", note=model.note) if model.note else ""
-    return _line(f"ready kind-{model.kind}", title, note)
+    title = f"{titled(say, model.kind, model.title)} · {say('on_device', device=model.device)} · {model.dtype}"
+    return _line(f"ready kind-{model.kind}", title, about(say, model))
 
 
-def _loading(say: Say, what: str, fraction: float | None) -> str:
+def _loading(say: Say, what: Note, fraction: float | None) -> str:
     percent = "" if fraction is None else f" {100 * fraction:.0f} %"
     bar = f"<div class='bar'><i style='width:{100 * (fraction or 0):.0f}%'></i></div>"
-    return _line("loading", f"{say('loading_model')}: {_what(say, what)}{percent}", say("loading_hint"), bar)
-
-
-def _what(say: Say, what: str) -> str:
-    """The engine's own word for what it does now; in Chinese what kind of thing that is before it."""
-    kind = what.partition(" ")[0]
-    return say(f"loading_{kind}", what=what) if kind in LOADING else what
+    return _line("loading", f"{say('loading_model')}: {say.note(what)}{percent}", say("loading_hint"), bar)
 
 
 def _line(kind: str, title: str, note: str, more: str = "") -> str:

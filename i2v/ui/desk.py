@@ -15,7 +15,7 @@ import gradio as gr
 import numpy as np
 from PIL import Image
 
-from i2v.errors import Conflict, I2VError, InvalidRequest
+from i2v.errors import Conflict, I2VError
 from i2v.images import place
 from i2v.jobs.job import Job
 from i2v.jobs.queue import JobQueue
@@ -26,7 +26,7 @@ from i2v.ui import form, hint, history, sheet, stage
 from i2v.ui.banner import banner
 from i2v.ui.form import GREETED
 from i2v.ui.sweep import Shown, drafts, in_full
-from i2v.ui.texts import Say, language, speaker, told
+from i2v.ui.texts import PageRefusal, Say, language, speaker, told
 
 RUNNING_S = 0.5  # seconds between two looks at a running job
 IDLE_S = 3.0
@@ -56,11 +56,11 @@ class Desk:
         return job.id, ""
 
     def read(self, say: Say, upload: Any, values: Any) -> tuple[GenerateRequest, Image.Image]:
-        """The form's job and its photo. Raises `InvalidRequest` and `InvalidImage` in words."""
+        """The form's job and its photo. Raises `PageRefusal`, `InvalidRequest` and `InvalidImage`."""
         named = dict(zip(form.Form.names()[1:], values, strict=True))
         photo = form.read_photo(upload, self.settings.max_image_pixels)
         if photo is None:
-            raise InvalidRequest(say("needs_photo"), field="image")
+            raise PageRefusal(say("needs_photo"), field="image")
         return form.read_request(say, named, photo.size, self.settings.limits, self.queue.model), photo
 
     def sweep(self, upload: Any, *rest: Any) -> tuple[Any, str]:
@@ -101,7 +101,7 @@ class Desk:
         try:
             job = history.find(self.queue, job_id)
             if job is None or job.result is None:
-                raise InvalidRequest(say("nothing_chosen"))
+                raise PageRefusal(say("nothing_chosen"))
             last = last_frame(self.queue, job)
             again = job.request.model_copy(update={"seed": None})
             longer = self.queue.submit(again, last, door="ui", caller=caller_of(request), extends=job.id)

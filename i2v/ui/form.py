@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, cast, get_args
 
 import gradio as gr
+from gradio.i18n import I18nData
 from PIL import Image
 from pydantic import ValidationError
 
@@ -19,7 +20,7 @@ from i2v.engine.interface import ModelInfo
 from i2v.errors import InvalidImage, InvalidRequest, refusals
 from i2v.images import decode
 from i2v.request import GenerateRequest, Preset, PublicLimits, default_of, parse_size, plain_type
-from i2v.ui.texts import Say, label
+from i2v.ui.texts import PageRefusal, Say, label
 
 # Steps a quality stands for. The demo model is a near-regressor: more than ten steps change little.
 QUALITY_STEPS = {
@@ -215,7 +216,7 @@ def _advanced(limits: PublicLimits, preset: Preset) -> tuple[dict[str, Any], See
         motion_fps = _slider(limits, "motion_fps", "motion_fps")
     guidance = _slider(limits, "guidance_scale", "guidance", step=0.1)
     shortcut = gr.Radio(
-        choices=[(cast(str, label(f"preset_{name}")), name) for name in PRESETS],
+        choices=[(cast(str, I18nData(f"preset_{name}")), name) for name in PRESETS],
         value=preset,
         label=label("preset"),
         elem_id="preset",
@@ -269,10 +270,10 @@ def read_photo(value: Any, max_pixels: int) -> Image.Image | None:
 def read_request(
     say: Say, values: Mapping[str, Any], photo: tuple[int, int], limits: PublicLimits, model: ModelInfo | None
 ) -> GenerateRequest:
-    """The job that the form describes. Raises `InvalidRequest` with a sentence for the person in front of it."""
+    """The job that the form describes. Raises `PageRefusal` and `InvalidRequest`."""
     prompt = str(values["prompt"] or "").strip()
     if not prompt:
-        raise InvalidRequest(say("needs_prompt"), field="prompt")
+        raise PageRefusal(say("needs_prompt"), field="prompt")
     width, height = size_of(values, photo, limits, model)
     return limits.check(request_of(say, {**values, "prompt": prompt}, width, height))
 
@@ -312,12 +313,12 @@ def values_of(request: GenerateRequest, model: ModelInfo | None) -> list[Any]:
 
 
 def seed_of(say: Say, value: Any) -> int | None:
-    """None for an empty field. Raises `InvalidRequest` for what is no whole number."""
+    """None for an empty field. Raises `PageRefusal` for what is no whole number."""
     text = str("" if value is None else value).strip()
     if not text:
         return None
     if not (text.isascii() and text.isdecimal()):
-        raise InvalidRequest(say("seed_wanted"), field="seed")
+        raise PageRefusal(say("seed_wanted"), field="seed")
     return int(text)
 
 

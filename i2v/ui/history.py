@@ -9,12 +9,12 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from i2v.errors import InvalidRequest, NotFound
+from i2v.errors import NotFound
 from i2v.jobs.job import Job
 from i2v.jobs.queue import JobQueue
 from i2v.request import GenerateRequest
 from i2v.ui.sweep import Shown
-from i2v.ui.texts import Say
+from i2v.ui.texts import PageRefusal, Say
 from i2v.video import read_metadata
 
 PAGE = 24  # cards a page: two rows of the widest screen, twice
@@ -110,12 +110,12 @@ def _card(say: Say, job: Job) -> str:
 
 
 def settings_of(upload: Any, say: Say) -> tuple[GenerateRequest, str | None]:
-    """The request that an uploaded MP4 carries, and the id of its job. Raises `InvalidRequest` in words."""
+    """The request that an uploaded MP4 carries, and the id of its job. Raises `PageRefusal`."""
     path = upload.get("path") if isinstance(upload, dict) else None
     if not isinstance(path, str):
-        raise InvalidRequest(say("restore_none"), field="video")
+        raise PageRefusal(say("restore_none"), field="video")
     kept = read_metadata(Path(path))
     try:
         return GenerateRequest.model_validate_json(kept["request"], strict=False), kept.get("job")
     except (KeyError, ValidationError):
-        raise InvalidRequest(say("restore_none"), field="video") from None
+        raise PageRefusal(say("restore_none"), field="video") from None

@@ -5,12 +5,12 @@ from typing import Any
 
 import gradio as gr
 
-from i2v.errors import Conflict, I2VError, InvalidRequest
+from i2v.errors import Conflict, I2VError
 from i2v.jobs.queue import JobQueue
 from i2v.settings import Settings
 from i2v.ui import form, hint, history
 from i2v.ui.sweep import Shown
-from i2v.ui.texts import Say, language, speaker, told
+from i2v.ui.texts import PageRefusal, Say, language, speaker, told
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +26,7 @@ class Results:
         try:
             job = history.find(self.queue, job_id)
             if job is None:
-                raise InvalidRequest(say("nothing_chosen"))
+                raise PageRefusal(say("nothing_chosen"))
             photo = self.queue.input_image(job.id)
         except I2VError as error:
             return _unchanged(hint.notice(told(say, error)))

@@ -13,7 +13,6 @@ from PIL import Image
 
 from i2v.jobs.job import Job, JobResult
 from i2v.ui.texts import Say, duration, explained, titled
-from i2v.ui.translated import noted, planned, warned
 
 
 def empty(say: Say) -> str:
@@ -119,7 +118,7 @@ def _facts(say: Say, job: Job, result: JobResult, path: str) -> str:
         ("fact_size", f"{request.width} × {request.height}"),
         ("fact_length", length),
         ("fact_settings", settings),
-        ("fact_model", f"{titled(say, result.model_title)}, {result.device}"),
+        ("fact_model", f"{titled(say, result.model_kind, result.model_title)}, {result.device}"),
         ("fact_stages", stages),
         ("fact_file", path),
     ]
@@ -127,15 +126,15 @@ def _facts(say: Say, job: Job, result: JobResult, path: str) -> str:
         peak = say("peak_cpu" if result.device == "cpu" else "peak_gpu", n=f"{result.peak_memory_mb:.0f}")
         rows.insert(-1, ("fact_memory", peak))
     if result.plan:
-        rows.insert(-1, ("fact_plan", planned(say, result.plan)))
+        rows.insert(-1, ("fact_plan", say.note(result.plan)))
     cells = "".join(f"<dt>{escape(say(key))}</dt><dd>{escape(value)}</dd>" for key, value in rows if value)
-    notes = "".join(f"<li>{escape(noted(say, text))}</li>" for text in result.notes)
+    notes = "".join(f"<li>{escape(say.note(note))}</li>" for note in result.notes)
     return f"<dl class='facts'>{cells}</dl>" + (f"<ul class='notes'>{notes}</ul>" if notes else "")
 
 
 def _advice(say: Say, result: JobResult) -> str:
     """What the result check noticed, right under the video: it says what to change."""
-    said = "".join(f"<p>{escape(warned(say, text))}</p>" for text in result.warnings)
+    said = "".join(f"<p>{escape(say.note(warning))}</p>" for warning in result.warnings)
     return f"<aside class='advice'><b>{escape(say('advice'))}</b>{said}</aside>" if said else ""
 
 

@@ -15,7 +15,7 @@ from i2v.request import GenerateRequest
 from i2v.settings import Settings
 from i2v.ui import form, hint
 from i2v.ui.hint import gigabytes
-from i2v.ui.texts import Say, duration, explained, language, speaker, titled, told
+from i2v.ui.texts import Say, about, duration, explained, language, speaker, titled, told
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,11 @@ def facts(say: Say, settings: Settings, queue: JobQueue) -> str:
     model = queue.model
     rows = [("sys_state", say(f"state_{queue.state}"))]
     if model is not None:
-        rows += [("fact_model", titled(say, model.title)), ("sys_device", model.device), ("sys_dtype", model.dtype)]
+        rows += [
+            ("fact_model", titled(say, model.kind, model.title)),
+            ("sys_device", model.device),
+            ("sys_dtype", model.dtype),
+        ]
     rows.append(("sys_queue", say("sys_queue_of", n=queue.queue_length, most=settings.queue.length)))
     if queue.average_duration:
         rows.append(("sys_average", duration(say, queue.average_duration)))
@@ -70,7 +74,7 @@ def facts(say: Say, settings: Settings, queue: JobQueue) -> str:
     if model is not None and model.vocabulary:
         rows.append(("sys_words", " · ".join(model.vocabulary)))
     cells = "".join(f"<dt>{escape(say(key))}</dt><dd>{escape(value)}</dd>" for key, value in rows)
-    words = "" if model is None or not model.note else say(f"note_{model.kind}", note=model.note)
+    words = "" if model is None else about(say, model)
     note = f"<p class='none'>{escape(words)}</p>" if words else ""
     return f"<section class='system'><dl class='facts'>{cells}</dl>{note}</section>"
 

@@ -4,16 +4,16 @@ Labels go to Gradio's I18n, which translates in the browser; sentences with numb
 by `say`, in the language that the browser asks for.
 """
 
-from collections.abc import Callable, Mapping
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import gradio as gr
 from gradio.i18n import I18nData
 
-from i2v.errors import DoesNotFit, I2VError
-
-Language = Literal["en", "zh"]
-Say = Callable[..., str]
+from i2v import notes
+from i2v.engine.interface import ModelInfo
+from i2v.errors import DoesNotFit, I2VError, InvalidRequest
+from i2v.notes import Language, Note
 
 TABLE: dict[str, tuple[str, str]] = {
     # Header and tabs
@@ -30,10 +30,6 @@ TABLE: dict[str, tuple[str, str]] = {
         "You can already choose a photo and write the prompt.",
         "现在就可以选择照片并填写提示词。",
     ),
-    "loading_importing": ("{what}", "正在导入引擎（{what}）"),
-    "loading_asking": ("{what}", "正在查询模型仓库（{what}）"),
-    "loading_downloading": ("{what}", "正在下载文件（{what}）"),
-    "loading_loading": ("{what}", "正在读取权重（{what}）"),
     "reason": ("{message}", "原因：{message}"),
     "model_failed": ("The model could not be loaded.", "模型加载失败。"),
     "server_stopping": ("The server is shutting down.", "服务器正在关闭。"),
@@ -95,20 +91,6 @@ TABLE: dict[str, tuple[str, str]] = {
     "seed_dice": ("🎲 New", "🎲 随机"),
     "seed_same": ("Same again", "沿用上次"),
     "preset": ("Shortcuts the sampler takes", "采样捷径"),
-    "preset_exact": (
-        "exact — none: DDIM in all steps, guidance in each",
-        "exact：无近似，DDIM 走完全部步数，每步都做引导",
-    ),
-    "preset_fast": (
-        "fast — UniPC in at most 25 steps stands in for DDIM",
-        "fast：以至多 25 步的 UniPC 代替 DDIM",
-    ),
-    "preset_turbo": (
-        "turbo — DPM-Solver++(2M) in at most 16 steps stands in for DDIM; guidance from 50 to 100 % of the way only; "
-        "one step in 2 is whole, the others reuse deep features",
-        "turbo：以至多 16 步的 DPM-Solver++(2M) 代替 DDIM；仅在进程的 50% 至 100% 做引导；"
-        "每 2 步完整计算一步，其余复用深层特征",
-    ),
     "generate": ("Generate video", "生成视频"),
     "cancel": ("Cancel", "取消"),
     # Hints under the button
@@ -275,7 +257,6 @@ TABLE: dict[str, tuple[str, str]] = {
         "这是随 i2v 附带的小型演示模型，只能推拉、平移画面或改变光线，画面偏柔和。"
         "完整的 I2VGen-XL 模型有真实的动作与细节，需要 CUDA 显卡。",
     ),
-    "note_fake": ("{note}", "这是测试用的假引擎，并非模型：只在照片上叠加移动的图案。{note}"),
     "note_real": ("{note}", "模型说明：{note}"),
     "error_queue_full": ("{message}", "队列已满，请稍后再试。（{message}）"),
     "error_too_many_jobs": ("{message}", "您排队的任务过多，请等其中一个完成。（{message}）"),
@@ -300,10 +281,6 @@ TABLE: dict[str, tuple[str, str]] = {
 }
 
 
-def english(key: str) -> str:
-    return TABLE[key][0]
-
-
 def translations(written: Mapping[str, tuple[str, str]]) -> gr.I18n:
     """Gradio's table, with what is `written` for this server; both Chinese codes, because browsers send either."""
     table = {**TABLE, **written}
@@ -325,33 +302,52 @@ def language(request: gr.Request | None) -> Language:
     return "zh" if accepted.lstrip().lower().startswith("zh") else "en"
 
 
+@dataclass(frozen=True, slots=True)
+class Say:
+    """Says texts of the table, and the engine's notes, in one language."""
+
+    language: Language
+
+    def __call__(self, key: str, **values: object) -> str:
+        return TABLE[key][self.language == "zh"].format(**values)
+
+    def note(self, note: Note | str) -> str:
+        return notes.say(note, self.language)
+
+
 def speaker(lang: Language) -> Say:
-    """A function `say(key, **values)` for one language."""
-    column = 1 if lang == "zh" else 0
+    return Say(lang)
 
-    def say(key: str, **values: object) -> str:
-        return TABLE[key][column].format(**values)
 
-    return say
+class PageRefusal(InvalidRequest):
+    """What the page itself refuses, in the reader's language."""
 
 
 def explained(say: Say, code: str, message: str) -> str:
-    """An error's own sentence; in Chinese what kind of error it is before it. What is Chinese already stays."""
+    """An error's own sentence; in Chinese what kind of error it is before it."""
     key = f"error_{code}"
-    is_ours = any("\u4e00" <= character <= "\u9fff" for character in message)
-    return message if is_ours or key not in TABLE else say(key, message=message)
+    return say(key, message=message) if key in TABLE else message
 
 
 def told(say: Say, error: I2VError) -> str:
-    """The error's own sentence, in the reader's language; for a job that does not fit, what would."""
+    """Why something was refused, in the reader's language; for a job that does not fit, what would."""
     if isinstance(error, DoesNotFit) and error.largest:
         return say("fits", **error.largest)
-    return explained(say, error.code, error.message)
+    if error.note is not None:
+        return say.note(error.note)
+    return error.message if isinstance(error, PageRefusal) else explained(say, error.code, error.message)
 
 
-def titled(say: Say, title: str) -> str:
-    """A model's title; those of the models that come with this package in the reader's language."""
-    return next((say(key) for key in ("title_demo", "title_fake") if title == english(key)), title)
+def titled(say: Say, kind: str, title: str) -> str:
+    """A model's title; that of the demo model and of the fake engine in the reader's language."""
+    return title if kind == "real" or say.language == "en" else say(f"title_{kind}")
+
+
+def about(say: Say, model: ModelInfo) -> str:
+    """What a model is not, in a sentence; empty where there is nothing to say."""
+    if model.kind == "fake":
+        return say.note(Note("fake_engine"))
+    return say(f"note_{model.kind}", note=model.note) if model.note else ""
 
 
 def duration(say: Say, seconds: float) -> str:

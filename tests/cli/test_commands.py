@@ -30,6 +30,7 @@ from i2v.errors import DoesNotFit, ModelUnavailable
 from i2v.flags import flags
 from i2v.jobs.queue import JobQueue
 from i2v.mutex import GpuMutex
+from i2v.notes import Note
 from i2v.request import GenerateRequest
 from i2v.server.app import create_app
 from i2v.settings import Settings
@@ -562,7 +563,7 @@ def test_the_module_is_the_command() -> None:
 
 def test_a_log_gets_a_line_for_each_tenth_and_no_control_sequences(capsys: pytest.CaptureFixture[str]) -> None:
     with Display(Console(stderr=True)) as display:
-        display.loading("loading unet", None)
+        display.loading(Note("loading", {"part": Note("unet")}), None)
         for step in range(1, 101):
             display.step(Progress("denoise", step, 100))
         display.waiting("another process (pid 7) on the same GPU")
@@ -577,7 +578,7 @@ def test_a_log_gets_a_line_for_each_tenth_and_no_control_sequences(capsys: pytes
 def test_a_terminal_gets_one_bar_that_is_gone_at_the_end() -> None:
     out = io.StringIO()
     with Display(Console(file=out, force_terminal=True, width=100)) as display:
-        display.loading("loading unet", 0.25)
+        display.loading(Note("loading", {"part": Note("unet")}), 0.25)
         display.step(Progress("denoise", 3, 10))
         display.video(Video(id="v", status="queued", progress=0, position=2))
         display.video(Video(id="v", status="queued", progress=0, position=0))

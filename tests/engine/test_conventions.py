@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from i2v.engine import Engine
-from i2v.engine.conditioning import encode_text, upstream_crop
+from i2v.engine.conditioning import PROMPT, encode_text, upstream_crop
 from i2v.engine.conventions import AUTHORS, UPSTREAM, for_model, for_parity, named
 from i2v.images import fit_image
 from i2v.loading import load_engine
@@ -83,8 +83,8 @@ def test_image_concat_scale_equals_a_doubled_conv_in(upstream: Engine, tmp_path:
 
 def test_padding_changes_what_follows_the_end_of_the_text_and_nothing_before(upstream: Engine) -> None:
     cpu = torch.device("cpu")
-    own, _ = encode_text(upstream.parts, "the sun", UPSTREAM, cpu, "prompt")
-    zeros, _ = encode_text(upstream.parts, "the sun", AUTHORS, cpu, "prompt")
+    own, _ = encode_text(upstream.parts, "the sun", UPSTREAM, cpu, PROMPT)
+    zeros, _ = encode_text(upstream.parts, "the sun", AUTHORS, cpu, PROMPT)
     end = len(upstream.parts.tokenizer("the sun").input_ids)
     assert torch.allclose(own[:, :end], zeros[:, :end], atol=1e-5)
     assert not torch.allclose(own[:, end:], zeros[:, end:], atol=1e-2)

@@ -8,6 +8,7 @@ from PIL import Image
 
 from i2v.engine import Engine
 from i2v.images import fit_image
+from i2v.notes import say
 from i2v.request import GenerateRequest
 
 pytest.importorskip("skimage")  # the measurement is the training's; the `train` and `test` extras bring it
@@ -114,9 +115,9 @@ def test_a_guidance_beyond_the_models_range_is_set_to_it_and_said(engine: Engine
     """Above it a pan would show the still picture's negative beside the moved one."""
     result = engine.generate(JOB.model_copy(update={"guidance_scale": 12.0}), photo)
     assert result.guidance_scale == 9.0
-    assert "Guidance scale 12 was set to 9; this model works from 1 to 9." in result.notes
+    assert "Guidance scale 12 was set to 9; this model works from 1 to 9." in map(say, result.notes)
     plain = engine.generate(JOB.model_copy(update={"guidance_scale": 9.0}), photo)
-    assert not any(note.startswith("Guidance scale") for note in plain.notes)
+    assert not any(say(note).startswith("Guidance scale") for note in plain.notes)
     assert np.array_equal(plain.frames, result.frames)
 
 

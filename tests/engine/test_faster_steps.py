@@ -21,10 +21,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from i2v.engine import Engine, device_memory, faster_steps, memory, sampler
 from i2v.engine.conditioning import Conditioning
-from i2v.engine.faster_steps import KEPT, Accelerator, Compiled, Graph, Tensors, choose_form
+from i2v.engine.faster_steps import CUDA_GRAPH, KEPT, Accelerator, Compiled, Graph, Tensors, choose_form
 from i2v.engine.memory import Plan
 from i2v.engine.sampler import denoise, schedule
 from i2v.engine.unet.model import I2VGenXLUNet, RequestState
+from i2v.notes import Note, say
 from i2v.presets import PRESETS, Sampling
 from i2v.request import GenerateRequest
 from i2v.ui.texts import TABLE
@@ -197,7 +198,7 @@ def test_a_step_reads_no_number_back_and_makes_no_tensor_from_the_host(engine: E
     recorder = Watched()
     steps = accelerator(recorder)
     sample(engine.parts.unet, 12, given(1), steps, replace(ALL_KINDS, guidance_rescale=rescale))
-    assert steps.report() == ("steps as a CUDA graph", ())
+    assert steps.report() == ((Note("steps_as", {"form": CUDA_GRAPH}),), ())
     assert recorder.captures == 4
     with pytest.raises(AssertionError, match="_local_scalar_dense"), NothingFromTheHost():
         torch.ones(1).item()
@@ -213,9 +214,9 @@ def test_a_form_that_disagrees_is_not_used_and_the_reason_is_told(engine: Engine
     assert torch.equal(sample(engine.parts.unet, 12, given(1), steps), wanted)
     assert recorder.replays == recorder.captures == 4  # one look each, at the other numbers
     used, reasons = steps.report()
-    assert used == ""
+    assert used == ()
     assert len(reasons) == 4
-    assert all(reason.startswith("Steps ran plainly: a CUDA graph differed by") for reason in reasons)
+    assert all(say(reason).startswith("Steps ran plainly: a CUDA graph differed by") for reason in reasons)
     steps.start()
     sample(engine.parts.unet, 12, given(1), steps)
     assert recorder.captures == 4  # not tried again
@@ -228,7 +229,7 @@ def test_a_recording_that_does_nothing_is_found_out(engine: Engine) -> None:
     wanted = sample(engine.parts.unet, 4, given(1), None, PRESETS["exact"])
     assert torch.equal(sample(engine.parts.unet, 4, given(1), steps, PRESETS["exact"]), wanted)
     assert not steps.kept
-    assert "a CUDA graph differed by" in steps.report()[1][0]
+    assert "a CUDA graph differed by" in say(steps.report()[1][0])
 
 
 def test_a_refused_form_is_gone_before_its_memory_is_asked_back(
@@ -278,8 +279,8 @@ def test_a_form_that_is_not_faster_is_not_used(engine: Engine) -> None:
     recorder = Recorder()
     steps = accelerator(recorder, faster=False)
     sample(engine.parts.unet, 4, given(1), steps, PRESETS["exact"])
-    assert steps.report()[0] == ""
-    assert "was not faster" in steps.report()[1][0]
+    assert steps.report()[0] == ()
+    assert "was not faster" in say(steps.report()[1][0])
     assert not steps.kept
 
 
@@ -317,7 +318,7 @@ def test_without_memory_for_a_recording_all_are_given_back_and_the_job_goes_on(e
     assert torch.equal(sample(engine.parts.unet, 3, three, steps, PRESETS["exact"]), wanted)
     assert (len(steps.kept), steps.held) == (0, 0)
     assert recorder.resets > 0
-    assert "there was no memory for it" in steps.report()[1][0]
+    assert "there was no memory for it" in say(steps.report()[1][0])
     recorder.fails = None
     steps.start()  # another job may find memory
     assert torch.equal(sample(engine.parts.unet, 3, three, steps, PRESETS["exact"]), wanted)
@@ -328,7 +329,7 @@ def test_a_recording_that_fails_is_only_a_reason_and_a_lost_gpu_is_not(engine: E
     recorder = Recorder(fails=RuntimeError("operation not permitted when stream is capturing"))
     steps = accelerator(recorder)
     sample(engine.parts.unet, 3, given(1), steps, PRESETS["exact"])
-    assert "RuntimeError: operation not permitted when stream is capturing" in steps.report()[1][0]
+    assert "RuntimeError: operation not permitted when stream is capturing" in say(steps.report()[1][0])
     lost = Recorder(fails=torch.AcceleratorError("CUDA error: an illegal memory access was encountered"))
     with pytest.raises(torch.AcceleratorError):
         sample(engine.parts.unet, 3, given(1), accelerator(lost), PRESETS["exact"])
@@ -415,7 +416,9 @@ def test_a_result_says_how_its_steps_ran_and_what_warming_up_took(engine: Engine
     first, second, plain = (one.generate(JOB, draw_photo()) for one in (fast, fast, engine))
     assert torch.equal(first.latents, plain.latents)
     assert torch.equal(second.latents, plain.latents)
-    assert first.plan == second.plan == f"{plain.plan}, steps as a CUDA graph"
+    assert first.plan == second.plan == Plan().note(Note("steps_as", {"form": CUDA_GRAPH}))
+    assert plain.plan == Plan().note()
+    assert say(first.plan) == f"{say(plain.plan)}, steps as a CUDA graph"
     assert first.stage_seconds["warm_up"] > 0
     assert {f"took_{stage}" for stage in first.stage_seconds} <= set(TABLE)  # the page has words for each
     assert "warm_up" not in second.stage_seconds | plain.stage_seconds
@@ -427,14 +430,16 @@ def test_no_form_is_used_while_weights_are_offloaded_or_memory_is_short(engine: 
     assert fast.keeps_steps_plain(JOB, Plan()) is None
     fast.generate(JOB, draw_photo())
     assert fast.steps.held > 0
-    assert "weights are offloaded" in str(fast.keeps_steps_plain(JOB, Plan(offload="model")))
+    assert fast.keeps_steps_plain(JOB, Plan(offload="model")) == Note("plain_offloaded")
     assert fast.steps.held == 0
     fast.generate(JOB, draw_photo())
     used = fast.memory_need(JOB).needed
     tight = replace(fast, max_vram_gb=(used / 0.9 + 2**29) / 2**30 + 1e-4)
-    assert "do not fit beside the job" in str(tight.keeps_steps_plain(JOB, Plan()))
-    fast.steps.start("a reason")
-    assert fast.steps.report() == ("", ("Steps ran plainly: a reason.",))
+    reason = tight.keeps_steps_plain(JOB, Plan())
+    assert reason is not None
+    assert "do not fit beside the job" in say(reason)
+    fast.steps.start(reason)
+    assert fast.steps.report() == ((), (reason,))
 
 
 def on_a_card_with(engine: Engine, spare: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -451,7 +456,7 @@ def test_on_a_tight_card_the_second_job_replays_what_the_first_recorded(
     recorder = Recorder(held=own)
     fast = replace(engine, steps=accelerator(recorder))
     on_a_card_with(engine, own * 5 // 2, monkeypatch)  # one recording and its inputs, here as large; not two
-    wanted = f"{Plan()}, steps as a CUDA graph"
+    wanted = Plan().note(Note("steps_as", {"form": CUDA_GRAPH}))
     assert [fast.generate(JOB, draw_photo()).plan for _ in range(3)] == [wanted] * 3
     assert recorder.captures == 1
 
@@ -483,9 +488,9 @@ def test_a_job_that_runs_out_beside_recordings_is_tried_again_without_them(engin
         result = fast.generate(JOB, draw_photo())
     assert tried == [(1, 1), (1, 1)]  # the same plan
     assert fast.steps.form.capture.captures == captures  # type: ignore[union-attr]
-    assert result.plan == str(Plan())
-    assert "Steps ran plainly: the job ran out of memory." in result.notes
-    assert any(note.startswith("Ran out of memory once") for note in result.notes)
+    assert result.plan == Plan().note()
+    assert "Steps ran plainly: the job ran out of memory." in map(say, result.notes)
+    assert any(say(note).startswith("Ran out of memory once") for note in result.notes)
     assert torch.equal(result.latents, wanted.latents)
     assert fast.generate(JOB, draw_photo()).plan == wanted.plan  # another job may record again
 

@@ -10,6 +10,7 @@ from safetensors.torch import save
 
 from i2v.engine import hub, source
 from i2v.errors import ModelUnavailable
+from i2v.notes import Note, say
 from tests.engine.hub_double import COMMIT, HubDouble, serving
 
 REPO = "someone/i2vgen-xl-test"
@@ -76,7 +77,7 @@ def test_a_part_that_is_there_as_a_pickle_only_is_refused_and_not_fetched(double
 
 
 def test_progress_rises_from_nothing_to_the_whole_and_names_the_model(double: HubDouble, tmp_path: Path) -> None:
-    reports: list[tuple[str, float | None]] = []
+    reports: list[tuple[Note, float | None]] = []
 
     fetch(double, tmp_path, on_load=lambda what, fraction: reports.append((what, fraction)))
 
@@ -84,7 +85,8 @@ def test_progress_rises_from_nothing_to_the_whole_and_names_the_model(double: Hu
     assert fractions == sorted(fractions)
     assert fractions[0] < 0.1
     assert fractions[-1] == 1.0
-    assert all(REPO in what for what, _ in reports)
+    assert all(REPO in say(what) for what, _ in reports)
+    assert {what.code for what, _ in reports} == {"asking_hub", "downloading"}
 
 
 def test_a_download_that_breaks_off_goes_on_where_it_stopped(double: HubDouble, tmp_path: Path) -> None:

@@ -12,10 +12,11 @@ import torch
 from PIL import Image
 
 from i2v.engine import Engine, conditioning, memory
-from i2v.engine.conditioning import TextCache, encode_text
+from i2v.engine.conditioning import PROMPT, TextCache, encode_text
 from i2v.engine.interface import Progress
 from i2v.errors import FatalEngineError, InvalidOutput, InvalidRequest, JobCancelled, OutOfMemory
 from i2v.images import fit_image
+from i2v.notes import say
 from i2v.request import GenerateRequest
 from tests.engine.tiny_folder import draw_photo, write_tiny_folder
 
@@ -169,13 +170,13 @@ def test_the_whole_range_of_sizes_and_lengths_works_and_the_crop_is_told(
     result = engine.generate(SMALL.model_copy(update=change), photo)
     assert result.frames.shape == (frames, height, width, 3)
     _, placement = fit_image(photo, width, height, "crop")
-    assert placement.describe() in result.notes
-    assert "cropped to its middle" in placement.describe()
+    assert placement.note() in result.notes
+    assert "cropped to its middle" in say(placement.note())
 
 
 def test_a_padded_photo_is_said_to_have_borders(engine: Engine, photo: Image.Image) -> None:
     wide = SMALL.model_copy(update={"width": 128, "height": 32, "steps": 1, "num_frames": 1, "fit": "pad"})
-    assert any("given black borders to 128x32" in note for note in engine.generate(wide, photo).notes)
+    assert any("given black borders to 128x32" in say(note) for note in engine.generate(wide, photo).notes)
 
 
 def test_a_vae_of_another_factor_sets_its_own_multiples(tmp_path: Path, photo: Image.Image) -> None:
@@ -230,8 +231,8 @@ def test_an_exception_from_the_callback_stops_the_job_there(
 
 def test_a_long_prompt_is_cut_and_the_result_says_so(engine: Engine, photo: Image.Image) -> None:
     long = SMALL.model_copy(update={"prompt": "the sun at noon, " * 20})
-    assert any("tokens long; the model reads 77" in note for note in engine.generate(long, photo).notes)
-    assert not any("tokens" in note for note in engine.generate(SMALL, photo).notes)
+    assert any("tokens long; the model reads 77" in say(note) for note in engine.generate(long, photo).notes)
+    assert not any("tokens" in say(note) for note in engine.generate(SMALL, photo).notes)
 
 
 def test_guidance_outside_the_models_range_is_kept_inside_and_said(engine: Engine, photo: Image.Image) -> None:
@@ -239,10 +240,10 @@ def test_guidance_outside_the_models_range_is_kept_inside_and_said(engine: Engin
     narrow = with_part(engine, info=info)
     result = narrow.generate(SMALL.model_copy(update={"guidance_scale": 9.0}), photo)
     assert result.guidance_scale == 2.0
-    assert "Guidance scale 9 was set to 2; this model works from 1 to 2." in result.notes
+    assert "Guidance scale 9 was set to 2; this model works from 1 to 2." in map(say, result.notes)
     same = engine.generate(SMALL.model_copy(update={"guidance_scale": 2.0}), photo)
     assert torch.equal(result.latents, same.latents)
-    assert not any("Guidance" in note for note in same.notes)
+    assert not any("Guidance" in say(note) for note in same.notes)
 
 
 @pytest.mark.parametrize("preset", ["fast", "turbo"])
@@ -254,7 +255,9 @@ def test_an_approximate_preset_says_what_it_does_and_a_long_one_takes_fewer_step
     result = engine.generate(request, photo, on_step=seen.append)
     taken = sum(p.stage == "denoise" for p in seen)
     assert taken < 40
-    assert any(note.startswith(f"Preset {preset}: ") and f"in {taken} steps" in note for note in result.notes)
+    said = [text for text in map(say, result.notes) if text.startswith(f"Preset {preset}: ")]
+    assert len(said) == 1
+    assert f"in {taken} steps" in said[0]
 
 
 def test_memory_is_planned_for_the_guidance_that_a_job_will_have(engine: Engine) -> None:
@@ -322,7 +325,7 @@ def test_offloaded_weights_are_not_brought_for_a_prompt_that_is_known(engine: En
 
     texts, cpu = TextCache(), torch.device("cpu")
     for _ in range(2):
-        encode_text(engine.parts, "the sun", engine.conventions, cpu, "prompt", using, texts)
+        encode_text(engine.parts, "the sun", engine.conventions, cpu, PROMPT, using, texts)
     assert brought == [engine.parts.text_encoder]
 
 
@@ -336,7 +339,7 @@ def test_out_of_memory_in_a_step_is_answered_once_with_a_lighter_plan(
     short = with_part(engine, unet=Failing(engine.parts.unet, out_of_memory, {failing_call}, "step"))
     result = short.generate(SMALL, photo)
     assert torch.allclose(result.latents, engine.generate(SMALL, photo).latents, atol=1e-4)
-    assert any("Ran out of memory once" in note for note in result.notes)
+    assert any("Ran out of memory once" in say(note) for note in result.notes)
     assert result.plan != engine.generate(SMALL, photo).plan
 
 
@@ -345,8 +348,9 @@ def test_out_of_memory_goes_on_down_the_ladder_until_a_plan_holds(engine: Engine
     short = with_part(engine, unet=Failing(engine.parts.unet, out_of_memory, {2, 3}, "step"))
     result = short.generate(SMALL, photo)
     assert torch.allclose(result.latents, engine.generate(SMALL, photo).latents, atol=1e-4)
-    assert "two guidance passes, feed-forward in 4" in result.plan
-    assert any("Ran out of memory 2 times; this part was done again with" in note for note in result.notes)
+    assert result.plan is not None
+    assert "two guidance passes, feed-forward in 4" in say(result.plan)
+    assert any("Ran out of memory 2 times; this part was done again with" in say(note) for note in result.notes)
 
 
 def test_a_job_fits_its_photo_once_and_chooses_one_plan_even_when_memory_ran_out(
@@ -399,7 +403,7 @@ def test_out_of_memory_in_decode_keeps_the_denoised_latents(engine: Engine, phot
     assert np.abs(result.frames.astype(int) - frames).max() <= 1  # another chunk, another rounding
     decoded = [(p.step, p.steps) for p in seen if p.stage == "decode"]
     assert decoded == [(0, 1), (0, 4), (1, 4), (2, 4), (3, 4), (4, 4)]
-    assert any("Ran out of memory once" in note for note in result.notes)
+    assert any("Ran out of memory once" in say(note) for note in result.notes)
 
 
 def test_a_lost_gpu_is_a_fatal_error_and_not_tried_again(engine: Engine, photo: Image.Image) -> None:

@@ -13,6 +13,7 @@ from PIL import Image
 from i2v.cli.calibration import psnr
 from i2v.engine import Engine
 from i2v.engine.interface import GenerationResult, Progress
+from i2v.notes import say
 from i2v.request import GenerateRequest
 from tests.conftest import ASSETS
 
@@ -81,4 +82,4 @@ def test_every_preset_keeps_the_models_guidance_range(runs: dict[str, Run], pres
     result = runs[preset].result
     assert result is not None
     assert result.guidance_scale == 9.0
-    assert "Guidance scale 15 was set to 9; this model works from 1 to 9." in result.notes
+    assert "Guidance scale 15 was set to 9; this model works from 1 to 9." in map(say, result.notes)

@@ -11,6 +11,7 @@ from i2v.engine.conditioning import Conditioning
 from i2v.engine.sampler import PRESETS, Sampling, denoise, guide, schedule
 from i2v.engine.solvers import Schedule
 from i2v.errors import InvalidOutput, InvalidRequest
+from i2v.notes import Note, say
 from i2v.presets import EXACT, SOLVERS
 from tests.engine.tiny_folder import SCHEDULER
 
@@ -127,7 +128,7 @@ def test_the_exact_preset_guides_every_step_and_approximates_nothing() -> None:
     assert exact == EXACT == Sampling("ddim")
     assert all(exact.guides(index, 50) for index in range(50))
     assert exact.steps(77) == 77
-    assert exact.approximates(77) == ""
+    assert exact.approximates(77) == exact.approximates_in_general() == []
 
 
 @pytest.mark.parametrize("preset", ["fast", "turbo"])
@@ -139,11 +140,15 @@ def test_other_presets_cap_the_steps_and_never_add_any(preset: str) -> None:
 
 def test_a_preset_says_all_that_it_approximates_and_no_more() -> None:
     turbo = replace(PRESETS["turbo"], solver="dpm++2m", max_steps=16)
-    assert turbo.approximates(50) == (
+    said = [say(note) for note in turbo.approximates(50)]
+    assert "; ".join(said) == (
         "DPM-Solver++(2M) in 16 steps stands in for DDIM in 50; guidance in steps 9 to 16 only; "
         "one step in 2 is whole, the others reuse deep features (DeepCache, branch 1)"
     )
-    assert "guidance" not in turbo.approximates(50, guided=False)
-    assert Sampling("ddim", guidance_rescale=0.7).approximates(50) == "guidance rescaled by 0.7"
-    assert Sampling("ddim", max_steps=20).approximates(20) == ""
-    assert "DDIM in 20 steps stands in for DDIM in 50" in Sampling("ddim", max_steps=20).approximates(50)
+    unguided = turbo.approximates(50, guided=False)
+    assert [note.code for note in unguided] == ["solver", "deep_cache"]
+    assert Sampling("ddim", guidance_rescale=0.7).approximates(50) == [Note("guidance_rescaled", {"by": 0.7})]
+    assert replace(turbo, guidance_interval=(0.0, 0.0)).approximates(50)[1] == Note("guidance_nowhere")
+    assert Sampling("ddim", max_steps=20).approximates(20) == []
+    (fewer,) = Sampling("ddim", max_steps=20).approximates(50)
+    assert say(fewer) == "DDIM in 20 steps stands in for DDIM in 50"

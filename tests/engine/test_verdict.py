@@ -11,6 +11,7 @@ from i2v.engine import Engine, trained_sizes, verdict
 from i2v.engine.interface import Frames, ModelInfo
 from i2v.errors import InvalidOutput
 from i2v.images import fit_image
+from i2v.notes import say
 from i2v.request import GenerateRequest
 from tests.engine.tiny_folder import draw_photo
 
@@ -113,7 +114,7 @@ def test_a_colour_drift_that_keeps_the_picture_is_a_label(scene: np.ndarray) -> 
     blue = video(lambda t: towards(scene, one_colour(0, 40, 255), 0.7 * t))
     found = verdict.judge(blue, scene)
     assert found == verdict.Verdict(drifted=True)
-    (said,) = verdict.labels(found, REQUEST, REAL)
+    said = say(*verdict.labels(found, REQUEST, REAL))
     for advice in ("another seed", "lower guidance scale", "1280x704"):
         assert advice in said
 
@@ -129,10 +130,10 @@ def test_a_colourful_photo_that_fades_to_black_has_not_drifted() -> None:
 
 def test_a_video_that_hardly_moves_is_labelled_with_what_to_change(scene: np.ndarray) -> None:
     found = verdict.judge(video(lambda t: scene), scene)
-    (said,) = verdict.labels(found, REQUEST, REAL)
+    said = say(*verdict.labels(found, REQUEST, REAL))
     for advice in ("another seed", "lower motion_fps", "higher guidance scale", "1280x704"):
         assert advice in said
-    (said,) = verdict.labels(found, REQUEST, DEMO)
+    said = say(*verdict.labels(found, REQUEST, DEMO))
     assert '"night falls"' in said
     assert "motion_fps" not in said
 
@@ -176,7 +177,7 @@ def test_sizes_far_from_the_training_are_said_for_the_real_model_alone(
     assert bool(trained_sizes.notes(request, REAL)) == noted
     said = trained_sizes.labels(request, REAL)
     assert len(said) == bool(warned)
-    assert all(f"far from the {warned} the model" in text for text in said)
+    assert all(f"far from the {warned} the model" in say(note) for note in said)
     assert trained_sizes.notes(request, DEMO) == trained_sizes.labels(request, DEMO) == ()
 
 
@@ -216,7 +217,7 @@ def test_a_still_video_that_was_not_asked_for_is_told_the_models_words(engine: E
     still = engine.generate(CLIP.model_copy(update={"num_frames": 4}), photo)
     assert still.warnings == ()  # its prompt says static
     said = engine.judge(still.frames, CLIP.model_copy(update={"prompt": "a red dragon"}), fit_image(photo, 128, 128)[0])
-    assert any("This model follows" in text and "night falls" in text for text in said)
+    assert any("This model follows" in text and "night falls" in text for text in map(say, said))
 
 
 def test_a_model_that_gives_grey_fails_the_job_and_a_parity_run_only_compares(photo: Image.Image) -> None:
@@ -233,7 +234,7 @@ def test_a_model_that_gives_grey_fails_the_job_and_a_parity_run_only_compares(ph
 def test_size_and_labels_reach_the_result(engine: Engine) -> None:
     real = replace(engine, parts=replace(engine.parts, info=replace(engine.info, kind="real", vocabulary=())))
     result = real.generate(CLIP.model_copy(update={"num_frames": 2, "prompt": "a cat"}), draw_photo())
-    assert any("far from the size" in text for text in result.warnings)
+    assert any("far from the size" in say(note) for note in result.warnings)
 
 
 def test_a_model_of_few_phrases_says_when_a_prompt_holds_none() -> None:
@@ -244,6 +245,6 @@ def test_a_model_of_few_phrases_says_when_a_prompt_holds_none() -> None:
         request = GenerateRequest(prompt=prompt, width=64, height=64, num_frames=8, steps=10)
         said = verdict.labels(verdict.Verdict(), request, info)
         assert info.knows(prompt) is known
-        assert [text for text in said if "camera zooms in" in text] == ([] if known else list(said))
+        assert all("camera zooms in" in say(note) for note in said)
         assert bool(said) is not known
         assert verdict.labels(verdict.Verdict(), request, free) == ()

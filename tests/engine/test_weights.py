@@ -15,6 +15,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, CLIPVi
 from i2v.engine import source, weights
 from i2v.engine.unet.model import I2VGenXLUNet
 from i2v.errors import ModelUnavailable
+from i2v.notes import Note, say
 from tests.engine import full_size
 
 CPU = torch.device("cpu")
@@ -102,9 +103,10 @@ def test_parts_come_in_the_dtype_asked_for(dtype: torch.dtype) -> None:
 def test_progress_rises_to_one_and_names_each_part() -> None:
     said: list[tuple[str, float]] = []
 
-    weights.load_parts(
-        source.open_folder(source.DEMO_FOLDER), CPU, torch.float32, lambda what, done: said.append((what, done or 0.0))
-    )
+    def report(what: Note, done: float | None) -> None:
+        said.append((say(what), done or 0.0))
+
+    weights.load_parts(source.open_folder(source.DEMO_FOLDER), CPU, torch.float32, report)
 
     fractions = [fraction for _, fraction in said]
     assert fractions == sorted(fractions)

@@ -17,6 +17,7 @@ from i2v.jobs import outputs as outputs_folder
 from i2v.jobs.job import Job
 from i2v.jobs.queue import JobQueue
 from i2v.mutex import GpuMutex
+from i2v.notes import Note
 from tests.jobs.job_doubles import DEADLINE_S, SMALL, Gate, MakeQueue, final, until
 
 
@@ -178,8 +179,8 @@ def test_before_the_engine_is_there_callers_are_told_how_far_it_is(make_queue: M
     loading.start()
     try:
         assert (loading.state, loading.model) == ("loading", None)
-        loading.report_loading("downloading the weights", 0.25)
-        with pytest.raises(NotReady, match=r"downloading the weights \(25%\)") as caught:
+        loading.report_loading(Note("asking_hub", {"repo": "some/model"}), 0.25)
+        with pytest.raises(NotReady, match=r"not loaded yet: asking the hub for some/model \(25%\)") as caught:
             loading.submit(SMALL, dot, door="cli")
         assert caught.value.retry_after
         loading.fail_loading("the weights are not there")

@@ -26,7 +26,7 @@ RESULT = JobResult(
     seconds=1.5,
     stage_seconds={"denoise": 1.5},
     peak_memory_mb=None,
-    plan="",
+    plan=None,
     notes=("a note",),
     warnings=(),
 )

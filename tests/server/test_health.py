@@ -10,6 +10,7 @@ from i2v.engine.interface import DeviceMemory
 from i2v.errors import OutOfMemory
 from i2v.jobs.queue import JobQueue
 from i2v.mutex import GpuMutex
+from i2v.notes import Note
 from i2v.server.app import create_app
 
 
@@ -26,14 +27,14 @@ async def starting(settings):
 
 async def test_a_loading_server_is_alive_but_not_ready_and_says_how_far_it_is(starting):
     client, queue = starting
-    queue.report_loading("downloading weights", 0.42)
+    queue.report_loading(Note("loading", {"part": Note("text_encoder")}), 0.42)
     assert (await client.get("/livez")).status_code == 200
     answer = await client.get("/readyz")
     assert answer.status_code == 503
     assert answer.headers["retry-after"]
     body = answer.json()
-    assert body["loading"] == {"what": "downloading weights", "fraction": 0.42}
-    assert "42%" in body["error"]
+    assert body["loading"] == {"what": "loading text encoder", "fraction": 0.42}
+    assert body["error"] == "the model is not loaded yet: loading text encoder (42%)"
     assert body["model"] is None
 
 

@@ -12,17 +12,13 @@ import pytest
 from PIL import Image
 from starlette.requests import Request
 
-from i2v.engine import trained_sizes
-from i2v.engine.engine import keep_guidance
-from i2v.engine.fake import NOTE, FakeEngine
-from i2v.engine.memory import Plan, ladder
-from i2v.engine.verdict import Verdict
-from i2v.engine.verdict import labels as verdict_labels
+from i2v.engine.fake import FakeEngine
+from i2v.engine.memory import Plan
 from i2v.errors import Unavailable
-from i2v.images import place
 from i2v.jobs.job import Job
 from i2v.jobs.queue import JobQueue
 from i2v.mutex import GpuMutex
+from i2v.notes import Note
 from i2v.request import GenerateRequest
 from i2v.settings import Settings
 from i2v.ui import form, sheet, stage
@@ -33,8 +29,7 @@ from i2v.ui.hint import about_prompt
 from i2v.ui.results import Results
 from i2v.ui.sweep import Shown
 from i2v.ui.system import System, facts
-from i2v.ui.texts import TABLE, explained, speaker
-from i2v.ui.translated import noted, planned, warned
+from i2v.ui.texts import TABLE, explained, speaker, told
 from tests.conftest import ROOT
 
 NOBODY: Any = None  # the request of an event: without one the page speaks English
@@ -302,49 +297,30 @@ def test_no_text_is_kept_that_nothing_shows() -> None:
     assert set(TABLE) - names - made == set()
 
 
-def test_every_memory_plan_is_told_in_chinese() -> None:
-    plan: Plan | None = Plan()
-    while plan is not None:
-        assert planned(SAY, str(plan)) == str(plan)
-        assert not re.search("[a-z]", planned(SAY_CHINESE, str(plan)))
-        plan = ladder(plan)
-
-
-@pytest.mark.parametrize("size", [(64, 64), (640, 480), (128, 128)])
-@pytest.mark.parametrize("fit", ["crop", "pad"])
-def test_every_crop_is_told_in_chinese(size: tuple[int, int], fit: Any) -> None:
-    note = place(size, (64, 64), fit).describe()
-    assert noted(SAY, note) == note
-    assert not re.search("[a-z]{2}", noted(SAY_CHINESE, note))
-    assert re.findall(r"\d+x\d+", noted(SAY_CHINESE, note)) == re.findall(r"\d+x\d+", note)
-
-
-def test_notes_of_the_engine_are_told_in_chinese_and_foreign_ones_as_they_are() -> None:
-    _, kept = keep_guidance(12.0, (1.0, 9.0))
-    assert noted(SAY_CHINESE, kept[0]) == "引导强度 12 已改为 9；此模型适用 1 到 9。"
-    assert noted(SAY_CHINESE, NOTE) != NOTE
-    assert noted(SAY_CHINESE, "Something new.") == "Something new."
-
-
 REAL = replace(FakeEngine().info, kind="real")
 WORDY = replace(FakeEngine().info, kind="demo", vocabulary=("night falls", "static"), phrases=("night falls",))
 
 
-def engine_warnings() -> list[str]:
-    """One of each kind that the engine gives."""
-    request = GenerateRequest(prompt="a boat", width=1600, height=256, num_frames=8)
-    verdict = Verdict(drifted=True, still=True)
-    said = [text for info in (FakeEngine().info, REAL, WORDY) for text in verdict_labels(verdict, request, info)]
-    return [*said, *trained_sizes.labels(request, REAL)]
-
-
-@pytest.mark.parametrize("text", engine_warnings())
-def test_every_warning_of_the_engine_is_told_in_chinese(text: str) -> None:
-    told = warned(SAY_CHINESE, text)
-    assert warned(SAY, text) == text
-    assert not re.search("[a-z]{2}", re.sub('"[a-z ]+"', "", told))  # but for the model's own phrases
-    assert sorted(re.findall(r"\d+", told)) == sorted(re.findall(r"\d+", text))
-    assert re.findall('"[a-z ]+"', told) == re.findall('"[a-z ]+"', text)
+def test_what_the_engine_says_of_a_video_stands_in_the_readers_language(make_queue: MakeQueue) -> None:
+    """A row of an older version holds English sentences: they are shown as they are, in any language."""
+    done = finished(make_queue())
+    notes = (Note("guidance_kept", {"asked": 12.0, "kept": 9.0, "low": 1.0, "high": 9.0}), "An old sentence.")
+    warnings = (Note("hardly_moves", {"advice": (Note("another_seed"),)}), "An old warning.")
+    assert done.result is not None
+    result = replace(done.result, plan=Plan().note(), notes=notes, warnings=warnings)
+    said: dict[str, Any] = {"path": "", "url": "", "photo": "", "preview": None, "waiting_for_model": False}
+    html = stage.job(SAY_CHINESE, replace(done, result=result), **said)
+    for words in (
+        "引导强度 12 已改为 9",
+        "An old sentence.",
+        "可换一个种子。",
+        "An old warning.",
+        "权重常驻，引导一遍",
+    ):
+        assert words in html
+    assert "all resident, one guidance pass" in stage.job(SAY, replace(done, result=result), **said)
+    old = replace(result, plan="all resident")
+    assert "all resident" in stage.job(SAY_CHINESE, replace(done, result=old), **said)
 
 
 def test_a_model_that_knows_no_word_of_a_prompt_is_said_before_its_language() -> None:
@@ -354,17 +330,14 @@ def test_a_model_that_knows_no_word_of_a_prompt_is_said_before_its_language() ->
     assert about_prompt(SAY, "night falls", WORDY) == ""
 
 
-def test_a_warning_that_nobody_translated_stays_as_it_is() -> None:
-    assert warned(SAY_CHINESE, "Something new.") == "Something new."
-    (small,) = trained_sizes.notes(GenerateRequest(prompt="a boat", width=256, height=256), REAL)
-    assert not re.search("[a-z]{2}", noted(SAY_CHINESE, small))
-
-
 def test_the_banner_explains_loading_and_its_failure_in_chinese(tmp_path: Path) -> None:
     queue = JobQueue(settings_in(tmp_path))
-    queue.report_loading("loading unet", 0.5)
-    assert "正在读取权重（loading unet）" in banner(SAY_CHINESE, queue)
-    assert "loading unet 50 %" in banner(SAY, queue)
+    queue.report_loading(Note("loading", {"part": Note("text_encoder")}), 0.5)
+    assert "模型正在加载: 正在读取文本编码器 50 %" in banner(SAY_CHINESE, queue)
+    assert "The model is loading: loading text encoder 50 %" in banner(SAY, queue)
+    refusal = queue._phase.refusal()
+    assert refusal.message == "the model is not loaded yet: loading text encoder (50%)"
+    assert told(SAY_CHINESE, refusal) == "模型尚未加载：正在读取文本编码器（50%）"
     queue.fail_loading("no such model")
     assert "原因：no such model" in banner(SAY_CHINESE, queue)
 

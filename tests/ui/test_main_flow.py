@@ -9,6 +9,7 @@ from i2v.engine.fake import FakeEngine
 from i2v.engine.interface import MemoryNeed
 from i2v.errors import DoesNotFit, OutOfMemory
 from i2v.mutex import GpuMutex
+from i2v.notes import Note
 from i2v.request import GenerateRequest
 from tests.conftest import ASSETS
 from tests.ui.conftest import Site, fill, open_advanced
@@ -183,9 +184,9 @@ def test_the_banner_says_how_far_the_model_has_loaded_and_then_what_it_is(
     serve: Callable[..., Site], open_page: OpenPage
 ) -> None:
     site = serve(attach=False)
-    site.queue.report_loading("downloading unet", 0.42)
+    site.queue.report_loading(Note("loading", {"part": Note("unet")}), 0.42)
     page = open_page(site.url)
-    expect(page.locator("#banner")).to_contain_text("downloading unet 42 %")
+    expect(page.locator("#banner")).to_contain_text("loading unet 42 %")
     site.queue.attach(site.engine, GpuMutex())
     expect(page.locator("#banner")).to_contain_text(site.engine.info.title)
     expect(page.locator("#banner")).to_contain_text("on cpu")

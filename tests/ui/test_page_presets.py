@@ -8,8 +8,9 @@ from playwright.sync_api import Page, expect
 
 from i2v.request import GenerateRequest
 from i2v.settings import Settings
-from i2v.ui.shortcuts import sentence, sentences
-from i2v.ui.texts import TABLE, translations
+from i2v.ui.form import PRESETS
+from i2v.ui.shortcuts import sentences
+from i2v.ui.texts import translations
 from tests.conftest import ASSETS
 from tests.ui.conftest import Site, fill, open_advanced
 
@@ -19,14 +20,17 @@ PHOTO = ASSETS / "coffee.jpg"
 
 def test_each_preset_says_in_one_line_what_the_engine_does_for_it() -> None:
     """`fast` named the solver that it had before."""
-    from i2v.presets import PRESETS
-
-    for name, sampling in PRESETS.items():
-        if name != "exact":
-            assert TABLE[f"preset_{name}"] == sentence(name, sampling)
-        for text in TABLE[f"preset_{name}"]:
+    written = sentences(Settings())
+    assert list(written) == [f"preset_{name}" for name in PRESETS]
+    for name in PRESETS:
+        for text in written[f"preset_{name}"]:
             assert text.startswith(name)
             assert len(text) < 170
+    assert written["preset_fast"][0] == "fast — UniPC in at most 25 steps stands in for DDIM"
+    assert written["preset_turbo"][1] == (
+        "turbo：以至多 16 步的 DPM-Solver++(2M) 代替 DDIM；仅在进程的 50% 至 100% 做引导；"
+        "每 2 步完整计算一步，其余复用深层特征"
+    )
 
 
 def test_the_operators_presets_are_said_in_the_words_of_their_values(tmp_path: Path) -> None:
@@ -50,7 +54,7 @@ def test_the_operators_presets_are_said_in_the_words_of_their_values(tmp_path: P
 def test_presets_that_cannot_be_read_leave_the_page_its_words(tmp_path: Path) -> None:
     file = tmp_path / "presets.yaml"
     file.write_text("fast: {solver: euler}\n")
-    assert sentences(Settings(presets=file)) == {}
+    assert sentences(Settings(presets=file)) == sentences(Settings())
 
 
 def test_the_chosen_preset_is_the_one_of_the_job(site: Site, open_page: OpenPage) -> None:
