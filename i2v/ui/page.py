@@ -268,7 +268,7 @@ def _history(
     search.change(trigger_mode="always_last", **listed)
     more.click(fn=None, js=ONE_PAGE_MORE, inputs=tab.count, outputs=tab.count).then(**listed)
     cards.click(results.card, None, [tab.job_id, tabs, notice], **EVENT).then(**listed)
-    restore.change(results.restore, restore, [filled[0], notice, *filled[1:]], **RAW).then(**foresee)
+    restore.change(results.restore, restore, [notice, *filled], **RAW).then(**foresee)
 
 
 def _system(system: System, form: Form, tabs: gr.Tabs, tab: gr.Tab) -> None:

@@ -74,20 +74,20 @@ class Results:
         return html, gr.Button(visible=more)
 
     def restore(self, upload: Any, request: gr.Request) -> tuple[Any, ...]:
-        """Read the settings back from an MP4. -> tabs, notice of this tab, notice of the form, fields"""
+        """Read the settings back from an MP4. -> notice of this tab, tabs, notice of the form, fields"""
         say = speaker(language(request))
         if upload is None:
-            return gr.skip(), "", *_unchanged(gr.skip())
+            return "", gr.skip(), *_unchanged(gr.skip())
         try:
             found, job_id = history.settings_of(upload, say)
             job = history.find(self.queue, job_id)
             photo = gr.skip() if job is None else self.queue.input_image(job.id)
         except I2VError as error:
-            return gr.skip(), hint.notice(told(say, error)), *_unchanged(gr.skip())
+            return hint.notice(told(say, error)), gr.skip(), *_unchanged(gr.skip())
         words = say("restore_no_photo" if job is None else "restore_done")
         return (
-            gr.Tabs(selected="create"),
             "",
+            gr.Tabs(selected="create"),
             hint.notice(words, "good"),
             photo,
             *form.values_of(found, self.queue.model),
