@@ -66,7 +66,7 @@ def test_server_and_page_never_import_torch() -> None:
 
 
 def test_jobs_are_handed_an_engine_and_import_none() -> None:
-    """The worker may name the protocol's types; neither an engine nor torch."""
+    """The worker may name the interface's types; neither an engine nor torch."""
     allowed = {"i2v.engine.interface", "i2v.mutex"}
     engine = {f"i2v.engine.{path.stem}" for path in under("engine")} - allowed
     assert breaches(under("jobs"), (*sorted(engine), "torch", "fastapi", "gradio", "i2v.server", "i2v.ui")) == []
