@@ -260,21 +260,45 @@ def test_files_that_are_named_exist(path: Path) -> None:
         assert (ROOT / name).exists(), name
 
 
-def test_the_layout_names_every_part_of_the_package() -> None:
-    layout = section(ARCHITECTURE, "## Layout")
-    tracked = subprocess.run(
-        ["git", "ls-files", "i2v"], cwd=ROOT, capture_output=True, text=True, check=True
-    ).stdout.splitlines()
-    parts = {"/".join(Path(name).parts[1:2]) for name in tracked if name.endswith(".py")}
-    for part in sorted(parts - {"__init__.py", "__main__.py"}):
-        assert re.search(rf"^\s+{re.escape(part)}\b", layout, re.MULTILINE), part
+def layout() -> list[str]:
+    """The paths that the tree of the architecture names; those of folders end in a slash."""
+    folders: list[str] = []
+    found = []
+    for line in section(ARCHITECTURE, "## Layout").split("```")[1].strip("\n").splitlines():
+        name, _, what = line.strip().partition(" ")
+        assert what.strip(), line
+        del folders[(len(line) - len(line.lstrip())) // 2 :]
+        found.append("".join(folders) + name)
+        if name.endswith("/"):
+            folders.append(name)
+    return found
 
 
-def test_every_script_is_in_the_readme_or_the_operations_guide() -> None:
-    text = (ROOT / "README.md").read_text() + OPERATIONS + ARCHITECTURE
-    for script in sorted((ROOT / "scripts").iterdir()):
-        if script.is_file():
-            assert f"scripts/{script.name}" in text, script.name
+def test_the_layout_has_a_line_for_each_file_and_none_for_another() -> None:
+    """An `__init__.py` is the line of its folder."""
+    named = layout()
+    assert len(set(named)) == len(named)
+    assert [name for name in named if not (ROOT / name).exists() or (ROOT / name).is_dir() != name.endswith("/")] == []
+    files = [path for folder in ("i2v", "tools", "bench") for path in (ROOT / folder).rglob("*.py")]
+    files += [path for path in (ROOT / "scripts").iterdir() if path.is_file()]
+    there = {path.relative_to(ROOT).as_posix().removesuffix("__init__.py") for path in files}
+    assert there - set(named) == set()
+
+
+def functions(tree: ast.Module) -> Iterator[str]:
+    """Names of the functions, classes and methods of a file, as `Class.method`."""
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            yield node.name
+        if isinstance(node, ast.ClassDef):
+            yield from (f"{node.name}.{one.name}" for one in node.body if hasattr(one, "name"))
+
+
+def test_each_hop_of_a_request_is_a_function_that_exists() -> None:
+    hops = re.findall(r"^\| \d+ \| `([\w/.]+)` `([\w.]+)` \|", ARCHITECTURE, re.MULTILINE)
+    assert len(hops) > 20
+    for file, name in hops:
+        assert name in set(functions(ast.parse((ROOT / "i2v" / file).read_text()))), f"{file}: {name}"
 
 
 def test_the_changelog_has_an_unreleased_heading() -> None:
