@@ -12,6 +12,7 @@ from PIL import Image
 
 from i2v.errors import BadRequest
 from i2v.jobs.job import FINAL
+from i2v.notes import say
 from i2v.server.video_object import VideoObject
 from i2v.server.video_request import receive
 from i2v.server.video_variants import Variants
@@ -634,5 +635,6 @@ async def test_the_object_has_exactly_these_keys_in_this_order_and_numbers_as_be
     result = job.result
     assert (video["guidance_scale"], video["seed"], video["preset"], video["fit"]) == (3.0, 7, "exact", "crop")
     assert (video["stage_seconds"], video["peak_memory_mb"]) == (result.stage_seconds, result.peak_memory_mb)
-    assert (video["notes"], video["warnings"]) == (list(result.notes), list(result.warnings))
+    assert video["notes"] == [say(note) for note in result.notes]
+    assert video["warnings"] == [say(warning) for warning in result.warnings]
     assert (video["expires_at"], video["error"], video["extends"], video["stage"]) == (None, None, None, None)
