@@ -23,6 +23,12 @@ ASSETS = ROOT / "tests" / "assets"
 PHOTOS = ("astronaut", "chelsea", "coffee", "rocket")
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The long ones first, so that no test process is left alone with one at the end."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
 @pytest.fixture(autouse=True)
 def _no_i2v_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """A developer's own I2V_* variables must not change what a test sees."""

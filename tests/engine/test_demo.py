@@ -16,6 +16,8 @@ pytest.importorskip("skimage")  # the measurement is the training's; the `train`
 from tools.demo_model import measurement, scenes
 from tools.demo_model.evaluate import PROMPTS
 
+pytestmark = pytest.mark.slow
+
 SIDE = 256
 JOB = GenerateRequest(
     prompt="the scene at sunset", width=SIDE, height=SIDE, num_frames=3, steps=2, guidance_scale=8.0, seed=1

@@ -31,9 +31,24 @@ FLAGS = [
     "--disable-sync",
     "--use-fake-device-for-media-stream",  # a camera that shows a test picture, and no question before it
     "--use-fake-ui-for-media-stream",
+    # A last --disable-features replaces the driver's own. The first two load a page of the browser's own beside each
+    # page of a test, which takes a third of a test's processor time; the others ask machines outside, or step in
+    # between a test and its page.
+    "--disable-features="
+    "WebUIOmniboxPopup,WebUIOmniboxAimPopup,"
+    "AimEnabled,PreconnectToSearch,OptimizationHints,NetworkTimeServiceQuerying,MediaRouter,"
+    "AvoidUnnecessaryBeforeUnloadCheckSync,AvoidCorsURLLoaderRestartOnRedirect,DestroyProfileOnBrowserClose,"
+    "HttpsFirstBalancedModeAutoEnable,HttpsUpgrades,LensOverlay,PaintHolding,ThirdPartyStoragePartitioning",
 ]
 PATIENCE_MS = 60_000  # generous: two cores shared with other tests
 expect.set_options(timeout=PATIENCE_MS)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests that drive a browser: `scripts/check` leaves them out."""
+    for item in items:
+        if "browser" in getattr(item, "fixturenames", ()):
+            item.add_marker("browser")
 
 
 class Gate:

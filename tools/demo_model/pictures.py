@@ -30,7 +30,6 @@ FREE_PHOTOS = {
     "retina.jpg": "CC0",
     "text.png": "CC0",
 }
-HELD_OUT = ("astronaut", "chelsea", "coffee", "rocket")
 
 
 def free_photos() -> list[Tensor]:

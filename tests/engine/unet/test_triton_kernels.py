@@ -28,11 +28,13 @@ CASES = [(kernel, dtype) for kernel in KERNELS for dtype in ("float32", "float16
 CASES += [(kernel, "bfloat16") for kernel in KERNELS if kernel != "temporal_attention"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kernel", "dtype"), CASES)
 def test_a_kernel_equals_the_plain_formula(interpreted: dict[str, Any], kernel: str, dtype: str) -> None:
     assert interpreted["examined"][f"{kernel} {dtype}"].startswith(f"{kernel}: Triton (within ")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", ["one level", "uneven heads"])
 def test_a_unet_on_fused_kernels_equals_the_plain_one(interpreted: dict[str, Any], config: str) -> None:
     assert 0 < interpreted["unets"][config] <= 1e-5  # not 0: other kernels did run

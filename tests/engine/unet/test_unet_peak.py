@@ -7,6 +7,8 @@ from diffusers import I2VGenXLUNet as Upstream
 from i2v.engine.unet.model import I2VGenXLUNet
 from tests.engine.accounting import Accountant, FusedAttention
 
+pytestmark = pytest.mark.slow
+
 LIKE = {"device": "meta", "dtype": torch.float16}
 
 
