@@ -9,7 +9,7 @@ from pathlib import Path
 from PIL import Image
 
 from i2v.errors import QueueFull, StorageFull
-from i2v.jobs.eta import Line
+from i2v.jobs.eta import Positions
 from i2v.jobs.job import Door, Job
 from i2v.jobs.photo import encode_png
 from i2v.jobs.store import JobStore, NewJob
@@ -20,12 +20,14 @@ from i2v.settings import Settings
 class Admission:
     """The bounds of queue and disk. `free_space(folder)` in bytes."""
 
-    def __init__(self, settings: Settings, folder: Path, line: Line, free_space: Callable[[Path], int]) -> None:
+    def __init__(
+        self, settings: Settings, folder: Path, positions: Positions, free_space: Callable[[Path], int]
+    ) -> None:
         self._length = settings.queue.length
         self._share = settings.queue.per_caller
         self._min_free = settings.min_free_mb * 1_000_000
         self._folder = folder
-        self._line = line
+        self._positions = positions
         self._free_space = free_space
 
     def has_room(self) -> bool:
@@ -39,9 +41,9 @@ class Admission:
         if not self.has_room():
             raise StorageFull("the disk is nearly full; no job is taken until there is room for its video")
 
-    def check_line(self) -> None:
+    def check_length(self) -> None:
         """Raises `QueueFull` when there is no place now."""
-        if len(self._line) >= self._length:
+        if len(self._positions) >= self._length:
             raise self._full()
 
     def insert(self, store: JobStore, new: NewJob) -> tuple[Job, bool]:
@@ -53,7 +55,7 @@ class Admission:
 
     def _full(self) -> QueueFull:
         text = f"the queue is full: {self._length} jobs are waiting already"
-        return QueueFull(text, retry_after=self._line.retry_after())
+        return QueueFull(text, retry_after=self._positions.retry_after())
 
 
 def new_job(

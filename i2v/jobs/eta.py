@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Final
 
 from i2v.jobs.job import DECODE_STEPS, Job
-from i2v.jobs.running import Board, Live
+from i2v.jobs.running import RunningJob, RunningJobs
 from i2v.request import GenerateRequest
 
 SHAPES_KEPT: Final = 200
@@ -96,15 +96,15 @@ UNKNOWN_PACE_S = 5  # Retry-After before the first job has finished
 MAX_RETRY_S = 600
 
 
-class Line:
+class Positions:
     """The queue's order, kept in memory between two changes so that polling costs no table scan. Thread-safe.
 
     `waiting()` reads the queued jobs, next one first.
     """
 
-    def __init__(self, waiting: Callable[[], Sequence[Job]], board: Board, pace: Pace) -> None:
+    def __init__(self, waiting: Callable[[], Sequence[Job]], running: RunningJobs, pace: Pace) -> None:
         self._waiting = waiting
-        self._board = board
+        self._running = running
         self._pace = pace
         self._lock = threading.Lock()
         self._places: dict[str, tuple[int, float]] | None = None  # position, seconds of work ahead
@@ -117,13 +117,13 @@ class Line:
     def __len__(self) -> int:
         return len(self._read())
 
-    def fill_in(self, job: Job, live: Live | None = None) -> Job:
+    def fill_in(self, job: Job, live: RunningJob | None = None) -> Job:
         """The stored row with what only memory knows: step and stage of a running job, the place of a waiting one.
 
         `live` is the running job as it was known before the row was read, if it was.
         """
         seconds = self._pace.seconds(job.request)
-        if job.status == "in_progress" and (live := self._board.get(job.id) or live) is not None:
+        if job.status == "in_progress" and (live := self._running.get(job.id) or live) is not None:
             return live.snapshot(seconds, self._pace.decode_steps(job.request))
         if job.status == "queued" and (place := self._read().get(job.id)) is not None:
             position, ahead = place
@@ -136,7 +136,7 @@ class Line:
         pace = self._pace
         running = (
             live.snapshot(pace.seconds(live.job.request), pace.decode_steps(live.job.request))
-            for live in self._board.all()
+            for live in self._running.all()
         )
         return sum(job.eta_s or 0.0 for job in running if job.stage != "write")
 

@@ -1,10 +1,10 @@
-"""The outputs folder: its lock, the mark that tells it from another one, its videos, and which of them have to go."""
+"""The outputs folder: its lock, the marker that tells it from another one, its videos, and which have to go."""
 
 import logging
 import os
 import re
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -12,8 +12,9 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from i2v.errors import Conflict, NotFound, Unavailable
-from i2v.jobs.job import Job
+from i2v.engine.interface import Frames
+from i2v.errors import Conflict, I2VError, NotFound, Unavailable
+from i2v.jobs.job import Job, Status
 from i2v.jobs.schema import DataError
 from i2v.jobs.store import InvalidTransition, JobStore
 from i2v.settings import RetentionSettings
@@ -68,7 +69,7 @@ ABSENT = "the outputs folder is not the one that holds the videos; its disk may 
 
 
 @dataclass(frozen=True, slots=True)
-class Mark:
+class FolderMarker:
     """`file` lies in the outputs folder; with `word` it must say exactly that, without it must be the very file
     (`identity`: device and inode) that the server has open as its table."""
 
@@ -93,19 +94,19 @@ class Mark:
             raise Unavailable(ABSENT, retry_after=30)
 
 
-def mark_of(folder: Path, own_table: Path | None, store: JobStore) -> Mark:
-    """The mark of a folder; `own_table` is the table's file where it lies in it, None for a table elsewhere.
+def marker_of(folder: Path, own_table: Path | None, store: JobStore) -> FolderMarker:
+    """The marker of a folder; `own_table` is the table's file where it lies in it, None for a table elsewhere.
 
     The first start of a table elsewhere marks the folder, and so does one that knows no video, which has nothing to
     lose; a word that is there already, another table's, is taken over. Raises `DataError` when the folder is another
     one than at the last start, or has none of the videos of a table that knows no word yet; and OSError.
     """
     if own_table is not None:
-        return Mark(own_table, identity=_identity(own_table))
+        return FolderMarker(own_table, identity=_identity(own_table))
     file, word, videos = folder / MARK_NAME, store.note(_NOTE), store.videos()
     if word is None and videos and all(size_of(folder, video.file) is None for video in videos):
         word = uuid.uuid5(uuid.NAMESPACE_OID, videos[0].id).hex  # the same at each try, with nothing written
-    if word is None or not Mark(file, word).is_there():
+    if word is None or not FolderMarker(file, word).is_there():
         if word is not None and videos:
             raise DataError(
                 f"the outputs folder {folder} is not the one that holds the videos of this job table: mount its disk, "
@@ -117,7 +118,7 @@ def mark_of(folder: Path, own_table: Path | None, store: JobStore) -> Mark:
             _write(file, word)
     if store.note(_NOTE) != word:  # last: a table that knows a word which is in no folder would refuse the right one
         store.set_notes({_NOTE: word})
-    return Mark(file, word)
+    return FolderMarker(file, word)
 
 
 def _identity(file: Path) -> tuple[int, int]:
@@ -242,18 +243,26 @@ def writable(folder: Path) -> bool:
     return folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)
 
 
-class Shelf:
-    """Finished videos of `store` in `folder`, as long as `mark` says that it is the right one."""
+class VideoFolder:
+    """Finished videos of `store` in `folder`, as long as `marker` says that it is the right one. `now()`: aware UTC."""
 
-    def __init__(self, folder: Path, mark: Mark, store: JobStore, limits: RetentionSettings) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        marker: FolderMarker,
+        store: JobStore,
+        limits: RetentionSettings,
+        now: Callable[[], datetime],
+    ) -> None:
         self._folder = folder
-        self._mark = mark
+        self._marker = marker
         self._store = store
         self._limits = limits
+        self._now = now
 
     def problem(self) -> str | None:
         """Why no video can be written, in a sentence without paths."""
-        if not self._mark.is_there():
+        if not self._marker.is_there():
             return ABSENT
         return None if writable(self._folder) else "the outputs folder cannot be written"
 
@@ -262,24 +271,38 @@ class Shelf:
         if job.result is None:
             raise Conflict(f"the video is not ready: the job is {job.status}")
         if size_of(self._folder, job.result.file) is None:
-            self._mark.check()
+            self._marker.check()
             with suppress(InvalidTransition, NotFound):
                 self._store.mark_lost(job.id)
             raise NotFound("the file of this video is no longer there")
         return self._folder / job.result.file
 
+    def frames_of(self, id: str) -> Frames:
+        """The frames of a finished video, (F, H, W, 3). Raises as `path_of`, and `NotFound`."""
+        from i2v.video import read_frames
+
+        return read_frames(self.path_of(self._store.get(id)))
+
     def remove(self, job: Job) -> None:
         """The files of a finished job, if it has any. Raises `Unavailable` when they cannot be removed now."""
         if job.result is None:
             return
-        self._mark.check()
+        self._marker.check()
         try:
             remove_files(self._folder, job.result.file)
         except OSError as error:
             raise Unavailable(f"the video cannot be removed: {error.strerror}", retry_after=30) from error
 
-    def enforce(self, now: datetime) -> Sequence[str]:
-        """Remove what is over the limits, files and rows; returns the ids that went."""
-        if not self._mark.is_there():
-            return ()
-        return enforce(self._store, self._folder, self._limits, now)
+    def tidy(self, ended: Status) -> Sequence[str]:
+        """Remove what is over the limits once a job has ended so, files and rows; returns the ids of removed videos.
+
+        What cannot be removed now is removed after the next job.
+        """
+        try:
+            if ended != "completed":
+                self._store.forget_failures(FAILURES_KEPT)
+            elif self._marker.is_there():
+                return enforce(self._store, self._folder, self._limits, self._now())
+        except I2VError as error:
+            log.warning("old jobs could not be removed: %s", error.message)
+        return ()

@@ -16,12 +16,13 @@ _UP: Final = 2  # filter type: each byte less the one above it
 _ROWS: Final = 256  # packed at a time; a whole photo at once would be held three times over
 
 
-def normalise(image: Image.Image) -> Image.Image:
-    """A copy in RGB, at most `STORED_SIDE` px on its longer side."""
-    picture = image.convert("RGB")
-    if max(picture.size) > STORED_SIDE:
-        picture.thumbnail((STORED_SIDE, STORED_SIDE), Image.Resampling.LANCZOS, reducing_gap=3.0)
-    return picture
+def reduce(photo: Image.Image) -> Image.Image:
+    """An RGB photo itself, or where its longer side is over `STORED_SIDE` px a copy that is so long."""
+    longer = max(photo.size)
+    if longer <= STORED_SIDE:
+        return photo
+    width, height = (max(1, round(side * STORED_SIDE / longer)) for side in photo.size)
+    return photo.resize((width, height), Image.Resampling.LANCZOS, reducing_gap=3.0)
 
 
 def encode_png(picture: Image.Image) -> bytes:
@@ -49,8 +50,9 @@ def encode_png(picture: Image.Image) -> bytes:
 
 def decode_png(data: bytes) -> Image.Image:
     """The stored photo, RGB."""
-    with Image.open(io.BytesIO(data), formats=("PNG",)) as picture:
-        return picture.convert("RGB")
+    picture = Image.open(io.BytesIO(data), formats=("PNG",))
+    picture.load()
+    return picture
 
 
 def _chunk(kind: bytes, content: bytes) -> tuple[bytes, bytes, bytes, bytes]:

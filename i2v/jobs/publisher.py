@@ -23,9 +23,9 @@ from i2v import __version__
 from i2v.engine.interface import Frames, GenerationResult, ModelInfo
 from i2v.errors import GenerationFailed, I2VError, JobCancelled, Unavailable
 from i2v.jobs.job import Job, JobResult
-from i2v.jobs.outputs import ABSENT, Mark
-from i2v.jobs.running import Live
-from i2v.jobs.settle import Verdicts
+from i2v.jobs.outputs import ABSENT, FolderMarker
+from i2v.jobs.running import RunningJob
+from i2v.jobs.settle import Outcomes
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ class WriteVideo(Protocol):
 
 @dataclass(slots=True)
 class _Parcel:
-    live: Live
+    live: RunningJob
     frames: Frames
     result: JobResult
 
@@ -56,23 +56,23 @@ class _Parcel:
 class Publisher:
     """One thread that writes finished videos into `folder`, with at most one more waiting for it.
 
-    A folder that is not the one of `mark`, at the start or at the end of the writing, gets no video: the job goes back.
+    A folder that is not that of `marker`, at the start or at the end of the writing, gets no video: the job goes back.
     `source_frames(id)` gives the frames of the video that a job continues; they go before the new ones.
     """
 
     def __init__(
         self,
         folder: Path,
-        verdicts: Verdicts,
+        outcomes: Outcomes,
         *,
-        mark: Mark,
+        marker: FolderMarker,
         write_video: WriteVideo,
         source_frames: Callable[[str], Frames],
         failpoint: Failpoint,
     ) -> None:
         self._folder = folder
-        self._verdicts = verdicts
-        self._mark = mark
+        self._outcomes = outcomes
+        self._marker = marker
         self._write_video = write_video
         self._source_frames = source_frames
         self._failpoint = failpoint
@@ -83,7 +83,7 @@ class Publisher:
     def start(self) -> None:
         self._thread.start()
 
-    def take(self, live: Live, frames: Frames, result: JobResult) -> None:
+    def take(self, live: RunningJob, frames: Frames, result: JobResult) -> None:
         """Hand over a result; waits while an earlier one is still being written, so results never pile up."""
         self._room.acquire()
         self._parcels.put(_Parcel(live, frames, result))
@@ -109,28 +109,28 @@ class Publisher:
                 self._room.release()
         except Exception:  # a defect of ours: see the worker
             log.exception("the publisher failed")
-            self._verdicts.broken(GenerationFailed("the publisher failed; the server restarts"))
+            self._outcomes.broken(GenerationFailed("the publisher failed; the server restarts"))
 
     def _settle(self, parcel: _Parcel) -> None:
         live = parcel.live
         try:
             self._publish(parcel)
         except JobCancelled:
-            self._verdicts.cancelled(live)
+            self._outcomes.cancelled(live)
         except Unavailable as error:
-            self._verdicts.put_back(live, error)
+            self._outcomes.put_back(live, error)
         except I2VError as error:
             self._failed(live, error)
         except Exception:
             log.exception("the video could not be written", extra={"job": live.job.id})
             self._failed(live, GenerationFailed("the video could not be written"))
 
-    def _failed(self, live: Live, error: I2VError) -> None:
+    def _failed(self, live: RunningJob, error: I2VError) -> None:
         """A disk that goes shows itself as any error of reading or writing: that is not the job's fault."""
-        if self._mark.is_there():
-            self._verdicts.failed(live, error)
+        if self._marker.is_there():
+            self._outcomes.failed(live, error)
         else:
-            self._verdicts.put_back(live, Unavailable(ABSENT, retry_after=30))
+            self._outcomes.put_back(live, Unavailable(ABSENT, retry_after=30))
 
     def _publish(self, parcel: _Parcel) -> None:
         live, job = parcel.live, parcel.live.job
@@ -142,13 +142,13 @@ class Publisher:
                 raise JobCancelled("the job was cancelled")
             self._failpoint(name)
             if name != "renamed":
-                self._mark.check()
+                self._marker.check()
 
         start = time.perf_counter()
         try:
             if live.cancelled:
                 raise JobCancelled("the job was cancelled")
-            self._mark.check()
+            self._marker.check()
             frames = parcel.frames
             if job.extends is not None:
                 frames = np.concatenate([self._source_frames(job.extends), frames[1:]])
@@ -160,7 +160,7 @@ class Publisher:
             raise
         stages = parcel.result.stage_seconds | {"write": time.perf_counter() - start}
         done = replace(parcel.result, bytes=path.stat().st_size, stage_seconds=stages)
-        if not self._verdicts.completed(live, done):
+        if not self._outcomes.completed(live, done):
             _remove(path, sidecar)
         self._failpoint("committed")
 

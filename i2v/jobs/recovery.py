@@ -1,33 +1,68 @@
 """What a start does before the first job: puts right what an earlier process left, and learns the pace of before."""
 
 import logging
+import uuid
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
+from i2v.errors import I2VError
 from i2v.jobs import outputs
 from i2v.jobs.eta import RECENT, Pace
-from i2v.jobs.store import JobStore
+from i2v.jobs.schema import DataError, sqlite_url
+from i2v.jobs.store import Clock, JobStore
 from i2v.settings import Settings
 
 log = logging.getLogger(__name__)
 
+DATABASE_NAME = "jobs.sqlite3"
+
 
 @dataclass(frozen=True, slots=True)
-class Starts:
+class StartCount:
     """How often a server was started on this data, and how often after one that had not ended in good order."""
 
     number: int = 0
     after_death: int = 0
 
 
-def count_start(store: JobStore) -> Starts:
-    """Count this start in, as the last thing that can fail: one that is refused is no death to the next.
+@dataclass(frozen=True, slots=True)
+class OpenedData:
+    """What a start found on the disk, put right."""
+
+    store: JobStore
+    marker: outputs.FolderMarker
+    starts: StartCount
+
+
+def open_data(settings: Settings, folder: Path, pace: Pace, clock: Clock) -> OpenedData:
+    """Open the job table of a locked outputs folder and put right what an earlier process left.
+
+    Raises `schema.DataError` with a sentence for the operator; nothing is open then.
+    """
+    own_table = None if settings.database else folder / DATABASE_NAME
+    try:
+        store = JobStore(settings.database or sqlite_url(folder / DATABASE_NAME), uuid.uuid4().hex, clock)
+        try:
+            marker = outputs.marker_of(folder, own_table, store)
+            recover(store, folder, settings, pace, clock())
+            return OpenedData(store, marker, count_start(store))
+        except BaseException:
+            store.close()
+            raise
+    except I2VError as error:
+        raise DataError(error.message) from error
+    except OSError as error:
+        raise DataError(f"the outputs folder {folder} cannot be used: {error.strerror or error}") from error
+
+
+def count_start(store: JobStore) -> StartCount:
+    """Count this start, as the last thing that can fail: a start that is refused is no death to the next one.
 
     Raises `I2VError`; nothing has changed then.
     """
     died = bool(store.note("running"))
-    starts = Starts(int(store.note("starts") or 0) + 1, int(store.note("starts_after_death") or 0) + died)
+    starts = StartCount(int(store.note("starts") or 0) + 1, int(store.note("starts_after_death") or 0) + died)
     counted = {"starts": str(starts.number), "starts_after_death": str(starts.after_death)}
     store.set_notes({**counted, "running": store.boot})
     return starts

@@ -23,7 +23,7 @@ LEAST_S: Final = 1.0  # left while there is something to do, however late it is
 UNREPORTED: Final = 0.9  # of the chunk being decoded: time alone takes the bar no farther
 
 
-class Live:
+class RunningJob:
     """One running job. Written by the threads that run it, read by everyone else.
 
     `cancelled`: somebody asked for an end; `interrupted`: the server stops and the job goes back to the queue.
@@ -72,6 +72,11 @@ class Live:
                 self.preview = progress.preview()
             except Exception:
                 log.exception("no preview", extra={"job": self.job.id})  # a picture is not worth the job
+
+    def look(self) -> NDArray[np.uint8] | None:
+        """The newest preview; asks for the next one."""
+        self.preview_wanted = True
+        return self.preview
 
     def writing(self) -> None:
         self._stage, self._step = "write", self.job.request.steps
@@ -132,20 +137,20 @@ class Live:
         return min(1.0, (self._step + decode_steps * decoded) / (steps + decode_steps))
 
 
-class Board:
+class RunningJobs:
     """The running jobs by id: at most one in the engine and one or two being written."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._by_id: dict[str, Live] = {}
+        self._by_id: dict[str, RunningJob] = {}
         self._doomed: set[str] = set()  # cancelled between the row's claim and `add`
 
-    def add(self, live: Live) -> None:
+    def add(self, live: RunningJob) -> None:
         with self._lock:
             self._by_id[live.job.id] = live
             live.cancelled = live.cancelled or live.job.id in self._doomed
 
-    def remove(self, live: Live) -> None:
+    def remove(self, live: RunningJob) -> None:
         with self._lock:
             self._doomed.discard(live.job.id)
             if self._by_id.get(live.job.id) is live:
@@ -164,10 +169,10 @@ class Board:
         with self._lock:
             self._doomed.discard(id)
 
-    def get(self, id: str) -> Live | None:
+    def get(self, id: str) -> RunningJob | None:
         with self._lock:
             return self._by_id.get(id)
 
-    def all(self) -> list[Live]:
+    def all(self) -> list[RunningJob]:
         with self._lock:
             return list(self._by_id.values())

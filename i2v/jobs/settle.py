@@ -1,19 +1,21 @@
-"""How a running job ends: the row, the signals to whoever waits, the pace. Called by the worker and the publisher.
+"""How a job ends: its row, the listeners, whoever waits, the pace. Called by the worker and the publisher.
 
-A change that the database cannot take now (disk full, locked) is tried again until it can; a job whose row was settled
-or deleted by somebody else in between keeps that.
+A change that the database cannot take now (disk full, locked) is tried again until it can. A job whose row was ended
+or deleted by somebody else meanwhile stays as it is.
 """
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import chain, repeat
 from typing import TypeVar
 
 from i2v.errors import I2VError, NotFound, StorageFull, Unavailable
-from i2v.jobs.eta import Pace
+from i2v.jobs.eta import Pace, Positions
 from i2v.jobs.job import Job, JobResult
-from i2v.jobs.running import Board, Live
+from i2v.jobs.outputs import VideoFolder
+from i2v.jobs.running import RunningJob, RunningJobs
+from i2v.jobs.signals import Watchers
 from i2v.jobs.store import InvalidTransition, JobStore
 
 log = logging.getLogger(__name__)
@@ -23,61 +25,97 @@ RETRY_S = (0.2, 1.0, 2.0, 5.0, 10.0)  # then every 10 s
 T = TypeVar("T")
 
 
-class Verdicts:
-    """`ended(job)` hears of each job that has left this process' hands, with its row as it is then; `moved(id)` tells
-    whoever watches a job that it changed, and may delete it from then on; `after(job)` follows for what may take
-    longer; `on_lost(error)` once the engine is beyond repair and its job's row is settled.
+class Outcomes:
+    """Writes what became of each job and tells everybody whom it concerns. Thread-safe.
+
+    `listeners` get each final job before anybody who waits for it is woken; they are quick and do not raise.
+    `on_back()` is called when a job goes back to the queue, `on_lost(error)` when the engine can run no more jobs.
     """
 
     def __init__(
         self,
         store: JobStore,
-        board: Board,
+        videos: VideoFolder,
+        running: RunningJobs,
         pace: Pace,
         *,
         attempts: int,
-        moved: Callable[[str], None],
-        ended: Callable[[Job], None],
-        after: Callable[[Job], None],
+        positions: Positions,
+        watchers: Watchers,
+        listeners: Sequence[Callable[[Job], None]],
+        on_back: Callable[[], None],
         on_lost: Callable[[I2VError], None],
     ) -> None:
         self._store = store
-        self._board = board
+        self._videos = videos
+        self._running = running
         self._pace = pace
         self._attempts = attempts
-        self._moved = moved
-        self._ended = ended
-        self._after = after
+        self._positions = positions
+        self._watchers = watchers
+        self._listeners = listeners
+        self._on_back = on_back
         self._on_lost = on_lost
         self._stopping = threading.Event()
         self.storage_works = True
 
-    def started(self, live: Live) -> None:
-        log.info("started, attempt %d", live.claim.attempt, extra={"job": live.job.id})
-        self._board.add(live)
-        self._moved(live.job.id)
+    def storage_problem(self) -> str | None:
+        """Why videos or rows cannot be written now, in a sentence without paths; None when they can."""
+        if (problem := self._videos.problem()) is not None:
+            return problem
+        try:
+            self._store.counts()
+        except I2VError as error:
+            return error.message
+        return None if self.storage_works else "the job table takes no change at the moment"
 
-    def completed(self, live: Live, result: JobResult) -> bool:
-        """False when the row had been settled by somebody else, so that the file belongs to nobody."""
+    def moved(self, id: str) -> None:
+        """A job is in another state, so the places of those behind it have changed, too."""
+        self._positions.moved()
+        self._watchers.changed(id)
+        self._watchers.everyone(steps_only=True)
+
+    def left(self, job: Job) -> None:
+        """A job is final or back in the queue: listeners first, then whoever waits for it, then what it makes too old.
+
+        It may be deleted from the moment that a waiter is woken.
+        """
+        if job.is_final:
+            for listener in self._listeners:
+                listener(job)
+        else:
+            self._on_back()
+        self.moved(job.id)
+        if job.is_final:
+            for gone in self._videos.tidy(job.status):
+                self.moved(gone)
+
+    def started(self, live: RunningJob) -> None:
+        log.info("started, attempt %d", live.claim.attempt, extra={"job": live.job.id})
+        self._running.add(live)
+        self.moved(live.job.id)
+
+    def completed(self, live: RunningJob, result: JobResult) -> bool:
+        """False when somebody else had ended the job, so that the file belongs to nobody."""
         self._pace.record(live.job.request, result.seconds, result.stage_seconds)
         log.info("completed in %.1f s: %s", result.seconds, result.file, extra={"job": live.job.id})
         return self._settle(live, lambda: self._store.complete(live.claim, result))
 
-    def failed(self, live: Live, error: I2VError) -> None:
+    def failed(self, live: RunningJob, error: I2VError) -> None:
         log.warning("failed: %s (%s)", error.message, error.code, extra={"job": live.job.id})
         self._settle(live, lambda: self._store.fail(live.claim, error.code, error.message, live.step))
 
-    def cancelled(self, live: Live) -> None:
+    def cancelled(self, live: RunningJob) -> None:
         log.info("cancelled", extra={"job": live.job.id})
         self._settle(live, lambda: self._store.cancel_running(live.claim, live.step))
 
-    def requeued(self, live: Live) -> None:
+    def requeued(self, live: RunningJob) -> None:
         """The server stops in good order: the attempt does not count."""
         log.info("goes back to the queue", extra={"job": live.job.id})
         self._settle(live, lambda: self._store.requeue(live.claim, count=False))
 
-    def put_back(self, live: Live, error: Unavailable) -> None:
-        """There is no place for its video now: once more from its place in the queue, while an attempt is left."""
+    def put_back(self, live: RunningJob, error: Unavailable) -> None:
+        """Its video cannot be written now: it runs again from its place in the queue, while an attempt is left."""
         log.warning("cannot be written: %s", error.message, extra={"job": live.job.id})
         if live.cancelled:
             self.cancelled(live)
@@ -86,8 +124,8 @@ class Verdicts:
         else:
             self.failed(live, error)
 
-    def engine_lost(self, live: Live, error: I2VError, *, again: bool) -> None:
-        """`again`: one more attempt after the restart, when there is one left."""
+    def engine_lost(self, live: RunningJob, error: I2VError, *, again: bool) -> None:
+        """`again`: the job runs once more after the restart, if an attempt is left."""
         log.critical("lost the engine: %s", error.message, extra={"job": live.job.id})
         if again and live.claim.attempt < self._attempts:
             self._settle(live, lambda: self._store.requeue(live.claim, count=True))
@@ -96,10 +134,10 @@ class Verdicts:
         self._on_lost(error)
 
     def broken(self, error: I2VError) -> None:
-        """The worker itself failed: what it ran is dealt with by the next start, as after any death."""
+        """The worker itself failed: the next start decides about the job that it ran, as after any death."""
         self._on_lost(error)
 
-    def give_up(self) -> None:
+    def stop(self) -> None:
         """The server stops: a change that fails is tried once more, at once, and then left to the next start."""
         self._stopping.set()
 
@@ -125,17 +163,16 @@ class Verdicts:
                 return done
         return None
 
-    def _settle(self, live: Live, change: Callable[[], Job]) -> bool:
+    def _settle(self, live: RunningJob, change: Callable[[], Job]) -> bool:
         job, ours = None, True
         try:
             job = self.persist(change)
         except (InvalidTransition, NotFound) as error:
-            log.warning("settled before: %s", error, extra={"job": live.job.id})
+            log.warning("had ended before: %s", error, extra={"job": live.job.id})
             ours = False
-        self._board.remove(live)
-        if job is not None:
-            self._ended(job)
-        self._moved(live.job.id)
-        if job is not None:
-            self._after(job)
+        self._running.remove(live)
+        if job is None:
+            self.moved(live.job.id)
+        else:
+            self.left(job)
         return ours

@@ -14,7 +14,7 @@ from i2v.jobs.job import Job
 Wake = Callable[[], None]  # quick, thread-safe
 
 
-class Hub:
+class Watchers:
     """Watchers of jobs. All methods may be called from any thread."""
 
     def __init__(self) -> None:
@@ -78,15 +78,15 @@ class Hub:
             return list(self._watchers.get(id, {}).values())
 
 
-class Waits:
+class Waiting:
     """`read(id)` gives the job now; it raises NotFound for one that is gone, NotReady when waiting is in vain."""
 
-    def __init__(self, hub: Hub, read: Callable[[str], Job]) -> None:
-        self._hub = hub
+    def __init__(self, watchers: Watchers, read: Callable[[str], Job]) -> None:
+        self._watchers = watchers
         self._read = read
 
     async def wait(self, id: str) -> Job:
-        with self._hub.signal(id, steps=False) as changed:
+        with self._watchers.signal(id, steps=False) as changed:
             while True:
                 changed.clear()  # before the look, so that a change after it is not lost
                 job = await asyncio.to_thread(self._read, id)
@@ -95,7 +95,7 @@ class Waits:
                 await changed.wait()
 
     async def events(self, id: str) -> AsyncIterator[Job]:
-        with self._hub.signal(id, steps=True) as changed:
+        with self._watchers.signal(id, steps=True) as changed:
             last = None
             while True:
                 changed.clear()
@@ -110,7 +110,7 @@ class Waits:
     def wait_sync(self, id: str, timeout: float | None = None) -> Job:
         deadline = None if timeout is None else time.monotonic() + timeout
         changed = threading.Event()
-        with self._hub.watch(id, changed.set, steps=False):
+        with self._watchers.watch(id, changed.set, steps=False):
             while True:
                 changed.clear()
                 job = self._read(id)

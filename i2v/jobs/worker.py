@@ -19,12 +19,12 @@ from i2v.errors import (
     JobCancelled,
     OutOfMemory,
 )
-from i2v.jobs.outputs import Mark
+from i2v.jobs.outputs import FolderMarker
 from i2v.jobs.photo import decode_png
 from i2v.jobs.publisher import Failpoint, Publisher, result_of
-from i2v.jobs.running import Board, Live
-from i2v.jobs.settle import Verdicts
-from i2v.jobs.signals import Hub
+from i2v.jobs.running import RunningJob, RunningJobs
+from i2v.jobs.settle import Outcomes
+from i2v.jobs.signals import Watchers
 from i2v.jobs.store import InvalidTransition, JobStore
 from i2v.jobs.watchdog import Watchdog
 from i2v.mutex import GpuMutex
@@ -38,22 +38,22 @@ class Worker:
     def __init__(
         self,
         store: JobStore,
-        verdicts: Verdicts,
+        outcomes: Outcomes,
         publisher: Publisher,
         *,
-        hub: Hub,
-        board: Board,
-        mark: Mark,
+        watchers: Watchers,
+        running: RunningJobs,
+        marker: FolderMarker,
         new_name: Callable[[], str],
         step_timeout_s: float,
         failpoint: Failpoint,
     ) -> None:
         self._store = store
-        self._verdicts = verdicts
+        self._outcomes = outcomes
         self._publisher = publisher
-        self._hub = hub
-        self._board = board
-        self._mark = mark
+        self._watchers = watchers
+        self._running = running
+        self._marker = marker
         self._new_name = new_name
         self._failpoint = failpoint
         self._watchdog = Watchdog(step_timeout_s)
@@ -94,7 +94,7 @@ class Worker:
         if self._thread.is_alive() and not self._hangs:
             self._thread.join(timeout)
         if self._thread.is_alive() and not self._hangs:
-            for live in self._board.all():
+            for live in self._running.all():
                 live.interrupted = True
             self._thread.join(max(timeout, 1.0))
         self._watchdog.stop()
@@ -103,7 +103,7 @@ class Worker:
     def halt(self) -> None:
         """Start no further job; does not wait."""
         self._stopping.set()
-        self._verdicts.give_up()
+        self._outcomes.stop()
         self.stir()
 
     def _run(self) -> None:
@@ -113,13 +113,13 @@ class Worker:
                 if live is None:
                     self._sleep()
                 elif self._stopping.is_set():  # the stop came while it was claimed
-                    self._verdicts.requeued(live)
+                    self._outcomes.requeued(live)
                 else:
                     self._serve(live)
         except Exception:  # a defect of ours: a server whose queue stands still for ever is worse than a restart
             log.exception("the worker failed")
             self.halt()
-            self._verdicts.broken(GenerationFailed("the worker failed; the server restarts"))
+            self._outcomes.broken(GenerationFailed("the worker failed; the server restarts"))
 
     def _sleep(self) -> None:
         with self._wake:
@@ -127,53 +127,53 @@ class Worker:
                 self._wake.wait()
             self._stirred = False
 
-    def _claim(self) -> Live | None:
+    def _claim(self) -> RunningJob | None:
         if self._engine is None:
             return None
-        if not self._verdicts.persist(self._folder_is_there, of_table=False):
+        if not self._outcomes.persist(self._folder_is_there, of_table=False):
             return None
-        if self._verdicts.persist(self._store.next_is_retry):
+        if self._outcomes.persist(self._store.next_is_retry):
             self._publisher.drain()
-        found = self._verdicts.persist(lambda: self._store.claim(before_commit=self._may_claim))
+        found = self._outcomes.persist(lambda: self._store.claim(before_commit=self._may_claim))
         if found is None:
             return None
         self._failpoint("claimed")
-        live = Live(*found)
-        self._verdicts.started(live)
+        live = RunningJob(*found)
+        self._outcomes.started(live)
         return live
 
     def _may_claim(self) -> None:
         """Once more, in the claim itself: a job that was just put back for want of its disk would lose an attempt."""
         self._failpoint("claiming")
-        self._mark.check()
+        self._marker.check()
 
     def _folder_is_there(self) -> bool:
         """Raises `Unavailable` while it is not: a video made now would have no place, and jobs can wait."""
-        self._mark.check()
+        self._marker.check()
         return True
 
-    def _serve(self, live: Live) -> None:
+    def _serve(self, live: RunningJob) -> None:
         try:
             result = self._generate(live)
         except JobCancelled:
             if live.cancelled:
-                self._verdicts.cancelled(live)
+                self._outcomes.cancelled(live)
             else:
-                self._verdicts.requeued(live)
+                self._outcomes.requeued(live)
         except FatalEngineError as error:
             self.halt()
-            self._verdicts.engine_lost(live, error, again=True)
+            self._outcomes.engine_lost(live, error, again=True)
         except I2VError as error:
-            self._verdicts.failed(live, error)
+            self._outcomes.failed(live, error)
         except MemoryError:
-            self._verdicts.failed(live, OutOfMemory("the machine ran out of memory during this job"))
+            self._outcomes.failed(live, OutOfMemory("the machine ran out of memory during this job"))
         except Exception as error:
             log.exception("the engine failed", extra={"job": live.job.id})
-            self._verdicts.failed(live, GenerationFailed(f"the engine failed ({type(error).__name__})"))
+            self._outcomes.failed(live, GenerationFailed(f"the engine failed ({type(error).__name__})"))
         else:
             self._hand_over(live, result)
 
-    def _generate(self, live: Live) -> GenerationResult:
+    def _generate(self, live: RunningJob) -> GenerationResult:
         engine, mutex, job = self._engine, self._mutex, live.job
         assert engine is not None  # noqa: S101 - for the type checker; nothing is claimed before
         assert mutex is not None  # noqa: S101
@@ -189,37 +189,37 @@ class Worker:
         newest, self._newest = self._newest, None
         if newest is not None and newest[0] == id:
             return newest[1]
-        png = self._verdicts.persist(lambda: self._store.png(id))
+        png = self._outcomes.persist(lambda: self._store.png(id))
         if png is None:
             raise JobCancelled("the server stops")
         return decode_png(png)
 
-    def _on_step(self, live: Live, progress: Progress) -> None:
+    def _on_step(self, live: RunningJob, progress: Progress) -> None:
         self._watchdog.feed()
         self._failpoint("step")
         live.report(progress)
         if live.must_end:
             raise JobCancelled("the job was cancelled")
-        self._hub.step(live.job.id)
+        self._watchers.step(live.job.id)
 
-    def _hung(self, live: Live) -> None:
+    def _hung(self, live: RunningJob) -> None:
         """On the watchdog's thread. The engine's thread is beyond help, so the process has to end."""
         self._hangs = live.cancelled = True  # should the step end after all, the job's next one is its last
         self.halt()
         text = f"a step of the {live.stage} stage took longer than the time limit; the server restarts"
-        self._verdicts.engine_lost(live, GenerationFailed(text), again=False)
+        self._outcomes.engine_lost(live, GenerationFailed(text), again=False)
 
-    def _hand_over(self, live: Live, result: GenerationResult) -> None:
+    def _hand_over(self, live: RunningJob, result: GenerationResult) -> None:
         assert self._engine is not None  # noqa: S101 - for the type checker
         kept = result_of(self._new_name(), result, self._engine.info)
         live.writing()
         try:
-            self._verdicts.persist(lambda: self._store.begin_write(live.claim, kept.file, kept))
+            self._outcomes.persist(lambda: self._store.begin_write(live.claim, kept.file, kept))
         except InvalidTransition:
             log.warning("settled before its frames were there", extra={"job": live.job.id})
-            self._board.remove(live)
+            self._running.remove(live)
             return
-        self._hub.step(live.job.id)
+        self._watchers.step(live.job.id)
         self._failpoint("encoding")
         self._publisher.take(live, result.frames, kept)
         if live.claim.attempt > 1:

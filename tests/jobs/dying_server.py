@@ -24,7 +24,7 @@ def main(outputs: str, point: str, which: str, jobs: int) -> None:
     queue: JobQueue
 
     def failpoint(name: str) -> None:
-        running = [live.job for live in queue._board.all()]
+        running = [live.job for live in queue._running.all()]
         hit = which == "any" or any(job.request.prompt == which for job in running)
         if name == point and hit and (name != "step" or running[0].step >= 0):
             os.kill(os.getpid(), signal.SIGKILL)

@@ -6,9 +6,9 @@ from datetime import UTC, datetime
 import pytest
 
 from i2v.engine.interface import Progress
-from i2v.jobs.eta import UNKNOWN_PACE_S, Line, Pace
+from i2v.jobs.eta import UNKNOWN_PACE_S, Pace, Positions
 from i2v.jobs.job import DECODE_STEPS, Job, Status
-from i2v.jobs.running import LEAST_S, Board, Live
+from i2v.jobs.running import LEAST_S, RunningJob, RunningJobs
 from i2v.jobs.store import Claim
 from i2v.request import GenerateRequest
 
@@ -22,7 +22,7 @@ class Run:
     def __init__(self) -> None:
         self.now = 1000.0
         job = Job("video_" + "0" * 24, "in_progress", REQUEST, "v1", datetime(2026, 1, 2, tzinfo=UTC))
-        self.live = Live(job, Claim(job.id, "boot", 1), clock=lambda: self.now)
+        self.live = RunningJob(job, Claim(job.id, "boot", 1), clock=lambda: self.now)
 
     def steps(self, first: int, last: int, seconds: float) -> None:
         for step in range(first, last + 1):
@@ -82,8 +82,8 @@ def test_the_average_gives_way_to_the_own_pace_without_a_jump() -> None:
 
 def test_the_first_job_of_all_already_tells_when_a_place_will_be_free() -> None:
     """Until a job had finished, callers of a full queue were told 5 s, however long its steps took."""
-    run, board = Run(), Board()
-    line = Line(list, board, Pace())
+    run, board = Run(), RunningJobs()
+    line = Positions(list, board, Pace())
     assert line.retry_after() == UNKNOWN_PACE_S
     board.add(run.live)
     assert line.retry_after() == UNKNOWN_PACE_S

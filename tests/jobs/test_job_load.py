@@ -28,7 +28,7 @@ def run(queue: JobQueue, dot: Image.Image, number: int) -> None:
             done.acquire()
             done.release()
             threading.Event().wait(0.01)
-    until(lambda: queue.queue_length == 0 and not queue._board.all())
+    until(lambda: queue.queue_length == 0 and not queue._running.all())
     queue.on_final.clear()
 
 

@@ -131,7 +131,7 @@ def test_a_video_whose_end_was_kept_without_an_answer_stays(
             wires[0].lose()
 
     queue = make_queue(settings=database, failpoint=failpoint)
-    wires.append(Wire(queue._opened()))
+    wires.append(Wire(queue._opened().data.store))
     told: list[str] = []
     queue.on_final.append(lambda job: told.append(job.id))
     done = final(queue, queue.submit(SMALL, dot, door="cli"))
@@ -168,7 +168,7 @@ def test_an_end_that_was_kept_without_an_answer_before_a_stop_is_told(
     }
     settings = {**database, "queue": {"attempts": 1}, "predict": {"on_disconnect": "cancel"}}
     queue = make_queue(FakeEngine(fault=faults.get(end)), settings=settings)
-    store, lost, told = queue._opened(), threading.Event(), []
+    store, lost, told = queue._opened().data.store, threading.Event(), []
     wire = Wire(store)
     for name in ("complete", "fail", "cancel_running"):
         lose_first(store, name, wire, lost)
@@ -214,7 +214,7 @@ def test_a_job_whose_start_was_kept_without_an_answer_before_a_stop_loses_no_att
             lost.set()
 
     queue = make_queue(settings=database, failpoint=failpoint)
-    store = queue._opened()
+    store = queue._opened().data.store
     wires.append(Wire(store))
     job = queue.submit(SMALL, dot, door="cli")
     assert lost.wait(DEADLINE_S)
@@ -235,7 +235,7 @@ def test_a_job_whose_start_was_kept_without_an_answer_runs_once_and_the_server_g
             wires[0].lose()
 
     queue = make_queue(settings=database, failpoint=failpoint)
-    wires.append(Wire(queue._opened()))
+    wires.append(Wire(queue._opened().data.store))
     jobs = [queue.submit(SMALL, dot, door="cli") for _ in range(2)]
     done = [final(queue, job) for job in jobs]
     assert [(job.status, job.attempt) for job in done] == [("completed", 1)] * 2
@@ -247,7 +247,7 @@ def test_a_job_that_was_taken_without_an_answer_runs_when_its_key_comes_again(
 ) -> None:
     """It waited in the queue until somebody else brought a job."""
     queue = make_queue(settings=database)
-    store, rests = queue._opened(), threading.Event()
+    store, rests = queue._opened().data.store, threading.Event()
     claim, wire = store.claim, Wire(store)
 
     def watched(**options: Any) -> Any:
@@ -259,8 +259,8 @@ def test_a_job_that_was_taken_without_an_answer_runs_when_its_key_comes_again(
     store.claim = watched  # type: ignore[method-assign]
     final(queue, queue.submit(SMALL, dot, door="cli"))
     rests.clear()
-    queue._worker.stir()
-    until(lambda: rests.is_set() and not queue._worker._stirred)
+    queue._opened().worker.stir()
+    until(lambda: rests.is_set() and not queue._opened().worker._stirred)
     wire.lose()
     with pytest.raises(Unavailable):
         queue.submit(SMALL, dot, door="cli", idempotency_key="k")
@@ -280,7 +280,7 @@ def test_a_job_deleted_before_its_end_is_told_again_costs_nothing(
             wires[0].lose()
 
     queue = make_queue(settings=database, failpoint=failpoint)
-    store = queue._opened()
+    store = queue._opened().data.store
     wires.append(Wire(store))
     complete = store.complete
 

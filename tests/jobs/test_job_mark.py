@@ -24,7 +24,7 @@ Unmount = Callable[[], Callable[[], None]]
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def start(request: pytest.FixtureRequest, make_queue: MakeQueue, tmp_path: Path) -> Start:
-    """Starts a queue whose table does not lie in its outputs folder."""
+    """StartCount a queue whose table does not lie in its outputs folder."""
     url = sqlite_url(tmp_path / "elsewhere.sqlite3")
     if request.param == "postgresql":
         url = request.getfixturevalue("postgres_url")
@@ -129,7 +129,7 @@ def test_a_table_without_videos_takes_any_folder(
 
 def forget_the_word(queue: JobQueue) -> None:
     """As in a table of before there were words."""
-    store = queue._opened()
+    store = queue._opened().data.store
     with store._database.writing() as connection:
         connection.execute(delete(meta).where(meta.c.key == "outputs"))
 
@@ -217,7 +217,7 @@ def test_a_table_in_the_folder_needs_no_mark(make_queue: MakeQueue, outputs: Pat
 
 @pytest.fixture(params=["the table in the folder", "the table elsewhere", "the table in PostgreSQL"])
 def begin(request: pytest.FixtureRequest, make_queue: MakeQueue, tmp_path: Path) -> Start:
-    """Starts a queue on the outputs folder, with its table in each place there is."""
+    """StartCount a queue on the outputs folder, with its table in each place there is."""
     url = {
         "the table in the folder": lambda: None,
         "the table elsewhere": lambda: sqlite_url(tmp_path / "elsewhere.sqlite3"),
@@ -235,7 +235,7 @@ def test_a_disk_that_goes_while_a_job_runs_gets_its_video_when_it_is_back(
     assert gate.reached.wait(DEADLINE_S)
     mount = unmount()
     gate.open()
-    until(lambda: not queue._board.all() or not queue._verdicts.storage_works)
+    until(lambda: not queue._running.all() or not queue._opened().outcomes.storage_works)
     assert list(outputs.iterdir()) == []
     assert queue.storage_problem() is not None
     mount()
@@ -258,7 +258,7 @@ def test_a_disk_that_goes_while_a_video_is_written_leaves_nothing_in_the_strange
 
     queue = begin(failpoint=failpoint)
     job = queue.submit(SMALL, dot, door="cli")
-    until(lambda: bool(mounts) and (not queue._board.all() or not queue._verdicts.storage_works))
+    until(lambda: bool(mounts) and (not queue._running.all() or not queue._opened().outcomes.storage_works))
     assert [path.name for path in outputs.iterdir()] == ["strange"]
     mounts[0]()
     assert final(queue, job).status == "completed"
@@ -277,7 +277,7 @@ def test_a_disk_that_goes_in_the_middle_of_a_claim_costs_the_job_no_attempt(
 
     queue = begin(failpoint=failpoint)
     job = queue.submit(SMALL, dot, door="cli")
-    until(lambda: bool(mounts) and not queue._verdicts.storage_works)
+    until(lambda: bool(mounts) and not queue._opened().outcomes.storage_works)
     mounts[0]()
     done = final(queue, job)
     assert (done.status, done.attempt) == ("completed", 1)

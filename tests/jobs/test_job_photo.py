@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from i2v.jobs.photo import STORED_SIDE, decode_png, encode_png, normalise
+from i2v.jobs.photo import STORED_SIDE, decode_png, encode_png, reduce
 
 
 @settings(max_examples=100, deadline=None)
@@ -27,6 +27,10 @@ def test_what_is_written_is_a_png_by_the_book(photo: Image.Image) -> None:
 
 @pytest.mark.parametrize("size", [(STORED_SIDE + 1, 40), (40, 3 * STORED_SIDE)])
 def test_a_larger_photo_is_stored_reduced(size: tuple[int, int]) -> None:
-    stored = normalise(Image.new("RGB", size, (10, 200, 30)))
-    assert max(stored.size) == STORED_SIDE
+    stored = reduce(Image.new("RGB", size, (10, 200, 30)))
+    assert (max(stored.size), min(stored.size)) == (STORED_SIDE, round(40 * STORED_SIDE / max(size)))
     assert stored.getpixel((5, 5)) == (10, 200, 30)
+
+
+def test_a_photo_that_is_small_enough_is_not_copied(photo: Image.Image) -> None:
+    assert reduce(photo) is photo

@@ -5,6 +5,7 @@ import contextlib
 import errno
 import os
 import threading
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from PIL import Image
 from i2v.engine.fake import FakeEngine
 from i2v.errors import Conflict, DoesNotFit, NotFound, NotReady, QueueFull, StorageFull, TooManyJobs, Unavailable
 from i2v.jobs import outputs as outputs_folder
-from i2v.jobs.job import Job
+from i2v.jobs.job import Job, Status
 from i2v.jobs.queue import JobQueue
 from i2v.mutex import GpuMutex
 from i2v.notes import Note
@@ -197,7 +198,7 @@ def test_before_the_engine_is_there_callers_are_told_how_far_it_is(make_queue: M
 def test_a_cancelled_running_job_stops_within_one_step(held: Held) -> None:
     with ThreadPoolExecutor(1) as pool:
         cancelling = pool.submit(held.queue.cancel, held.running.id)
-        until(lambda: held.queue._board.all()[0].cancelled)
+        until(lambda: held.queue._running.all()[0].cancelled)
         assert not cancelling.done(), "it answers only once the job has stopped"
         held.gate.open()
         job = cancelling.result(DEADLINE_S)
@@ -242,7 +243,7 @@ def test_a_caller_that_goes_away_frees_its_place(
 def test_deleting_ends_a_running_job_and_removes_every_trace(held: Held, dot: Image.Image) -> None:
     with ThreadPoolExecutor(1) as pool:
         deleting = pool.submit(held.queue.delete, held.running.id)
-        until(lambda: held.queue._board.all()[0].cancelled)
+        until(lambda: held.queue._running.all()[0].cancelled)
         held.gate.open()
         deleting.result(DEADLINE_S)
     with pytest.raises(NotFound):
@@ -295,18 +296,18 @@ def test_waiting_coroutines_get_the_final_job_and_leave_nothing_behind(
     async def run() -> None:
         job = queue.submit(SMALL, dot, door="cli")
         waits = [asyncio.create_task(queue.wait(job.id)) for _ in range(50)]
-        while len(queue._hub) < 50:
+        while len(queue._watchers) < 50:
             await asyncio.sleep(0)
         for task in waits[:25]:
             task.cancel()
         await asyncio.gather(*waits[:25], return_exceptions=True)
-        assert len(queue._hub) == 25
+        assert len(queue._watchers) == 25
         gate.open()
         done = await asyncio.wait_for(asyncio.gather(*waits[25:]), DEADLINE_S)
         assert {job.status for job in done} == {"completed"}
 
     asyncio.run(run())
-    assert len(queue._hub) == 0
+    assert len(queue._watchers) == 0
 
 
 def test_events_begin_with_now_show_the_steps_and_end_with_the_final_state(
@@ -328,7 +329,7 @@ def test_events_begin_with_now_show_the_steps_and_end_with_the_final_state(
     steps = [job.step for job in seen if job.status == "in_progress"]
     assert steps == sorted(steps)
     assert [job.progress for job in seen] == sorted(job.progress for job in seen)
-    assert len(queue._hub) == 0
+    assert len(queue._watchers) == 0
 
 
 def test_a_reader_of_events_may_leave_at_any_time(held: Held) -> None:
@@ -340,7 +341,7 @@ def test_a_reader_of_events_may_leave_at_any_time(held: Held) -> None:
         await stream.aclose()  # type: ignore[attr-defined]
 
     asyncio.run(run())
-    assert len(held.queue._hub) == 0
+    assert len(held.queue._watchers) == 0
     held.gate.open()
     assert final(held.queue, held.running).status == "completed"
 
@@ -371,7 +372,7 @@ def test_a_wait_for_what_is_not_there_or_goes_away_ends(held: Held, dot: Image.I
         with pytest.raises(NotFound):
             await held.queue.wait("video_" + "0" * 24)
         task = asyncio.create_task(held.queue.wait(waiting.id))
-        while not len(held.queue._hub):
+        while not len(held.queue._watchers):
             await asyncio.sleep(0)
         await asyncio.to_thread(held.queue.delete, waiting.id)
         with contextlib.suppress(NotFound):  # it may have seen the cancelled row just before it went
@@ -465,7 +466,7 @@ def test_polling_a_running_job_reads_no_table(held: Held) -> None:
     """Five hundred polls a second must not cost the running job anything."""
     reads = []
     held.queue.get(held.running.id)
-    database = held.queue._opened()._database
+    database = held.queue._opened().data.store._database
     original = database.reading
     database.reading = lambda: (reads.append(1), original())[1]  # type: ignore[method-assign]
     for _ in range(500):
@@ -503,7 +504,7 @@ def test_cancel_storms_end_every_job_and_leave_the_queue_working(make_queue: Mak
     assert set(states) <= {"cancelled", "completed"}
     assert queue.queue_length == 0
     assert final(queue, queue.submit(SMALL, dot, door="cli")).status == "completed"
-    assert queue._board.all() == []
+    assert queue._running.all() == []
 
 
 def test_1000_submits_and_cancels_leave_nothing_behind(make_queue: MakeQueue, gate: Gate, dot: Image.Image) -> None:
@@ -515,7 +516,7 @@ def test_1000_submits_and_cancels_leave_nothing_behind(make_queue: MakeQueue, ga
         queue.cancel(queue.submit(SMALL, dot, door="cli").id)
     assert queue.queue_length == 0
     assert threading.active_count() <= threads
-    assert len(queue._hub) == 0
+    assert len(queue._watchers) == 0
     gate.open()
     assert final(queue, running).status == "completed"
     assert queue.counts()["cancelled"] == 1000
@@ -528,18 +529,18 @@ def test_a_job_is_told_to_the_listeners_before_whoever_waits_for_it_and_may_dele
     """Whoever waited was woken first; a delete took the row away from under those who were told afterwards."""
     heard: list[tuple[str, str]] = []
     held.queue.on_final.append(lambda job: heard.append((job.id, job.status)))
-    verdicts, gone = held.queue._verdicts, threading.Event()
-    after = verdicts._after
+    videos, gone = held.queue._opened().videos, threading.Event()
+    tidy = videos.tidy
 
-    def held_back(job: Job) -> None:
+    def held_back(status: Status) -> Sequence[str]:
         assert gone.wait(DEADLINE_S)
-        after(job)
+        return tidy(status)
 
-    monkeypatch.setattr(verdicts, "_after", held_back)
+    monkeypatch.setattr(videos, "tidy", held_back)
     with ThreadPoolExecutor(1) as pool:
         if ends == "cancelled":
             deleted = pool.submit(held.queue.delete, held.running.id)
-            until(lambda: any(live.cancelled for live in held.queue._board.all()))
+            until(lambda: any(live.cancelled for live in held.queue._running.all()))
             held.gate.open()
             deleted.result(DEADLINE_S)
         else:
@@ -556,15 +557,15 @@ def test_what_follows_a_job_that_is_gone_by_then_does_no_harm(
     make_queue: MakeQueue, dot: Image.Image, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     queue = make_queue()
-    verdicts = queue._verdicts
-    after = verdicts._after
+    videos = queue._opened().videos
+    tidy = videos.tidy
 
-    def once_gone(job: Job) -> None:
-        queue.delete(job.id)
-        after(job)
+    def once_gone(status: Status) -> Sequence[str]:
+        queue.delete(queue.list()[0].id)
+        return tidy(status)
 
     with monkeypatch.context() as patched:
-        patched.setattr(verdicts, "_after", once_gone)
+        patched.setattr(videos, "tidy", once_gone)
         queue.submit(SMALL, dot, door="cli")
         until(lambda: queue.list() == [])
     assert final(queue, queue.submit(SMALL, dot, door="cli")).status == "completed"
@@ -576,6 +577,6 @@ def test_a_refused_photo_is_not_kept(held: Held, dot: Image.Image) -> None:
     with pytest.raises(QueueFull):
         held.queue.submit(SMALL, dot, door="cli", idempotency_key="one more")
     assert held.queue.submit(SMALL, dot, door="cli", idempotency_key="key 0").id == kept[0]
-    newest = held.queue._worker._newest
+    newest = held.queue._opened().worker._newest
     assert newest is not None
     assert newest[0] == kept[-1]

@@ -112,7 +112,7 @@ def test_a_video_another_job_continues_stays_until_that_one_is_done(
     assert gate.reached.wait(60)
     with pytest.raises(Conflict):
         queue.delete(first.id)
-    assert outputs_folder.enforce(queue._opened(), outputs, queue._settings.retention, queue._clock()) == []
+    assert outputs_folder.enforce(queue._opened().data.store, outputs, queue._settings.retention, queue._clock()) == []
     gate.open()
     done = final(queue, longer)
     assert done.status == "completed"

@@ -364,7 +364,7 @@ def test_nothing_of_the_database_reaches_a_caller(make_queue: MakeQueue, outputs
     job = final(queue, queue.submit(SMALL, dot, door="cli"))
     with sqlite3.connect(outputs / "jobs.sqlite3") as other:
         other.execute("ALTER TABLE i2v_jobs RENAME TO elsewhere")
-    queue._opened()._cache.clear()
+    queue._opened().data.store._cache.clear()
     for ask in (lambda: queue.get(job.id), queue.list, lambda: queue.submit(SMALL, dot, door="cli")):
         with pytest.raises(Unavailable) as caught:
             ask()  # type: ignore[operator]

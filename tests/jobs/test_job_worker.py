@@ -103,7 +103,7 @@ def test_a_lost_engine_gives_the_job_one_more_attempt_wakes_every_waiter_and_ask
     threads = [threading.Thread(target=wait, args=(job,)) for job in (running, waiting)]
     for thread in threads:
         thread.start()
-    until(lambda: len(queue._hub) == 2)
+    until(lambda: len(queue._watchers) == 2)
     gate.open()
     assert asked.wait(DEADLINE_S)
     for thread in threads:
@@ -153,7 +153,7 @@ def test_a_step_that_never_ends_fails_its_job_and_asks_for_a_restart(
     assert queue.state == "dead"
     assert queue.get(waiting.id).status == "queued"
     gate.open()  # the thread comes back after all: it must not touch the settled row
-    queue._worker._thread.join(DEADLINE_S)
+    queue._opened().worker._thread.join(DEADLINE_S)
     queue.stop()
     again = make_queue()
     assert again.get(hung.id) == job
@@ -227,7 +227,7 @@ def test_a_job_cancelled_while_its_file_is_written_leaves_no_file(
 
     def failpoint(name: str) -> None:
         if name == "encoding":
-            (live,) = queue._board.all()
+            (live,) = queue._running.all()
             live.cancelled = True
 
     queue = make_queue(failpoint=failpoint)
@@ -290,10 +290,10 @@ def test_a_job_that_ends_early_keeps_its_step_and_no_step_is_written_before(
         if (stage, number) == ("denoise", 31):
             if end == "failed":
                 raise InvalidOutput("the frames are black")
-            queue._board.cancel(queue._board.all()[0].job.id)
+            queue._running.cancel(queue._running.all()[0].job.id)
 
     queue = make_queue(FakeEngine(fault=fault))
-    database = queue._opened()._database
+    database = queue._opened().data.store._database
     on_write = database._on_write
 
     def counted() -> None:
@@ -326,7 +326,7 @@ def test_a_database_that_refuses_for_a_while_loses_no_result(
     make_queue: MakeQueue, dot: Image.Image, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     queue = make_queue()
-    store = queue._opened()
+    store = queue._opened().data.store
     original = store.complete
     refusals: list[I2VError] = [Unavailable("locked"), StorageFull("full")]
 

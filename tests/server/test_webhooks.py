@@ -252,7 +252,7 @@ async def test_a_job_that_is_deleted_while_it_runs_is_told_as_cancelled(create, 
     assert await asyncio.to_thread(begun.wait, 60)
     deleted = asyncio.create_task(client.delete(f"/v1/videos/{job}"))
     async with asyncio.timeout(60):
-        while not any(live.cancelled for live in queue._board.all()):
+        while not any(live.cancelled for live in queue._running.all()):
             await asyncio.sleep(0.01)
     held.set()
     assert (await deleted).status_code == 200

@@ -72,7 +72,7 @@ def test_cancel_stops_the_engine_and_says_so(site: Site, open_page: OpenPage) ->
     fill(page, PHOTO, "night falls")
     page.click("#generate")
     expect(page.locator("#stage .now")).to_contain_text("Step 3 of 20")
-    live = site.queue._board.get(site.queue.list()[0].id)
+    live = site.queue._running.get(site.queue.list()[0].id)
     assert live is not None
     page.click("#cancel")
     while not live.must_end:  # until the click has reached the queue; the test's own time limit bounds it
