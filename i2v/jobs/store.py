@@ -54,7 +54,7 @@ class NewJob:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """The right to change one running job: who runs it, for the how-manieth time."""
+    """The right to change one running job: the process that runs it, and which of its attempts (1 is the first)."""
 
     id: str
     boot: str
@@ -72,7 +72,7 @@ class VideoRow:
 
 @dataclass(frozen=True, slots=True)
 class Owed:
-    """An address, and what it is to be told: which job ended how (a final status), and when."""
+    """An address, and what it has to be told: which job ended how (a final status), and when."""
 
     job_id: str
     url: str
@@ -90,6 +90,7 @@ class JobStore:
         self.boot = boot
         self._clock = clock
         self._cache: dict[str, Job] = {}  # rows as read since the last write: pollers ask for the same few
+        self._requests: dict[str, GenerateRequest] = {}  # of the newest jobs; a job's request never changes
         self._cache_lock = threading.Lock()
         self._version = 0
         self._unanswered: Claim | None = None  # the claim that is being committed
@@ -106,7 +107,7 @@ class JobStore:
         Raises `Conflict` (key used with another body), `QueueFull`, `TooManyJobs`.
         """
         with self._database.writing() as connection:
-            if (found := _find_key(connection, new)) is not None:
+            if (found := self._find_key(connection, new)) is not None:
                 return found, True
             waiting = _count(connection, jobs.c.status == "queued")
             if waiting >= capacity:
@@ -115,27 +116,27 @@ class JobStore:
                 own = _count(connection, jobs.c.status == "queued", jobs.c.caller == new.caller)
                 if own >= per_caller:
                     raise TooManyJobs(f"{own} of your jobs are waiting already; {per_caller} may")
-            connection.execute(insert(jobs).values(**self._row(new)))
+            created_at = self._now()
+            row = {
+                "id": new.id,
+                "status": "queued",
+                "door": new.door,
+                "caller": new.caller,
+                "request": new.request.model_dump_json(),
+                "prompt": new.request.prompt,
+                "created_at": created_at,
+                "attempt": 0,
+                "step": 0,
+                "idempotency_key": new.idempotency_key,
+                "fingerprint": new.fingerprint,
+                "extends": new.extends,
+            }
+            connection.execute(insert(jobs).values(**row))
             connection.execute(insert(inputs).values(job_id=new.id, png=new.png))
             if new.webhook is not None:
-                remember(connection, new.id, new.webhook)
-            return _read(connection, new.id), False
-
-    def _row(self, new: NewJob) -> dict[str, Any]:
-        return {
-            "id": new.id,
-            "status": "queued",
-            "door": new.door,
-            "caller": new.caller,
-            "request": new.request.model_dump_json(),
-            "prompt": new.request.prompt,
-            "created_at": self._now(),
-            "attempt": 0,
-            "step": 0,
-            "idempotency_key": new.idempotency_key,
-            "fingerprint": new.fingerprint,
-            "extends": new.extends,
-        }
+                connection.execute(insert(webhooks).values(job_id=new.id, url=new.webhook))
+        self._keep_request(new.id, new.request)
+        return Job(new.id, "queued", new.request, new.door, _when(created_at), extends=new.extends), False
 
     # -- reading ------------------------------------------------------------------------------------------------
 
@@ -146,7 +147,7 @@ class JobStore:
         if known is not None:
             return known
         with self._database.reading() as connection:
-            job = _read(connection, id)
+            job = self._read(connection, id)
         with self._cache_lock:
             if version == self._version and len(self._cache) < CACHED:
                 self._cache[id] = job
@@ -184,13 +185,13 @@ class JobStore:
                 if seq is None:
                     raise _unknown(after)
                 query = query.where(jobs.c.seq < seq if order == "desc" else jobs.c.seq > seq)
-            return [job_of(row) for row in connection.execute(query).mappings()]
+            return [self._job(row) for row in connection.execute(query).mappings()]
 
     def waiting(self) -> Sequence[Job]:
         """The queued jobs, next one first."""
         query = select(jobs).where(jobs.c.status == "queued").order_by(jobs.c.seq)
         with self._database.reading() as connection:
-            return [job_of(row) for row in connection.execute(query).mappings()]
+            return [self._job(row) for row in connection.execute(query).mappings()]
 
     def next_is_retry(self) -> bool:
         """Whether the job that `claim` would start now was in flight when the process died before."""
@@ -216,7 +217,7 @@ class JobStore:
             claim = self._committed(connection, slot) or self._start_next(connection, slot)
             if claim is None:
                 return None
-            job = _read(connection, claim.id)
+            job = self._read(connection, claim.id)
             self._unanswered = claim
             if before_commit is not None:
                 before_commit()
@@ -246,7 +247,7 @@ class JobStore:
         claim = Claim(row.id, self.boot, row.attempt + 1)
         values = {"status": "in_progress", "boot_id": self.boot, "slot": slot, "attempt": claim.attempt}
         values |= {"started_at": self._now(), "stage": "encode", "step": 0}
-        _move(connection, row.id, and_(jobs.c.status == "queued", jobs.c.attempt == row.attempt), values)
+        self._move(connection, row.id, and_(jobs.c.status == "queued", jobs.c.attempt == row.attempt), values)
         return claim
 
     def begin_write(self, claim: Claim, file: str, result: JobResult) -> None:
@@ -275,7 +276,7 @@ class JobStore:
         except InvalidTransition:
             with self._database.reading() as connection:
                 if _count(connection, jobs.c.id == claim.id, jobs.c.status == "queued", jobs.c.attempt == attempt):
-                    return _read(connection, claim.id)
+                    return self._read(connection, claim.id)
             raise
 
     # -- a job nobody runs --------------------------------------------------------------------------------------
@@ -284,8 +285,8 @@ class JobStore:
         """Raises `InvalidTransition` when it is no longer queued, `NotFound`."""
         values = {"status": "cancelled", "completed_at": self._now(), "error_code": "cancelled"}
         with self._database.writing() as connection:
-            _move(connection, id, jobs.c.status == "queued", {**values, "error_message": CANCELLED})
-            return _read(connection, id)
+            self._move(connection, id, jobs.c.status == "queued", {**values, "error_message": CANCELLED})
+            return self._read(connection, id)
 
     def delete(self, id: str) -> None:
         """Forget a finished job and its photo. Raises `InvalidTransition` when it is not finished, `NotFound`."""
@@ -293,13 +294,13 @@ class JobStore:
         with self._database.writing() as connection:
             gone = connection.execute(delete(jobs).where(jobs.c.id == id, jobs.c.status.in_(FINAL)))
             if not gone.rowcount:
-                raise InvalidTransition(f"job {id} is {_read(connection, id).status}, not finished")
+                raise InvalidTransition(f"job {id} is {self._read(connection, id).status}, not finished")
 
     def mark_lost(self, id: str) -> None:
         """The one change of a finished row: its file has vanished, so `completed` would be untrue."""
         values = {"status": "failed", "error_code": LOST, "error_message": LOST_MESSAGE, **NO_FILE}
         with self._database.writing() as connection:
-            _move(connection, id, jobs.c.status == "completed", values)
+            self._move(connection, id, jobs.c.status == "completed", values)
 
     def recover(self, attempts: int, size_of: Callable[[str], int | None]) -> dict[str, Status]:
         """Deal with what an earlier boot left in progress; returns what became of each.
@@ -312,7 +313,7 @@ class JobStore:
             rows = connection.execute(select(jobs).where(jobs.c.status == "in_progress")).mappings().all()
             for row in rows:
                 values = recovered(row, attempts, size_of, self._now())
-                _move(connection, row["id"], and_(jobs.c.status == "in_progress"), values)
+                self._move(connection, row["id"], and_(jobs.c.status == "in_progress"), values)
                 decided[row["id"]] = values["status"]
         return decided
 
@@ -324,13 +325,14 @@ class JobStore:
     # -- webhooks -----------------------------------------------------------------------------------------------
 
     def owed_webhooks(self) -> Sequence[Owed]:
-        """Addresses that have not been told of an end, whether the job is still there or not."""
+        """Addresses that have not been told of an end, earliest end first, whether the job is still there or not."""
+        query = select(webhooks).where(webhooks.c.status.is_not(None)).order_by(webhooks.c.ended_at)
         with self._database.reading() as connection:
-            return owed(connection)
+            return [Owed(row.job_id, row.url, row.status, _when(row.ended_at)) for row in connection.execute(query)]
 
     def forget_webhook(self, id: str) -> None:
         with self._database.writing() as connection:
-            forget(connection, id)
+            connection.execute(delete(webhooks).where(webhooks.c.job_id == id))
 
     # -- notes --------------------------------------------------------------------------------------------------
 
@@ -381,7 +383,7 @@ class JobStore:
         """The newest completed jobs, oldest of them first: what the pace is learnt from after a start."""
         query = select(jobs).where(jobs.c.status == "completed").order_by(jobs.c.seq.desc()).limit(limit)
         with self._database.reading() as connection:
-            return [job_of(row) for row in connection.execute(query).mappings()][::-1]
+            return [self._job(row) for row in connection.execute(query).mappings()][::-1]
 
     # -- inside -------------------------------------------------------------------------------------------------
 
@@ -391,10 +393,10 @@ class JobStore:
             self._cache.clear()
 
     def _change(self, claim: Claim, values: dict[str, Any]) -> Job:
-        """The job as it is then, read in the same transaction: the next one may delete it."""
+        """The job after the change, read in the same transaction: the next one may delete it."""
         with self._database.writing() as connection:
-            _move(connection, claim.id, and_(jobs.c.status == "in_progress", _ours(claim)), values)
-            return _read(connection, claim.id)
+            self._move(connection, claim.id, and_(jobs.c.status == "in_progress", _ours(claim)), values)
+            return self._read(connection, claim.id)
 
     def _finish(self, claim: Claim, status: Status, values: dict[str, Any]) -> Job:
         try:
@@ -404,8 +406,50 @@ class JobStore:
             with self._database.reading() as connection:
                 same = and_(*(jobs.c[name] == value for name, value in end.items()))
                 if _count(connection, jobs.c.id == claim.id, _ours(claim), same):
-                    return _read(connection, claim.id)
+                    return self._read(connection, claim.id)
             raise
+
+    def _move(self, connection: Connection, id: str, guard: ColumnElement[bool], values: dict[str, Any]) -> None:
+        """Change the row where `guard` holds, and with it what its webhook is to be told of an end."""
+        _check_id(id)
+        changed = connection.execute(update(jobs).where(jobs.c.id == id, guard).values(**values))
+        if not changed.rowcount:
+            found = self._read(connection, id)
+            raise InvalidTransition(f"job {id} is {found.status}, attempt {found.attempt}")
+        if "completed_at" in values:
+            ended = {"status": values["status"], "ended_at": values["completed_at"]}
+            connection.execute(update(webhooks).where(webhooks.c.job_id == id).values(**ended))
+
+    def _find_key(self, connection: Connection, new: NewJob) -> Job | None:
+        if new.idempotency_key is None:
+            return None
+        row = connection.execute(select(jobs).where(jobs.c.idempotency_key == new.idempotency_key)).mappings().first()
+        if row is None:
+            return None
+        if row["fingerprint"] != new.fingerprint:
+            raise Conflict("this idempotency key was used before with another request", field="Idempotency-Key")
+        return self._job(row)
+
+    def _read(self, connection: Connection, id: str) -> Job:
+        _check_id(id)
+        row = connection.execute(select(jobs).where(jobs.c.id == id)).mappings().first()
+        if row is None:
+            raise _unknown(id)
+        return self._job(row)
+
+    def _job(self, row: RowMapping) -> Job:
+        with self._cache_lock:
+            request = self._requests.get(row["id"])
+        if request is None:
+            request = GenerateRequest.model_validate_json(row["request"])
+            self._keep_request(row["id"], request)
+        return job_of(row, request)
+
+    def _keep_request(self, id: str, request: GenerateRequest) -> None:
+        with self._cache_lock:
+            self._requests[id] = request
+            if len(self._requests) > CACHED:
+                del self._requests[next(iter(self._requests))]
 
     def _now(self) -> float:
         return self._clock().timestamp()
@@ -413,26 +457,6 @@ class JobStore:
 
 def _ours(claim: Claim) -> ColumnElement[bool]:
     return and_(jobs.c.boot_id == claim.boot, jobs.c.attempt == claim.attempt)
-
-
-def _move(connection: Connection, id: str, guard: ColumnElement[bool], values: dict[str, Any]) -> None:
-    _check_id(id)
-    changed = connection.execute(update(jobs).where(jobs.c.id == id, guard).values(**values))
-    if not changed.rowcount:
-        found = _read(connection, id)
-        raise InvalidTransition(f"job {id} is {found.status}, attempt {found.attempt}")
-    note_end(connection, id, values)
-
-
-def _find_key(connection: Connection, new: NewJob) -> Job | None:
-    if new.idempotency_key is None:
-        return None
-    row = connection.execute(select(jobs).where(jobs.c.idempotency_key == new.idempotency_key)).mappings().first()
-    if row is None:
-        return None
-    if row["fingerprint"] != new.fingerprint:
-        raise Conflict("this idempotency key was used before with another request", field="Idempotency-Key")
-    return job_of(row)
 
 
 def _count(connection: Connection, *where: ColumnElement[bool]) -> int:
@@ -443,14 +467,6 @@ def _check_id(id: str) -> None:
     """Only what could be an id reaches the database."""
     if _ID.fullmatch(id) is None:
         raise _unknown(id)
-
-
-def _read(connection: Connection, id: str) -> Job:
-    _check_id(id)
-    row = connection.execute(select(jobs).where(jobs.c.id == id)).mappings().first()
-    if row is None:
-        raise _unknown(id)
-    return job_of(row)
 
 
 def _unknown(id: str) -> NotFound:
@@ -474,6 +490,15 @@ QUEUED: dict[str, Any] = {
 
 
 def recovered(row: RowMapping, attempts: int, size_of: Callable[[str], int | None], now: float) -> dict[str, Any]:
+    """What becomes of a job that was in progress when its server died, as new values of its row.
+
+    - Its frames were done and its file is whole (a file has its final name only then): `completed`, with that file.
+    - Anything else, and it has been started fewer than `attempts` times: `queued` again in its old place; the death
+      counts as an attempt, and a file that it was to get is forgotten.
+    - Anything else, and it has been started `attempts` times: `interrupted`, because it may be what kills the server.
+
+    `size_of(file)` in bytes, None when the file is missing; `now` in seconds since 1970.
+    """
     size = size_of(row["file"]) if row["file"] and row["result"] else None
     if size is not None:
         result = json.dumps({**json.loads(row["result"]), "bytes": size})
@@ -485,11 +510,11 @@ def recovered(row: RowMapping, attempts: int, size_of: Callable[[str], int | Non
     return dict(QUEUED)
 
 
-def job_of(row: RowMapping) -> Job:
+def job_of(row: RowMapping, request: GenerateRequest) -> Job:
     return Job(
         id=row["id"],
         status=row["status"],
-        request=GenerateRequest.model_validate_json(row["request"]),
+        request=request,
         door=row["door"],
         created_at=_when(row["created_at"]),
         started_at=_when(row["started_at"]) if row["started_at"] is not None else None,
@@ -512,28 +537,3 @@ def _result(text: str) -> JobResult:
     value = json.loads(text)
     said = {name: tuple(map(read, value[name])) for name in ("notes", "warnings")}
     return JobResult(**{**value, **said, "plan": read(value["plan"]) if value["plan"] else None})
-
-
-def remember(connection: Connection, job_id: str, url: str) -> None:
-    """The address of a new job."""
-    connection.execute(insert(webhooks).values(job_id=job_id, url=url))
-
-
-def note_end(connection: Connection, job_id: str, values: dict[str, Any]) -> None:
-    """`values` are being written to the job's row. Where they end the job, its address is owed from now on."""
-    if "completed_at" in values:
-        ended = {"status": values["status"], "ended_at": values["completed_at"]}
-        connection.execute(update(webhooks).where(webhooks.c.job_id == job_id).values(**ended))
-
-
-def owed(connection: Connection) -> Sequence[Owed]:
-    """What is to be told, the earliest end first."""
-    query = select(webhooks).where(webhooks.c.status.is_not(None)).order_by(webhooks.c.ended_at)
-    return [
-        Owed(row.job_id, row.url, row.status, datetime.fromtimestamp(row.ended_at, UTC))
-        for row in connection.execute(query)
-    ]
-
-
-def forget(connection: Connection, job_id: str) -> None:
-    connection.execute(delete(webhooks).where(webhooks.c.job_id == job_id))

@@ -19,6 +19,7 @@ from i2v.jobs.job import Job, Status
 from i2v.jobs.queue import JobQueue
 from i2v.mutex import GpuMutex
 from i2v.notes import Note
+from i2v.request import GenerateRequest
 from tests.jobs.job_doubles import DEADLINE_S, SMALL, Gate, MakeQueue, final, until
 
 
@@ -580,3 +581,24 @@ def test_a_refused_photo_is_not_kept(held: Held, dot: Image.Image) -> None:
     newest = held.queue._opened().worker._newest
     assert newest is not None
     assert newest[0] == kept[-1]
+
+
+def test_the_engine_is_given_the_photo_and_the_request_that_were_submitted(
+    make_queue: MakeQueue, gate: Gate, dot: Image.Image
+) -> None:
+    """The photo was copied twice and the request made JSON and parsed twice on their way inside one process."""
+    given: list[tuple[GenerateRequest, Image.Image]] = []
+
+    class Watched(FakeEngine):
+        def generate(self, request, image, noise=None, on_step=None):  # type: ignore[no-untyped-def]
+            given.append((request, image))
+            return super().generate(request, image, noise, on_step)
+
+    queue = make_queue(Watched(fault=gate))
+    queue.submit(SMALL, Image.new("RGB", (8, 8)), door="cli")
+    assert gate.reached.wait(DEADLINE_S)
+    job = queue.submit(SMALL, dot, door="cli")
+    gate.open()
+    assert final(queue, job).request is job.request
+    assert given[1][0] is job.request
+    assert given[1][1] is dot

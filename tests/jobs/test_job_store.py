@@ -471,3 +471,17 @@ def test_a_database_that_another_server_uses_is_not_upgraded_under_it(
     with first._database.reading() as connection:
         assert "priority" in [column["name"] for column in inspect(connection).get_columns("i2v_jobs")]
     first.close()
+
+
+def test_a_request_is_parsed_only_where_it_is_not_known_and_few_are_kept(
+    store: JobStore, url: str, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("i2v.jobs.store.CACHED", 2)
+    added = [add(store, number) for number in range(3)]
+    found = store.claim()
+    assert found is not None
+    assert found[0].request == added[0].request
+    assert found[0].request is not added[0].request, "forgotten for newer ones, and read from its row"
+    assert store.get(added[2].id).request is added[2].request
+    assert [job.request for job in store.waiting()] == [job.request for job in added[1:]]
+    assert len(store._requests) == 2
