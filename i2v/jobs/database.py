@@ -91,7 +91,7 @@ class Database:
     def _take_lock(self, wait_s: float = 0.0) -> None:
         """PostgreSQL can be reached from many folders; the session lock goes when this process does.
 
-        Waiting up to `wait_s` seconds. Raises `DataError` when another session still holds it then, `Unavailable`.
+        Waits up to `wait_s` seconds. Raises `DataError` when another session still holds it then, `Unavailable`.
         """
         if self._engine.dialect.name != "postgresql":
             return

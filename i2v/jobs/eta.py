@@ -1,4 +1,4 @@
-"""How long jobs take here, learnt from those that finished, and the place and ETA of each job that waits.
+"""How long jobs take here, learnt from finished ones, and the position and ETA of each waiting job.
 
 Decoding is counted in denoising steps: how many of them would take as long. That hardly depends on the size.
 """
@@ -132,7 +132,7 @@ class Positions:
         return job
 
     def seconds_busy(self) -> float:
-        """Until the engine is through with its running job; 0 when idle or unknown."""
+        """Until the running job leaves the engine; 0 when the engine is idle or the time unknown."""
         pace = self._pace
         running = (
             live.snapshot(pace.seconds(live.job.request), pace.decode_steps(live.job.request))

@@ -97,9 +97,10 @@ class FolderMarker:
 def marker_of(folder: Path, own_table: Path | None, store: JobStore) -> FolderMarker:
     """The marker of a folder; `own_table` is the table's file where it lies in it, None for a table elsewhere.
 
-    The first start of a table elsewhere marks the folder, and so does one that knows no video, which has nothing to
-    lose; a word that is there already, another table's, is taken over. Raises `DataError` when the folder is another
-    one than at the last start, or has none of the videos of a table that knows no word yet; and OSError.
+    A table elsewhere and its folder hold the same random word. It is written at the first start, and anew by a table
+    without videos, which has nothing to lose; a word that another table left in the folder is used again. Raises
+    `DataError` when the folder is not that of the last start, or holds no video of a table that has no word yet;
+    and OSError.
     """
     if own_table is not None:
         return FolderMarker(own_table, identity=_identity(own_table))

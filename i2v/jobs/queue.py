@@ -51,7 +51,7 @@ class Parts:
 
 
 class JobQueue:
-    """`start` opens the data folder, `attach` gives it an engine, `stop` ends it in good order.
+    """`start` opens the data folder, `attach` gives it an engine, `stop` ends it.
 
     `on_fatal` is called (once, on a worker thread) after the engine was lost and every waiter has been woken: the
     process should end its HTTP answers and exit with `errors.EXIT_RESTART`.
@@ -148,9 +148,9 @@ class JobQueue:
     def attach(self, engine: EngineProtocol, mutex: GpuMutex) -> None:
         """The engine is loaded, and `mutex` is that of its device: jobs run from now on, or from `start`."""
         self._engine, self._mutex = engine, mutex
-        if self._parts is not None:
+        if (parts := self._parts) is not None:
             self._phase.ready()
-            self._parts.worker.attach(engine, mutex)
+            parts.worker.attach(engine, mutex)
 
     def report_loading(self, what: Note, fraction: float | None) -> None:
         """What is being done before `attach`, and how far it is (0..1, None when unknown)."""
@@ -163,7 +163,7 @@ class JobQueue:
     def stop(self, timeout: float = 10.0) -> None:
         """Take no more jobs, let the running one finish within `timeout` seconds or go back to the queue.
 
-        Waiting. Whoever waits for a job that is left in the queue gets `NotReady`. May be called twice.
+        Waits. Whoever waits for a job that is left in the queue gets `NotReady`. May be called twice.
         """
         parts = self._parts
         if parts is None:
@@ -203,7 +203,8 @@ class JobQueue:
     @property
     def starts(self) -> StartCount:
         """How often the server was started on this data, this time included."""
-        return StartCount() if self._parts is None else self._parts.data.starts
+        parts = self._parts
+        return StartCount() if parts is None else parts.data.starts
 
     def device_memory(self) -> DeviceMemory | None:
         """The GPU's memory as it is now; None while no model is there and where no GPU is used."""
@@ -211,10 +212,10 @@ class JobQueue:
 
     def storage_problem(self) -> str | None:
         """Why videos or rows cannot be written now, in a sentence without paths; None when they can."""
-        if self._parts is None:
+        if (parts := self._parts) is None:
             return "the job table is not open"
         full = None if self._admission.has_room() else "the disk is nearly full"
-        return self._parts.outcomes.storage_problem() or full
+        return parts.outcomes.storage_problem() or full
 
     def storage_ok(self) -> bool:
         """Videos and rows can be written: the folder is there and writable, the disk has room, the table answers."""

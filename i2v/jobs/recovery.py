@@ -1,4 +1,4 @@
-"""What a start does before the first job: puts right what an earlier process left, and learns the pace of before."""
+"""What a start does before the first job: open the table, decide about jobs that were running, learn their times."""
 
 import logging
 import uuid
@@ -20,7 +20,7 @@ DATABASE_NAME = "jobs.sqlite3"
 
 @dataclass(frozen=True, slots=True)
 class StartCount:
-    """How often a server was started on this data, and how often after one that had not ended in good order."""
+    """How often a server was started on this data, and how often after one that had not been stopped but died."""
 
     number: int = 0
     after_death: int = 0
@@ -28,7 +28,7 @@ class StartCount:
 
 @dataclass(frozen=True, slots=True)
 class OpenedData:
-    """What a start found on the disk, put right."""
+    """The data that a start opened, once it was put right."""
 
     store: JobStore
     marker: outputs.FolderMarker
@@ -69,7 +69,7 @@ def count_start(store: JobStore) -> StartCount:
 
 
 def note_good_end(store: JobStore) -> None:
-    """The server ends as it should: the next start follows no death."""
+    """The server is stopped, so the next start follows no death."""
     store.set_notes({"running": ""})
 
 

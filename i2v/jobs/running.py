@@ -1,11 +1,11 @@
-"""What is known only in memory of the jobs that this process runs right now: step, preview, the wish to stop it."""
+"""The jobs that this process runs right now, as only memory knows them: step, preview, whether they must end."""
 
 import logging
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,8 +19,15 @@ log = logging.getLogger(__name__)
 PREVIEW_EVERY_S = 0.5
 FIRST_OWN_STEP: Final = 2  # the first step alone carries the warming up and says little
 OWN_FROM: Final = 0.25  # of the steps; from here on only the job's own pace counts
-LEAST_S: Final = 1.0  # left while there is something to do, however late it is
-UNREPORTED: Final = 0.9  # of the chunk being decoded: time alone takes the bar no farther
+LEAST_S: Final = 1.0  # the shortest ETA of a job that is not done, however late it is
+UNREPORTED: Final = 0.9  # of the chunk being decoded: time alone moves the bar no farther
+
+
+class _Decoding(NamedTuple):
+    chunk: int  # done
+    chunks: int  # of so many
+    began: float  # by the clock
+    newest: float  # when the newest chunk was done
 
 
 class RunningJob:
@@ -43,12 +50,7 @@ class RunningJob:
         self._stage = "encode"
         self._step = 0
         self._stepped = (0, self.started)  # the newest step and when it was done
-        self._decode = (
-            0,
-            1,
-            self.started,
-            self.started,
-        )  # chunks done, of all; when it began, when the newest was done
+        self._decode = _Decoding(0, 1, self.started, self.started)
         self._done = 0.0
 
     @property
@@ -63,8 +65,8 @@ class RunningJob:
         if self._step > self._stepped[0]:
             self._stepped = (self._step, now)
         if progress.stage == "decode":
-            began = self._decode[2] if progress.step else now
-            self._decode = (progress.step, max(1, progress.steps), began, now)
+            began = self._decode.began if progress.step else now
+            self._decode = _Decoding(progress.step, max(1, progress.steps), began, now)
         self._stage = progress.stage  # last: whoever reads it finds the rest
         if progress.preview is not None and self.preview_wanted and now - self._previewed >= PREVIEW_EVERY_S:
             self._previewed, self.preview_wanted = now, False
@@ -105,7 +107,7 @@ class RunningJob:
         if self._stage == "write":
             return 0.0
         if self._stage == "decode":
-            return self._decode[2] - self.started + self._decode_seconds(decode_steps)
+            return self._decode.began - self.started + self._decode_seconds(decode_steps)
         step, at = self._stepped
         if step < FIRST_OWN_STEP:
             return seconds

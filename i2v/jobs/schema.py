@@ -153,7 +153,7 @@ def _engine(url: str) -> Engine:
         if parsed.drivername in ("postgresql", "postgres"):
             parsed = parsed.set(drivername="postgresql+psycopg")
         if parsed.get_backend_name() not in ("sqlite", "postgresql"):
-            raise DataError(f"database {parsed.get_backend_name()!r} is not supported; sqlite or postgresql is wanted")
+            raise DataError(f"database {parsed.get_backend_name()!r} is not supported; use sqlite or postgresql")
         if parsed.get_backend_name() == "postgresql":
             alive = {name: value for name, value in KEEPALIVES.items() if name not in parsed.query}
             return create_engine(parsed, pool_size=8, max_overflow=24, pool_pre_ping=True, connect_args=alive)
@@ -208,7 +208,7 @@ def _check_version(connection: Connection, shown: str) -> None:
 
 
 def _complete_webhooks(connection: Connection) -> None:
-    """Rows of before they said how their job ended: filled from the jobs that are still there; the rest say nothing."""
+    """Older rows do not say how their job ended: take it from the jobs that are still there, and delete the others."""
     known = {column["name"] for column in inspect(connection).get_columns(webhooks.name)}
     missing = [column for column in webhooks.columns if column.name not in known]
     for column in missing:

@@ -110,7 +110,7 @@ class Outcomes:
         self._settle(live, lambda: self._store.cancel_running(live.claim, live.step))
 
     def requeued(self, live: RunningJob) -> None:
-        """The server stops in good order: the attempt does not count."""
+        """The server stops: the attempt does not count."""
         log.info("goes back to the queue", extra={"job": live.job.id})
         self._settle(live, lambda: self._store.requeue(live.claim, count=False))
 

@@ -79,7 +79,7 @@ class Watchers:
 
 
 class Waiting:
-    """`read(id)` gives the job now; it raises NotFound for one that is gone, NotReady when waiting is in vain."""
+    """`read(id)` gives the job now; it raises NotFound for one that is gone, NotReady when it will not end here."""
 
     def __init__(self, watchers: Watchers, read: Callable[[str], Job]) -> None:
         self._watchers = watchers

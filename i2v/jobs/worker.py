@@ -76,7 +76,7 @@ class Worker:
         self.stir()
 
     def expect(self, id: str, photo: Image.Image) -> None:
-        """The photo of the newest job: with an empty queue it runs next, and need not be read back and unpacked."""
+        """The photo of the newest job, which runs next in an empty queue: it need not be read from the table."""
         self._newest = (id, photo)
 
     def stir(self) -> None:
@@ -143,12 +143,12 @@ class Worker:
         return live
 
     def _may_claim(self) -> None:
-        """Once more, in the claim itself: a job that was just put back for want of its disk would lose an attempt."""
+        """Look at the folder inside the claim, too: a job that went back for its lost disk must not lose an attempt."""
         self._failpoint("claiming")
         self._marker.check()
 
     def _folder_is_there(self) -> bool:
-        """Raises `Unavailable` while it is not: a video made now would have no place, and jobs can wait."""
+        """Raises `Unavailable` while it is not: a video made now could not be written, and jobs can wait."""
         self._marker.check()
         return True
 
@@ -203,7 +203,7 @@ class Worker:
         self._watchers.step(live.job.id)
 
     def _hung(self, live: RunningJob) -> None:
-        """On the watchdog's thread. The engine's thread is beyond help, so the process has to end."""
+        """On the watchdog's thread. The engine's thread cannot be stopped, so the process has to end."""
         self._hangs = live.cancelled = True  # should the step end after all, the job's next one is its last
         self.halt()
         text = f"a step of the {live.stage} stage took longer than the time limit; the server restarts"
@@ -216,7 +216,7 @@ class Worker:
         try:
             self._outcomes.persist(lambda: self._store.begin_write(live.claim, kept.file, kept))
         except InvalidTransition:
-            log.warning("settled before its frames were there", extra={"job": live.job.id})
+            log.warning("had ended before its frames were there", extra={"job": live.job.id})
             self._running.remove(live)
             return
         self._watchers.step(live.job.id)

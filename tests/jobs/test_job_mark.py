@@ -24,7 +24,7 @@ Unmount = Callable[[], Callable[[], None]]
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def start(request: pytest.FixtureRequest, make_queue: MakeQueue, tmp_path: Path) -> Start:
-    """StartCount a queue whose table does not lie in its outputs folder."""
+    """Starts a queue whose table does not lie in its outputs folder."""
     url = sqlite_url(tmp_path / "elsewhere.sqlite3")
     if request.param == "postgresql":
         url = request.getfixturevalue("postgres_url")
@@ -217,7 +217,7 @@ def test_a_table_in_the_folder_needs_no_mark(make_queue: MakeQueue, outputs: Pat
 
 @pytest.fixture(params=["the table in the folder", "the table elsewhere", "the table in PostgreSQL"])
 def begin(request: pytest.FixtureRequest, make_queue: MakeQueue, tmp_path: Path) -> Start:
-    """StartCount a queue on the outputs folder, with its table in each place there is."""
+    """Starts a queue on the outputs folder, with its table in each place there is."""
     url = {
         "the table in the folder": lambda: None,
         "the table elsewhere": lambda: sqlite_url(tmp_path / "elsewhere.sqlite3"),
