@@ -37,7 +37,7 @@ from sqlalchemy import (
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
-SCHEMA_VERSION = 2  # 1 had a column `priority`, which no door ever set
+SCHEMA_VERSION = 2  # 1 had two more columns, `priority` and `stage`
 BUSY_TIMEOUT_MS = 10_000  # how long a write waits for another process (a backup, an sqlite3 shell) before it fails
 KEEPALIVES = {"keepalives_idle": 15, "keepalives_interval": 5, "keepalives_count": 3}  # a dead peer shows in 30 s
 POSTGRES_LOCK = 0x69327632  # advisory lock key, "i2v2"; one server per database
@@ -63,7 +63,6 @@ jobs = Table(
     Column("attempt", Integer, nullable=False),  # how often it was started
     Column("boot_id", String(40)),  # the server process that runs it
     Column("slot", Integer, unique=True),  # the engine it occupies; the database itself refuses two jobs in one
-    Column("stage", String(16)),
     Column("step", Integer, nullable=False),  # how far a job came that failed or was cancelled
     Column("error_code", String(40)),
     Column("error_message", Text),
@@ -122,7 +121,7 @@ def complete_schema(engine: Engine) -> None:
     with _opening(engine), engine.begin() as connection:
         metadata.create_all(connection)
         _complete_webhooks(connection)
-        _drop_priority(connection)
+        _drop_columns(connection)
         if not connection.execute(
             update(meta).where(meta.c.key == "schema").values(value=str(SCHEMA_VERSION))
         ).rowcount:
@@ -223,12 +222,13 @@ def _complete_webhooks(connection: Connection) -> None:
         connection.execute(delete(webhooks).where(webhooks.c.job_id.not_in(select(jobs.c.id))))
 
 
-def _drop_priority(connection: Connection) -> None:
-    """Version 1: a column that had to be given with each row, and was part of the index."""
+def _drop_columns(connection: Connection) -> None:
+    """Version 1: a priority that each row had to give, part of the index, and the stage, which only memory knows."""
     if all(column["name"] != "priority" for column in inspect(connection).get_columns(jobs.name)):
         return
     connection.exec_driver_sql(f"DROP INDEX IF EXISTS {by_order.name}")
-    connection.exec_driver_sql(f"ALTER TABLE {jobs.name} DROP COLUMN priority")
+    for name in ("priority", "stage"):
+        connection.exec_driver_sql(f"ALTER TABLE {jobs.name} DROP COLUMN {name}")
     by_order.create(connection)
 
 

@@ -246,14 +246,14 @@ class JobStore:
             return None
         claim = Claim(row.id, self.boot, row.attempt + 1)
         values = {"status": "in_progress", "boot_id": self.boot, "slot": slot, "attempt": claim.attempt}
-        values |= {"started_at": self._now(), "stage": "encode", "step": 0}
+        values |= {"started_at": self._now(), "step": 0}
         self._move(connection, row.id, and_(jobs.c.status == "queued", jobs.c.attempt == row.attempt), values)
         return claim
 
     def begin_write(self, claim: Claim, file: str, result: JobResult) -> None:
         """The engine is free, the file is to be written. Names the file first, so that a file which was complete
         when the process died can be told from one that was not."""
-        values = {"stage": "write", "slot": None, "file": file, "result": json.dumps(asdict(result))}
+        values = {"slot": None, "file": file, "result": json.dumps(asdict(result))}
         self._change(claim, values)
 
     def complete(self, claim: Claim, result: JobResult) -> Job:
@@ -482,7 +482,6 @@ QUEUED: dict[str, Any] = {
     "status": "queued",
     "boot_id": None,
     "slot": None,
-    "stage": None,
     "step": 0,
     "started_at": None,
     **NO_FILE,
@@ -520,7 +519,7 @@ def job_of(row: RowMapping, request: GenerateRequest) -> Job:
         started_at=_when(row["started_at"]) if row["started_at"] is not None else None,
         completed_at=_when(row["completed_at"]) if row["completed_at"] is not None else None,
         attempt=row["attempt"],
-        stage=row["stage"] if row["status"] == "in_progress" else None,
+        stage=None if row["status"] != "in_progress" else "encode" if row["slot"] is not None else "write",
         step=row["step"],
         error_code=row["error_code"],
         error_message=row["error_message"],

@@ -465,7 +465,8 @@ def test_a_database_that_another_server_uses_is_not_upgraded_under_it(
     monkeypatch.setattr(database, "START_WAIT_S", 0.0)
     first = JobStore(postgres_url, "boot-1", clock)
     with first._database.writing() as connection:
-        connection.exec_driver_sql("ALTER TABLE i2v_jobs ADD COLUMN priority INTEGER")
+        for name in ("priority", "stage"):
+            connection.exec_driver_sql(f"ALTER TABLE i2v_jobs ADD COLUMN {name} INTEGER")
     with pytest.raises(DataError):
         JobStore(postgres_url, "boot-2", clock)
     with first._database.reading() as connection:
