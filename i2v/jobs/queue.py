@@ -30,7 +30,7 @@ from i2v.jobs.recovery import OpenedData, StartCount, note_good_end, open_data
 from i2v.jobs.running import RunningJobs
 from i2v.jobs.settle import Outcomes
 from i2v.jobs.signals import Waiting, Watchers
-from i2v.jobs.store import Clock, Owed
+from i2v.jobs.store import Clock, PendingWebhook
 from i2v.jobs.worker import Worker
 from i2v.mutex import GpuMutex
 from i2v.notes import Note
@@ -239,7 +239,7 @@ class JobQueue:
         `idempotency_key`: the same key with the same request returns the job that is there, `replayed` set.
         `extends`: id of a completed job; its frames go before the new ones in the file (the first new frame, which
         shows the same moment as the last old one, is dropped). `image` should be its last frame.
-        `webhook`: an address that is stored with the job and waits in `owed_webhooks` once the job is final.
+        `webhook`: an address that is stored with the job and waits in `pending_webhooks` once the job is final.
 
         Raises NotReady, DoesNotFit, QueueFull, TooManyJobs, StorageFull, Conflict; NotFound for an unknown `extends`.
         """
@@ -351,9 +351,9 @@ class JobQueue:
         """
         self._opened().cancellation.delete(id)
 
-    def owed_webhooks(self) -> Sequence[Owed]:
+    def pending_webhooks(self) -> Sequence[PendingWebhook]:
         """Addresses that have not been told of an end, whether the job is still there or not."""
-        return self._opened().data.store.owed_webhooks()
+        return self._opened().data.store.pending_webhooks()
 
     def forget_webhook(self, id: str) -> None:
         """The address has been told, or given up."""

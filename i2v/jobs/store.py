@@ -71,7 +71,7 @@ class VideoRow:
 
 
 @dataclass(frozen=True, slots=True)
-class Owed:
+class PendingWebhook:
     """An address, and what it has to be told: which job ended how (a final status), and when."""
 
     job_id: str
@@ -324,11 +324,14 @@ class JobStore:
 
     # -- webhooks -----------------------------------------------------------------------------------------------
 
-    def owed_webhooks(self) -> Sequence[Owed]:
+    def pending_webhooks(self) -> Sequence[PendingWebhook]:
         """Addresses that have not been told of an end, earliest end first, whether the job is still there or not."""
         query = select(webhooks).where(webhooks.c.status.is_not(None)).order_by(webhooks.c.ended_at)
         with self._database.reading() as connection:
-            return [Owed(row.job_id, row.url, row.status, _when(row.ended_at)) for row in connection.execute(query)]
+            return [
+                PendingWebhook(row.job_id, row.url, row.status, _when(row.ended_at))
+                for row in connection.execute(query)
+            ]
 
     def forget_webhook(self, id: str) -> None:
         with self._database.writing() as connection:

@@ -27,7 +27,7 @@ from anyio import to_thread
 from i2v.errors import I2VError, InvalidRequest
 from i2v.jobs.job import Job
 from i2v.jobs.queue import JobQueue
-from i2v.jobs.store import Owed
+from i2v.jobs.store import PendingWebhook
 from i2v.settings import Settings
 
 log = logging.getLogger("i2v.server")
@@ -113,40 +113,40 @@ class Webhooks:
                 await asyncio.wait_for(self._changed.wait(), self._look_again_s)
 
     async def _collect(self) -> None:
-        """Take up what is owed. A table that cannot be asked now is asked again later."""
+        """Take up what is pending. A table that cannot be asked now is asked again later."""
         known = set(self._telling)  # before the table is asked: what is told meanwhile may be in its answer
         try:
-            found = await to_thread.run_sync(self._queue.owed_webhooks)
+            found = await to_thread.run_sync(self._queue.pending_webhooks)
         except I2VError as error:
             log.warning("webhooks are looked for again in %.0f s: %s", self._look_again_s, error.message)
             return
-        for owed in found:
-            if owed.job_id not in known:
-                self._telling[owed.job_id] = asyncio.create_task(self._tell(owed))
+        for pending in found:
+            if pending.job_id not in known:
+                self._telling[pending.job_id] = asyncio.create_task(self._tell(pending))
 
-    async def _tell(self, owed: Owed) -> None:
+    async def _tell(self, pending: PendingWebhook) -> None:
         """Call until the address takes it or is given up, then forget it."""
-        attempts, who = len(self._back_off) + 1, {"job": owed.job_id}
+        attempts, who = len(self._back_off) + 1, {"job": pending.job_id}
         try:
             for pause in (0.0, *self._back_off):
                 await asyncio.sleep(pause)
-                if (problem := await self._call(owed)) is None:
+                if (problem := await self._call(pending)) is None:
                     break
             else:
                 log.warning("webhook given up after %d attempts: %s", attempts, problem, extra=who)
         except Refused as error:
             log.warning("webhook given up: %s", error, extra=who)
-        await self._forget(owed.job_id)
-        del self._telling[owed.job_id]
+        await self._forget(pending.job_id)
+        del self._telling[pending.job_id]
 
-    async def _call(self, owed: Owed) -> str | None:
+    async def _call(self, pending: PendingWebhook) -> str | None:
         """One attempt. Returns what went wrong. Raises `Refused`."""
-        message_id, body, now = message_id_of(owed), event_of(owed), str(int(time.time()))
+        message_id, body, now = message_id_of(pending), event_of(pending), str(int(time.time()))
         signature = sign(self._secret or "", message_id, now, body)
         signed = {"webhook-id": message_id, "webhook-timestamp": now, "webhook-signature": signature}
         try:
             async with self._calls:
-                status = await post(owed.url, body, signed, allow_private=self._allow_private)
+                status = await post(pending.url, body, signed, allow_private=self._allow_private)
         except (OSError, httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
             return type(error).__name__
         return None if 200 <= status < 300 else f"it answered {status}"
@@ -162,17 +162,17 @@ class Webhooks:
             await asyncio.sleep(self._look_again_s)
 
 
-def message_id_of(owed: Owed) -> str:
+def message_id_of(pending: PendingWebhook) -> str:
     """The same at every attempt, so that a receiver can ignore repeats."""
-    return "evt_" + hashlib.sha256(f"{owed.job_id} {owed.status}".encode()).hexdigest()[:24]
+    return "evt_" + hashlib.sha256(f"{pending.job_id} {pending.status}".encode()).hexdigest()[:24]
 
 
-def event_of(owed: Owed) -> bytes:
+def event_of(pending: PendingWebhook) -> bytes:
     """The body: which job ended and how."""
-    kind = {"completed": "video.completed", "cancelled": "video.cancelled"}.get(owed.status, "video.failed")
-    created = int(owed.ended_at.timestamp())
-    event = {"id": message_id_of(owed), "object": "event", "created_at": created, "type": kind}
-    return json.dumps(event | {"data": {"id": owed.job_id}}, separators=(",", ":")).encode("ascii")
+    kind = {"completed": "video.completed", "cancelled": "video.cancelled"}.get(pending.status, "video.failed")
+    created = int(pending.ended_at.timestamp())
+    event = {"id": message_id_of(pending), "object": "event", "created_at": created, "type": kind}
+    return json.dumps(event | {"data": {"id": pending.job_id}}, separators=(",", ":")).encode("ascii")
 
 
 def sign(secret: str, message_id: str, timestamp: str, body: bytes) -> str:

@@ -12,7 +12,7 @@ from i2v.errors import Conflict, NotFound, QueueFull, TooManyJobs
 from i2v.jobs import database
 from i2v.jobs.job import FINAL, Job, JobResult
 from i2v.jobs.schema import SCHEMA_VERSION, DataError, meta, open_database
-from i2v.jobs.store import Claim, InvalidTransition, JobStore, NewJob, Owed
+from i2v.jobs.store import Claim, InvalidTransition, JobStore, NewJob, PendingWebhook
 from tests.jobs.job_doubles import SMALL, Clock
 
 RESULT = JobResult(
@@ -362,17 +362,17 @@ def test_how_a_job_ended_is_owed_to_its_address_even_when_the_job_is_gone(
 ) -> None:
     job = add(store, webhook="https://example.com/")
     add(store, 1)
-    assert store.owed_webhooks() == []
+    assert store.pending_webhooks() == []
     claim = start(store)
-    assert store.owed_webhooks() == []
+    assert store.pending_webhooks() == []
     clock.move(seconds=5)
     ENDS[end](store, claim)
-    owed = [Owed(job.id, "https://example.com/", end, clock())]
-    assert store.owed_webhooks() == owed
+    pending = [PendingWebhook(job.id, "https://example.com/", end, clock())]
+    assert store.pending_webhooks() == pending
     store.delete(job.id)
-    assert store.owed_webhooks() == owed
+    assert store.pending_webhooks() == pending
     store.forget_webhook(job.id)
-    assert store.owed_webhooks() == []
+    assert store.pending_webhooks() == []
 
 
 def test_addresses_of_before_they_said_how_their_job_ended_are_owed_after_the_upgrade(url: str, clock: Clock) -> None:
@@ -386,10 +386,10 @@ def test_addresses_of_before_they_said_how_their_job_ended_are_owed_after_the_up
             connection.exec_driver_sql(f"ALTER TABLE i2v_webhooks DROP COLUMN {column}")
     before.close()
     store = JobStore(url, "boot-2", clock)
-    assert store.owed_webhooks() == [Owed(ended.id, "https://example.com/", "cancelled", clock())]
+    assert store.pending_webhooks() == [PendingWebhook(ended.id, "https://example.com/", "cancelled", clock())]
     clock.move(seconds=5)
     store.cancel_queued(waiting.id)
-    assert [owed.job_id for owed in store.owed_webhooks()] == [ended.id, waiting.id]
+    assert [pending.job_id for pending in store.pending_webhooks()] == [ended.id, waiting.id]
     store.close()
 
 

@@ -188,7 +188,7 @@ async def test_it_is_given_up_in_the_end_and_forgotten(create, receiver, quick, 
     server = receiver(500)
     await create(server.url)
     await server.wait_for(5)
-    await nothing_owed(queue)
+    await nothing_pending(queue)
     assert len(server.calls) == 5
     assert "given up after 5 attempts" in caplog.text
 
@@ -198,11 +198,11 @@ async def test_a_call_that_is_owed_is_made_after_a_restart(create, receiver, app
     server = receiver()
     job = (await create(server.url)).json()["id"]
     await queue.wait(job)
-    assert [(owed.job_id, owed.status) for owed in queue.owed_webhooks()] == [(job, "completed")]
+    assert [(pending.job_id, pending.status) for pending in queue.pending_webhooks()] == [(job, "completed")]
     webhooks = Webhooks(settings, queue)
     webhooks.start()
     await server.wait_for(1)
-    await nothing_owed(queue)
+    await nothing_pending(queue)
     webhooks.stop()
 
 
@@ -274,17 +274,17 @@ async def test_a_job_that_is_gone_at_the_restart_is_told_too(create, receiver, a
     event = json.loads(server.calls[0][2])
     assert (event["type"], event["data"]) == ("video.completed", {"id": job})
     assert event["created_at"] == int(ended.completed_at.timestamp())
-    await nothing_owed(queue)
+    await nothing_pending(queue)
     webhooks.stop()
 
 
-async def nothing_owed(queue):
+async def nothing_pending(queue):
     async with asyncio.timeout(60):
-        while queue.owed_webhooks():
+        while queue.pending_webhooks():
             await asyncio.sleep(0.01)
 
 
-@pytest.mark.parametrize("call", ["owed_webhooks", "forget_webhook"])
+@pytest.mark.parametrize("call", ["pending_webhooks", "forget_webhook"])
 async def test_a_table_that_cannot_be_asked_at_the_end_is_asked_again(
     create, receiver, app, queue, settings, monkeypatch, call
 ):
@@ -303,7 +303,7 @@ async def test_a_table_that_cannot_be_asked_at_the_end_is_asked_again(
     server = receiver()
     await create(server.url)
     await server.wait_for(1)
-    await nothing_owed(queue)
+    await nothing_pending(queue)
     webhooks.stop()
     assert (failures, len(server.calls)) == ([], 1)
 
