@@ -18,6 +18,7 @@ from pathlib import Path
 import psutil
 
 from i2v.errors import SettingsError
+from i2v.notes import say
 from i2v.settings import Settings
 
 GB = 1e9
@@ -118,9 +119,9 @@ def check_steps(settings: Settings) -> Check:
         return Check(
             "steps", True, "plain (memory is low-vram: weights move, and a faster form needs them in one place)"
         )
-    if form.name == "compiled" and shutil.which("c++") is None and shutil.which("g++") is None:
+    if form.name.code == "compiled" and shutil.which("c++") is None and shutil.which("g++") is None:
         return Check("steps", False, "accelerate is compile, and there is no C++ compiler; install one, or choose auto")
-    return Check("steps", True, f"as {form.name}, once one has been tried at a size and found equal and faster")
+    return Check("steps", True, f"as {say(form.name)}, once one has been tried at a size and found equal and faster")
 
 
 def check_kernels(settings: Settings) -> Check:
