@@ -16,10 +16,12 @@ from i2v.engine.fake import FakeEngine
 from i2v.engine.memory import Plan, ladder, rungs
 from i2v.engine.verdict import Verdict, labels
 from i2v.images import place
+from i2v.jobs.store import _result
 from i2v.notes import WORDS, Note, read, say
 from i2v.presets import PRESETS, Sampling, described
 from i2v.request import GenerateRequest
 from tests.conftest import ROOT
+from tests.jobs.test_job_store import RESULT
 
 CHINESE = re.compile(r"[\u4e00-\u9fff]")
 NAMES = "DDIM|DPM-Solver|UniPC|DeepCache|turbo|fast|exact|CUDA|VAE|UNet|GiB|GB"  # the same in every language
@@ -143,3 +145,13 @@ def test_text_and_codes_of_another_version_are_shown_as_they_are() -> None:
         assert read(kept) == kept
         assert say(read(kept), "zh") == kept
     assert read({"code": "of_tomorrow", "values": {"n": 1}}) == "of_tomorrow"
+
+
+def test_a_row_of_an_older_version_shows_its_sentences() -> None:
+    kept = asdict(replace(RESULT, plan="all resident", notes=("An old note.",), warnings=("An old warning.",)))
+    del kept["model_kind"]
+    result = _result(json.dumps(kept))
+    assert (result.plan, result.notes, result.warnings) == ("all resident", ("An old note.",), ("An old warning.",))
+    assert _result(json.dumps(kept | {"plan": ""})).plan is None
+    noted = replace(RESULT, plan=Plan().note(), notes=keep_guidance(12.0, (1.0, 9.0))[1])
+    assert _result(json.dumps(asdict(noted))) == noted
