@@ -49,7 +49,7 @@ from i2v.serve import SWITCH_S  # noqa: E402
 from i2v.server.app import create_app  # noqa: E402
 from i2v.server.protocol import bounded_protocol  # noqa: E402
 from i2v.settings import Settings  # noqa: E402
-from i2v.ui.mount.app import mount_ui  # noqa: E402
+from i2v.ui.mount.mounting import mount_ui  # noqa: E402
 
 PHOTO = ROOT / "tests" / "assets" / "coffee.jpg"
 LOADS, EVENTS, PAINTS, ROUNDS = 100, 50, 5, 3

@@ -56,7 +56,7 @@ def serve(settings: Settings) -> int:
         return EXIT_FAILED
     app = create_app(settings, queue, start_queue=False)
     if settings.ui:
-        from i2v.ui.mount.app import mount_ui  # gradio takes seconds to import, and `--no-ui` does without
+        from i2v.ui.mount.mounting import mount_ui  # gradio takes seconds to import, and `--no-ui` does without
 
         app = mount_ui(app, settings, queue)
     server = Server(settings, app, _address(settings, listener))

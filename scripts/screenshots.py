@@ -37,7 +37,7 @@ from i2v.notes import Note  # noqa: E402
 from i2v.request import GenerateRequest  # noqa: E402
 from i2v.server.app import create_app  # noqa: E402
 from i2v.settings import Settings  # noqa: E402
-from i2v.ui.mount.app import mount_ui  # noqa: E402
+from i2v.ui.mount.mounting import mount_ui  # noqa: E402
 from i2v.video import gif, read_frames  # noqa: E402
 
 PHOTOS = ROOT / "tests" / "assets"

@@ -20,7 +20,7 @@ def serving(settings: Settings) -> Iterator[tuple[str, Server]]:
     queue.attach(FakeEngine(), GpuMutex())
     app = create_app(settings, queue)
     if settings.ui:
-        from i2v.ui.mount.app import mount_ui  # takes seconds to import
+        from i2v.ui.mount.mounting import mount_ui  # takes seconds to import
 
         app = mount_ui(app, settings, queue)
     server = Server(settings, app, "here")

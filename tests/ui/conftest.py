@@ -18,7 +18,7 @@ from i2v.mutex import GpuMutex
 from i2v.server.app import create_app
 from i2v.server.protocol import bounded_protocol
 from i2v.settings import Settings
-from i2v.ui.mount.app import mount_ui
+from i2v.ui.mount.mounting import mount_ui
 
 CHROMIUM = "/usr/bin/chromium"
 FLAGS = [

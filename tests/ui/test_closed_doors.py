@@ -18,8 +18,8 @@ from starlette.routing import Mount
 from i2v.engine.fake import FakeEngine
 from i2v.engine.interface import GenerationResult
 from i2v.server.app import create_app
-from i2v.ui.mount.app import check_closed, mount_ui, remember_signatures
 from i2v.ui.mount.assets import may_be_kept
+from i2v.ui.mount.mounting import check_closed, mount_ui, remember_signatures
 from tests.conftest import ASSETS, ROOT
 from tests.ui.conftest import Site, fill
 
@@ -323,7 +323,7 @@ def test_importing_the_page_leaves_the_environment_alone() -> None:
     import sys
 
     code = (
-        "import os, sys; before = dict(os.environ); import i2v.ui.mount.app; assert dict(os.environ) == before; "
+        "import os, sys; before = dict(os.environ); import i2v.ui.mount.mounting; assert dict(os.environ) == before; "
         "print('torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, cwd=ROOT)
