@@ -186,6 +186,15 @@ def test_offloaded_weights_are_said_to_take_plain_steps(monkeypatch: pytest.Monk
     assert "as a CUDA graph" in doctor.check_steps(Settings()).text
 
 
+def test_compiled_steps_need_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = Settings(accelerate="compile", device="cpu")
+    monkeypatch.setattr(doctor.shutil, "which", lambda name: None)
+    check = doctor.check_steps(settings)
+    assert (check.ok, "no C++ compiler" in check.text) == (False, True)
+    monkeypatch.setattr(doctor.shutil, "which", lambda name: f"/usr/bin/{name}")
+    assert doctor.check_steps(settings).text.startswith("as compiled")
+
+
 def test_the_kernels_are_reported_where_they_can_run(monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
