@@ -1,5 +1,5 @@
 """`python -m i2v` is the `i2v` command."""
 
-from i2v.cli import main
+from i2v.cli.commands import main
 
 main()

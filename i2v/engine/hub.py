@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import httpx
 from filelock import FileLock
@@ -21,9 +21,11 @@ from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import build_hf_headers, tqdm
 
-from i2v.engine.interface import OnLoad
 from i2v.errors import ModelUnavailable
 from i2v.notes import Note
+
+if TYPE_CHECKING:
+    from i2v.engine.interface import OnLoad
 
 # The snapshot of ali-vilab/i2vgen-xl that this project was built against; a branch could change under us.
 PINNED = {"ali-vilab/i2vgen-xl": "39e1979ea27be737b0278c06755e321f2b4360d5"}
@@ -63,7 +65,7 @@ def download(
     revision: str | None = None,
     cache_dir: Path | None = None,
     offline: bool = False,
-    on_load: OnLoad | None = None,
+    on_load: "OnLoad | None" = None,
     endpoint: str | None = None,
 ) -> Path:
     """Return the folder of the whole snapshot, fetching what is missing. Raises `ModelUnavailable`.
@@ -119,7 +121,7 @@ class _Progress:
 
     repo: str
     total: int
-    on_load: OnLoad | None
+    on_load: "OnLoad | None"
     done: int = 0
     said: int = -1
 
@@ -141,7 +143,7 @@ class _Silent(tqdm):
         super().__init__(*args, **{**options, "disable": True})
 
 
-def _fetch(repo: str, revision: str, cache_dir: Path | None, on_load: OnLoad | None, endpoint: str | None) -> Path:
+def _fetch(repo: str, revision: str, cache_dir: Path | None, on_load: "OnLoad | None", endpoint: str | None) -> Path:
     if on_load is not None:
         on_load(Note("asking_hub", {"repo": repo}), None)
     api = HfApi(endpoint=endpoint)

@@ -10,9 +10,9 @@ from PIL import Image
 
 from i2v.errors import QueueFull, StorageFull
 from i2v.jobs.eta import Positions
-from i2v.jobs.job import Door, Job
+from i2v.jobs.job import Door, Job, NewJob
 from i2v.jobs.photo import encode_png
-from i2v.jobs.store import JobStore, NewJob
+from i2v.jobs.store import JobStore
 from i2v.request import GenerateRequest
 from i2v.settings import Settings
 

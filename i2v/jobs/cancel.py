@@ -4,11 +4,11 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from i2v.errors import Conflict, NotFound, Unavailable
-from i2v.jobs.job import Job
+from i2v.jobs.job import InvalidTransition, Job
 from i2v.jobs.outputs import VideoFolder
 from i2v.jobs.running import RunningJobs
 from i2v.jobs.settle import Outcomes
-from i2v.jobs.store import InvalidTransition, JobStore
+from i2v.jobs.store import JobStore
 
 
 class Cancellation:

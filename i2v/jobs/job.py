@@ -1,4 +1,4 @@
-"""`Job`: one queued request and what became of it, as every door sees it. A frozen snapshot; knows no storage."""
+"""One queued request and what became of it, as every door sees it (`Job`), and what its table takes and gives."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -67,3 +67,41 @@ class Job:
     @property
     def is_final(self) -> bool:
         return self.status in FINAL
+
+
+class InvalidTransition(RuntimeError):
+    """The job is not in the state, boot or attempt that the change was meant for; nothing was changed."""
+
+
+@dataclass(frozen=True, slots=True)
+class NewJob:
+    """What is stored on arrival. `request.seed` is set; `png` is the normalised photo."""
+
+    id: str
+    request: GenerateRequest
+    png: bytes
+    door: Door
+    caller: str | None = None
+    idempotency_key: str | None = None
+    fingerprint: str | None = None
+    extends: str | None = None
+    webhook: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """The right to change one running job: the process that runs it, and which of its attempts (1 is the first)."""
+
+    id: str
+    boot: str
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class PendingWebhook:
+    """An address, and what it has to be told: which job ended how (a final status), and when."""
+
+    job_id: str
+    url: str
+    status: str
+    ended_at: datetime

@@ -14,9 +14,9 @@ from filelock import FileLock, Timeout
 
 from i2v.engine.interface import Frames
 from i2v.errors import Conflict, I2VError, NotFound, Unavailable
-from i2v.jobs.job import Job, Status
+from i2v.jobs.job import InvalidTransition, Job, Status
 from i2v.jobs.schema import DataError
-from i2v.jobs.store import InvalidTransition, JobStore
+from i2v.jobs.store import JobStore
 from i2v.settings import RetentionSettings
 
 LOCK_NAME = ".i2v.lock"

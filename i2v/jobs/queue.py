@@ -21,7 +21,7 @@ from i2v.errors import I2VError, NotReady
 from i2v.jobs.admission import Admission, free_bytes, new_job
 from i2v.jobs.cancel import Cancellation
 from i2v.jobs.eta import Pace, Positions
-from i2v.jobs.job import Door, Job, Status
+from i2v.jobs.job import Door, Job, PendingWebhook, Status
 from i2v.jobs.outputs import FolderLock, VideoFolder
 from i2v.jobs.phase import Phase, State
 from i2v.jobs.photo import decode_png, reduce
@@ -30,7 +30,7 @@ from i2v.jobs.recovery import OpenedData, StartCount, note_good_end, open_data
 from i2v.jobs.running import RunningJobs
 from i2v.jobs.settle import Outcomes
 from i2v.jobs.signals import Waiting, Watchers
-from i2v.jobs.store import Clock, PendingWebhook
+from i2v.jobs.store import Clock
 from i2v.jobs.worker import Worker
 from i2v.mutex import GpuMutex
 from i2v.notes import Note

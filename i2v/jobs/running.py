@@ -11,8 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from i2v.engine.interface import Progress
-from i2v.jobs.job import DECODE_STEPS, Job
-from i2v.jobs.store import Claim
+from i2v.jobs.job import DECODE_STEPS, Claim, Job
 
 log = logging.getLogger(__name__)
 

@@ -12,11 +12,11 @@ from typing import TypeVar
 
 from i2v.errors import I2VError, NotFound, StorageFull, Unavailable
 from i2v.jobs.eta import Pace, Positions
-from i2v.jobs.job import Job, JobResult
+from i2v.jobs.job import InvalidTransition, Job, JobResult
 from i2v.jobs.outputs import VideoFolder
 from i2v.jobs.running import RunningJob, RunningJobs
 from i2v.jobs.signals import Watchers
-from i2v.jobs.store import InvalidTransition, JobStore
+from i2v.jobs.store import JobStore
 
 log = logging.getLogger(__name__)
 

@@ -22,7 +22,7 @@ from sqlalchemy import ColumnElement, Connection, RowMapping, and_, delete, func
 
 from i2v.errors import Conflict, NotFound, QueueFull, TooManyJobs
 from i2v.jobs.database import Database
-from i2v.jobs.job import FINAL, Door, Job, JobResult, Status
+from i2v.jobs.job import FINAL, Claim, InvalidTransition, Job, JobResult, NewJob, PendingWebhook, Status
 from i2v.jobs.schema import inputs, jobs, meta, webhooks
 from i2v.notes import read
 from i2v.request import GenerateRequest
@@ -33,34 +33,6 @@ _ID = re.compile(r"video_[0-9a-f]{24}")
 Clock = Callable[[], datetime]  # aware UTC
 
 
-class InvalidTransition(RuntimeError):
-    """The job is not in the state, boot or attempt that the change was meant for; nothing was changed."""
-
-
-@dataclass(frozen=True, slots=True)
-class NewJob:
-    """What is stored on arrival. `request.seed` is set; `png` is the normalised photo."""
-
-    id: str
-    request: GenerateRequest
-    png: bytes
-    door: Door
-    caller: str | None = None
-    idempotency_key: str | None = None
-    fingerprint: str | None = None
-    extends: str | None = None
-    webhook: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Claim:
-    """The right to change one running job: the process that runs it, and which of its attempts (1 is the first)."""
-
-    id: str
-    boot: str
-    attempt: int
-
-
 @dataclass(frozen=True, slots=True)
 class VideoRow:
     """A finished video as retention sees it."""
@@ -68,16 +40,6 @@ class VideoRow:
     id: str
     file: str
     bytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class PendingWebhook:
-    """An address, and what it has to be told: which job ended how (a final status), and when."""
-
-    job_id: str
-    url: str
-    status: str
-    ended_at: datetime
 
 
 class JobStore:

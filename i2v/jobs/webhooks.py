@@ -19,16 +19,18 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
+from typing import TYPE_CHECKING
 from urllib.parse import SplitResult, urlsplit
 
 import httpx
 from anyio import to_thread
 
 from i2v.errors import I2VError, InvalidRequest
-from i2v.jobs.job import Job
-from i2v.jobs.queue import JobQueue
-from i2v.jobs.store import PendingWebhook
+from i2v.jobs.job import Job, PendingWebhook
 from i2v.settings import Settings
+
+if TYPE_CHECKING:
+    from i2v.jobs.queue import JobQueue
 
 log = logging.getLogger("i2v.server")
 
@@ -52,7 +54,7 @@ class Webhooks:
     def __init__(
         self,
         settings: Settings,
-        queue: JobQueue,
+        queue: "JobQueue",
         *,
         back_off: Sequence[float] = BACK_OFF_S,
         look_again_s: float = LOOK_AGAIN_S,

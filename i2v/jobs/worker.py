@@ -19,13 +19,14 @@ from i2v.errors import (
     JobCancelled,
     OutOfMemory,
 )
+from i2v.jobs.job import InvalidTransition
 from i2v.jobs.outputs import FolderMarker
 from i2v.jobs.photo import decode_png
 from i2v.jobs.publisher import Failpoint, Publisher, result_of
 from i2v.jobs.running import RunningJob, RunningJobs
 from i2v.jobs.settle import Outcomes
 from i2v.jobs.signals import Watchers
-from i2v.jobs.store import InvalidTransition, JobStore
+from i2v.jobs.store import JobStore
 from i2v.jobs.watchdog import Watchdog
 from i2v.mutex import GpuMutex
 

@@ -7,7 +7,7 @@ route before it has taken.
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
@@ -20,7 +20,6 @@ from starlette.types import Receive, Scope, Send
 
 import i2v
 from i2v.errors import I2VError, MethodNotAllowed, NotFound
-from i2v.jobs.queue import JobQueue
 from i2v.jobs.webhooks import Webhooks
 from i2v.server import docs, files, health, openapi, predict, videos
 from i2v.server.answers import (
@@ -36,6 +35,9 @@ from i2v.server.middleware import OwnWords, Stamp
 from i2v.server.security import BodyLimit, HeadGuard
 from i2v.settings import Settings
 
+if TYPE_CHECKING:
+    from i2v.jobs.queue import JobQueue
+
 STOP_TIMEOUT_S = 5.0  # a job that needs longer goes back to the queue at its next step
 
 _ROUTERS = (predict.router, videos.router, files.router, health.router, docs.router)
@@ -44,7 +46,7 @@ _ROUTERS = (predict.router, videos.router, files.router, health.router, docs.rou
 _OWN_PREFIXES = ("/api", "/run", "/v1", "/outputs", "/generate")
 
 
-def create_app(settings: Settings, queue: JobQueue, *, start_queue: bool = True) -> FastAPI:
+def create_app(settings: Settings, queue: "JobQueue", *, start_queue: bool = True) -> FastAPI:
     """The application around a queue. Serving it starts the queue, unless its owner has, and stops it at the end."""
     metrics, webhooks = Metrics(queue), Webhooks(settings, queue)
     queue.on_final += [metrics.finished, webhooks.finished]

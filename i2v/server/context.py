@@ -2,15 +2,18 @@
 
 import asyncio
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import anyio
 from fastapi import Request
 
-from i2v.jobs.queue import JobQueue
 from i2v.jobs.webhooks import Webhooks
 from i2v.server.metrics import Metrics
 from i2v.server.video_variants import Variants
 from i2v.settings import Settings
+
+if TYPE_CHECKING:
+    from i2v.jobs.queue import JobQueue
 
 # A photo of the largest size taken needs about 400 MB while it is decoded; two at once keep 64 callers from
 # needing 25 GB, and two cores busy.
@@ -29,7 +32,7 @@ class Context:
     """`stopping` is set when the process was asked to end: routes that wait answer their callers then."""
 
     settings: Settings
-    queue: JobQueue
+    queue: "JobQueue"
     metrics: Metrics
     webhooks: Webhooks
     variants: Variants = field(default_factory=Variants)

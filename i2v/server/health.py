@@ -1,18 +1,20 @@
 """`/livez`, `/readyz` and `/metrics`, for whoever watches the server. None of them enqueues work."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastapi import APIRouter, Request
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 from i2v.jobs.phase import not_loaded
-from i2v.jobs.queue import JobQueue
 from i2v.notes import say
 from i2v.server.answers import JSONAnswer
 from i2v.server.context import context_of
 from i2v.server.metrics import CONTENT_TYPE
 from i2v.server.openapi import errors
+
+if TYPE_CHECKING:
+    from i2v.jobs.queue import JobQueue
 
 router = APIRouter(tags=["operations"])
 
@@ -49,7 +51,7 @@ async def metrics(request: Request) -> Response:
     return Response(await run_in_threadpool(context_of(request).metrics.render), media_type=CONTENT_TYPE)
 
 
-def readiness(queue: JobQueue) -> tuple[str, str | None]:
+def readiness(queue: "JobQueue") -> tuple[str, str | None]:
     """A word for the state, and a sentence on what is missing (None when jobs can run)."""
     if queue.state == "loading":
         return "loading", say(not_loaded(*queue.loading))
@@ -59,7 +61,7 @@ def readiness(queue: JobQueue) -> tuple[str, str | None]:
     return ("ready", None) if problem is None else ("storage", problem)
 
 
-def describe_model(queue: JobQueue) -> dict[str, Any] | None:
+def describe_model(queue: "JobQueue") -> dict[str, Any] | None:
     """What is loaded, as every surface shows it."""
     model = queue.model
     if model is None:

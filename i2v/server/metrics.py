@@ -4,6 +4,7 @@ Knows the queue's public face only. Values that the queue owns are read when the
 """
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -11,7 +12,9 @@ from prometheus_client.registry import Collector
 
 from i2v.errors import OutOfMemory
 from i2v.jobs.job import Job
-from i2v.jobs.queue import JobQueue
+
+if TYPE_CHECKING:
+    from i2v.jobs.queue import JobQueue
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _SECONDS = (0.005, 0.02, 0.1, 0.5, 2, 10, 60, 300)
@@ -20,7 +23,7 @@ _SECONDS = (0.005, 0.02, 0.1, 0.5, 2, 10, 60, 300)
 class Metrics:
     """One server's measurements; nothing is global, so two servers in one process do not share any."""
 
-    def __init__(self, queue: JobQueue) -> None:
+    def __init__(self, queue: "JobQueue") -> None:
         self.registry = CollectorRegistry()
         self.requests = Counter(
             "i2v_http_requests_total", "Answered requests.", ("method", "route", "status"), registry=self.registry
@@ -70,7 +73,7 @@ class Metrics:
 
 
 class _QueueCollector(Collector):
-    def __init__(self, queue: JobQueue) -> None:
+    def __init__(self, queue: "JobQueue") -> None:
         self.queue = queue
 
     def describe(self) -> Iterable[Metric]:

@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import logging
 from functools import partial
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from fastapi import APIRouter, Request
 from pydantic import ConfigDict, Field
@@ -17,13 +17,15 @@ from starlette.responses import Response
 
 from i2v.errors import I2VError, JobFailed, NotReady, error_from_code
 from i2v.jobs.job import Job
-from i2v.jobs.queue import JobQueue
 from i2v.jobs.summary import summary
 from i2v.server import openapi
 from i2v.server.answers import Answer, JSONAnswer, error_answer
 from i2v.server.body import parse_json, read_body
 from i2v.server.context import caller_of, context_of, public_base
 from i2v.server.predict_request import data_of, read_predict
+
+if TYPE_CHECKING:
+    from i2v.jobs.queue import JobQueue
 
 router = APIRouter()
 log = logging.getLogger("i2v.server")
@@ -86,7 +88,7 @@ async def predict(request: Request) -> Response:
         return error_answer_for(error, request, job)
 
 
-async def outcome(request: Request, queue: JobQueue, job_id: str) -> Job | None:
+async def outcome(request: Request, queue: "JobQueue", job_id: str) -> Job | None:
     """The finished job, or None when its caller went away first, which frees the job's place.
 
     Raises `NotReady` when the server stops while the job waits or runs.
@@ -106,7 +108,7 @@ async def outcome(request: Request, queue: JobQueue, job_id: str) -> Job | None:
         await _cancelled(waiting, *others)
 
 
-def answer_for(job: Job, queue: JobQueue, base: str) -> Response:
+def answer_for(job: Job, queue: "JobQueue", base: str) -> Response:
     """The success body of the dialect; raises the error that a job ended with."""
     if job.result is None:
         raise error_of(job)

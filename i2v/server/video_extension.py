@@ -2,19 +2,22 @@
 
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from PIL import Image
 
 from i2v.errors import Conflict, InvalidRequest
 from i2v.jobs.job import Job
-from i2v.jobs.queue import JobQueue
 from i2v.server.video_request import ExtendVideo
 from i2v.video import read_frames, read_metadata
+
+if TYPE_CHECKING:
+    from i2v.jobs.queue import JobQueue
 
 MAX_FRAMES = 256  # of a clip that is continued; stitching holds every frame in memory: 0.7 GB at 1280x704
 
 
-def source_of(queue: JobQueue, body: ExtendVideo, file: bytes | None) -> tuple[Job, Image.Image]:
+def source_of(queue: "JobQueue", body: ExtendVideo, file: bytes | None) -> tuple[Job, Image.Image]:
     """The completed job and the last frame of its video. Decodes the file, so it is slow.
 
     Raises `InvalidRequest`, `NotFound` for a video that is not here (any more), `Conflict` for one that is not ready.
@@ -23,7 +26,7 @@ def source_of(queue: JobQueue, body: ExtendVideo, file: bytes | None) -> tuple[J
     return job, last_frame(queue, job)
 
 
-def last_frame(queue: JobQueue, job: Job) -> Image.Image:
+def last_frame(queue: "JobQueue", job: Job) -> Image.Image:
     """The last frame of a job's video. Raises `Conflict` where there is none, `InvalidRequest` where it is too long."""
     if job.result is None:
         raise Conflict(f"the video cannot be continued: its job is {job.status}", field="video")

@@ -4,18 +4,20 @@
 """
 
 from datetime import timedelta
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 from starlette.concurrency import run_in_threadpool
 
 from i2v.errors import I2VError
 from i2v.jobs.job import Job, JobResult
-from i2v.jobs.queue import JobQueue
 from i2v.notes import say
 from i2v.request import Fit, GenerateRequest, Preset
 from i2v.server.answers import Answer
 from i2v.settings import Settings
+
+if TYPE_CHECKING:
+    from i2v.jobs.queue import JobQueue
 
 POLL_MS = (250, 5000)  # polling costs little; the first value is kept by the client for the whole job
 _STITCHES = 50  # how many extensions of extensions are counted
@@ -85,7 +87,7 @@ class DeletedVideo(Answer):
     deleted: Literal[True] = True
 
 
-def video_object(job: Job, queue: JobQueue, settings: Settings) -> VideoObject:
+def video_object(job: Job, queue: "JobQueue", settings: Settings) -> VideoObject:
     """The object; `seconds` of an extension is the length of the stitched clip."""
     request, result = job.request, job.result
     frames = stitched_frames(job, queue)
@@ -127,14 +129,14 @@ def _outcome(request: GenerateRequest, result: JobResult | None) -> dict[str, An
     }
 
 
-async def shown(job: Job, queue: JobQueue, settings: Settings) -> VideoObject:
+async def shown(job: Job, queue: "JobQueue", settings: Settings) -> VideoObject:
     """`video_object` for coroutines: on a thread where the table is asked how long the videos before it are."""
     if job.extends is None:
         return video_object(job, queue, settings)
     return await run_in_threadpool(video_object, job, queue, settings)
 
 
-def stitched_frames(job: Job, queue: JobQueue) -> int:
+def stitched_frames(job: Job, queue: "JobQueue") -> int:
     """Frames of the finished file: those of the videos it continues count too, less the one each seam shares."""
     frames, source = job.request.num_frames, job.extends
     for _ in range(_STITCHES):

@@ -1,15 +1,18 @@
 """The line under the title: which model runs on what, how far it has loaded, or why there is none."""
 
 from html import escape
+from typing import TYPE_CHECKING
 
-from i2v.jobs.queue import JobQueue
 from i2v.notes import Note
 from i2v.ui.texts import Say, about, titled
+
+if TYPE_CHECKING:
+    from i2v.jobs.queue import JobQueue
 
 SCHEMES = ("dark", "light")
 
 
-def banner(say: Say, queue: JobQueue, trouble: str = "") -> str:
+def banner(say: Say, queue: "JobQueue", trouble: str = "") -> str:
     """HTML: the name of the page, and the queue's present state or the `trouble` in which it cannot be told."""
     schemes = "".join(
         f"<a class='scheme to-{name}' href='?__theme={name}'>{escape(say(f'scheme_{name}'))}</a>" for name in SCHEMES
@@ -20,7 +23,7 @@ def banner(say: Say, queue: JobQueue, trouble: str = "") -> str:
     return head + _state(say, queue)
 
 
-def _state(say: Say, queue: JobQueue) -> str:
+def _state(say: Say, queue: "JobQueue") -> str:
     state, model = queue.state, queue.model
     if state == "loading":
         what, fraction = queue.loading

@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 import numpy as np
@@ -18,7 +18,6 @@ from PIL import Image
 from i2v.errors import Conflict, I2VError
 from i2v.images import place
 from i2v.jobs.job import Job
-from i2v.jobs.queue import JobQueue
 from i2v.request import GenerateRequest, draw_seed
 from i2v.server.video_extension import last_frame
 from i2v.settings import Settings
@@ -27,6 +26,9 @@ from i2v.ui.banner import banner
 from i2v.ui.form import GREETED
 from i2v.ui.sweep import Shown, drafts, in_full
 from i2v.ui.texts import PageRefusal, Say, language, speaker, told
+
+if TYPE_CHECKING:
+    from i2v.jobs.queue import JobQueue
 
 RUNNING_S = 0.5  # seconds between two looks at a running job
 IDLE_S = 3.0
@@ -42,7 +44,7 @@ class Desk:
     """The events' functions. Each receives plain values and returns updates in the order that its docstring lists."""
 
     settings: Settings
-    queue: JobQueue
+    queue: "JobQueue"
 
     def submit(self, upload: Any, *rest: Any) -> tuple[Any, Any]:
         """Queue the form's job. -> job id, notice"""
@@ -299,7 +301,7 @@ def changes(seen: str, now: Mapping[str, str]) -> tuple[Any, ...]:
 
 
 @lru_cache(maxsize=64)
-def photo_url(queue: JobQueue, job_id: str) -> str:
+def photo_url(queue: "JobQueue", job_id: str) -> str:
     """A job's photo, small, as a data URL. Raises as `JobQueue.input_image`: a failure is not remembered."""
     photo = queue.input_image(job_id)
     photo.thumbnail((PHOTO_SIDE, PHOTO_SIDE))

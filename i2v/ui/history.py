@@ -5,17 +5,19 @@ Also the settings that an MP4 carries, which the history tab reads back.
 
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
 from i2v.errors import NotFound
 from i2v.jobs.job import Job
-from i2v.jobs.queue import JobQueue
 from i2v.request import GenerateRequest
 from i2v.ui.sweep import Shown
 from i2v.ui.texts import PageRefusal, Say
 from i2v.video import read_metadata
+
+if TYPE_CHECKING:
+    from i2v.jobs.queue import JobQueue
 
 PAGE = 24  # cards a page: two rows of the widest screen, twice
 MOST = 10_000  # cards that one tab may ask for
@@ -47,7 +49,7 @@ element.addEventListener('click', (event) => {
 """
 
 
-def find(queue: JobQueue, shown: str | None) -> Job | None:
+def find(queue: "JobQueue", shown: str | None) -> Job | None:
     """The one job that is shown; None for nothing, for a contact sheet, and when it is gone.
 
     Raises `Unavailable` and `NotReady`: the job table does not answer.
@@ -59,7 +61,7 @@ def find(queue: JobQueue, shown: str | None) -> Job | None:
         return None
 
 
-def cards(say: Say, queue: JobQueue, search: str, count: int) -> tuple[str, bool]:
+def cards(say: Say, queue: "JobQueue", search: str, count: int) -> tuple[str, bool]:
     """HTML of the newest `count` finished videos whose prompt holds `search`, and whether there are more."""
     jobs = queue.list(limit=count + 1, status="completed", search=search.strip() or None)
     if not jobs:
@@ -73,7 +75,7 @@ def count_of(text: Any) -> int:
     return max(PAGE, min(MOST, int(text))) if isinstance(text, str) and text.isdecimal() and len(text) < 9 else PAGE
 
 
-def line(say: Say, queue: JobQueue, shown: tuple[str, ...]) -> str:
+def line(say: Say, queue: "JobQueue", shown: tuple[str, ...]) -> str:
     """The jobs that run or wait, without those that are shown; each opens by a click."""
     active = [*queue.list(status="in_progress", limit=2), *queue.list(status="queued", order="asc", limit=8)]
     others = [job for job in active if job.id not in shown]

@@ -1,11 +1,10 @@
 """The page as Blocks: what stands where, and which event calls which function."""
 
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import gradio as gr
 
-from i2v.jobs.queue import JobQueue
 from i2v.settings import Settings
 from i2v.ui import history
 from i2v.ui.desk import IDLE_S, Desk
@@ -13,6 +12,9 @@ from i2v.ui.form import GREETED, Controls, Form, build_form
 from i2v.ui.results import Results
 from i2v.ui.system import System
 from i2v.ui.texts import label
+
+if TYPE_CHECKING:
+    from i2v.jobs.queue import JobQueue
 
 # Events go straight to their function: they are short, and Gradio's own queue would be a second one beside ours.
 EVENT: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
@@ -139,7 +141,7 @@ class Page:
     greeted: gr.Textbox
 
 
-def build(settings: Settings, queue: JobQueue) -> Page:
+def build(settings: Settings, queue: "JobQueue") -> Page:
     """Draw everything and connect it."""
     desk, results = Desk(settings, queue), Results(settings, queue)
     with gr.Blocks(title="i2v", analytics_enabled=False, delete_cache=(3600, 86400), fill_width=True) as blocks:

@@ -1,16 +1,18 @@
 """What can be done with a finished video: find it again, take its settings into the form, delete it."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
 from i2v.errors import Conflict, I2VError
-from i2v.jobs.queue import JobQueue
 from i2v.settings import Settings
 from i2v.ui import form, hint, history
 from i2v.ui.sweep import Shown
 from i2v.ui.texts import PageRefusal, Say, language, speaker, told
+
+if TYPE_CHECKING:
+    from i2v.jobs.queue import JobQueue
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +20,7 @@ class Results:
     """Functions of events, as in `i2v.ui.desk.Desk`."""
 
     settings: Settings
-    queue: JobQueue
+    queue: "JobQueue"
 
     def reuse(self, job_id: str | None, request: gr.Request) -> tuple[Any, ...]:
         """Put the shown job's photo and settings into the form. -> notice, fields"""

@@ -4,18 +4,20 @@ import json
 import shlex
 from dataclasses import dataclass
 from html import escape
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 import psutil
 
 from i2v.errors import I2VError
-from i2v.jobs.queue import JobQueue
 from i2v.request import GenerateRequest
 from i2v.settings import Settings
 from i2v.ui import form, hint
 from i2v.ui.hint import gigabytes
 from i2v.ui.texts import Say, about, duration, explained, language, speaker, titled, told
+
+if TYPE_CHECKING:
+    from i2v.jobs.queue import JobQueue
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +25,7 @@ class System:
     """Functions of events, as in `i2v.ui.desk.Desk`."""
 
     settings: Settings
-    queue: JobQueue
+    queue: "JobQueue"
 
     def facts(self, request: gr.Request) -> str:
         """The timer of this tab ticked. -> facts"""
@@ -54,7 +56,7 @@ class System:
         return first, second, third
 
 
-def facts(say: Say, settings: Settings, queue: JobQueue) -> str:
+def facts(say: Say, settings: Settings, queue: "JobQueue") -> str:
     """HTML: model, device, queue, memory, storage."""
     model = queue.model
     rows = [("sys_state", say(f"state_{queue.state}"))]
@@ -79,7 +81,7 @@ def facts(say: Say, settings: Settings, queue: JobQueue) -> str:
     return f"<section class='system'><dl class='facts'>{cells}</dl>{note}</section>"
 
 
-def _free(say: Say, queue: JobQueue) -> str:
+def _free(say: Say, queue: "JobQueue") -> str:
     """The memory that a job can use, or why even a small job does not fit; empty where memory is not counted."""
     try:
         need = queue.memory_need(GenerateRequest(prompt="-", width=256, height=256, num_frames=8, seed=0))

@@ -7,9 +7,8 @@ import pytest
 
 from i2v.engine.interface import Progress
 from i2v.jobs.eta import UNKNOWN_PACE_S, Pace, Positions
-from i2v.jobs.job import DECODE_STEPS, Job, Status
+from i2v.jobs.job import DECODE_STEPS, Claim, Job, Status
 from i2v.jobs.running import LEAST_S, RunningJob, RunningJobs
-from i2v.jobs.store import Claim
 from i2v.request import GenerateRequest
 
 STEPS = 20

@@ -14,9 +14,9 @@ from test_job_store import ENDS, RESULT, add, start
 from i2v.engine.fake import FakeEngine
 from i2v.errors import FatalEngineError, GenerationFailed, I2VError, NotFound, Unavailable
 from i2v.jobs import settle
-from i2v.jobs.job import FINAL
+from i2v.jobs.job import FINAL, InvalidTransition
 from i2v.jobs.schema import sqlite_url
-from i2v.jobs.store import InvalidTransition, JobStore
+from i2v.jobs.store import JobStore
 from tests.jobs.job_doubles import DEADLINE_S, SMALL, Gate, MakeQueue, final, until
 
 

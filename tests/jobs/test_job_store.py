@@ -10,9 +10,9 @@ from sqlalchemy import inspect, select
 
 from i2v.errors import Conflict, NotFound, QueueFull, TooManyJobs
 from i2v.jobs import database
-from i2v.jobs.job import FINAL, Job, JobResult
+from i2v.jobs.job import FINAL, Claim, InvalidTransition, Job, JobResult, NewJob, PendingWebhook
 from i2v.jobs.schema import SCHEMA_VERSION, DataError, meta, open_database
-from i2v.jobs.store import Claim, InvalidTransition, JobStore, NewJob, PendingWebhook
+from i2v.jobs.store import JobStore
 from tests.jobs.job_doubles import SMALL, Clock
 
 RESULT = JobResult(

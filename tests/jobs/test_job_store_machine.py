@@ -18,9 +18,9 @@ from test_job_store import RESULT, new
 
 import tests.jobs.postgres_server as postgres
 from i2v.errors import NotFound, QueueFull
-from i2v.jobs.job import FINAL
+from i2v.jobs.job import FINAL, Claim, InvalidTransition
 from i2v.jobs.schema import sqlite_url
-from i2v.jobs.store import Claim, InvalidTransition, JobStore
+from i2v.jobs.store import JobStore
 from tests.jobs.job_doubles import Clock, memory
 
 CAPACITY = 4

@@ -8,14 +8,13 @@ import inspect
 import os
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 from fastapi import FastAPI
 from gradio.blocks import BlocksConfig
 from starlette.middleware import Middleware
 
-from i2v.jobs.queue import JobQueue
 from i2v.settings import Settings
 from i2v.ui.mount.assets import FromMemory
 from i2v.ui.mount.uploads import own_folder
@@ -24,6 +23,9 @@ from i2v.ui.page import build
 from i2v.ui.shortcuts import sentences
 from i2v.ui.texts import translations
 
+if TYPE_CHECKING:
+    from i2v.jobs.queue import JobQueue
+
 STYLE = Path(__file__).with_name("style.css")
 ICON = Path(__file__).with_name("icon.svg")
 HEAD = (  # for screen readers: the texts are English for every other language
@@ -31,7 +33,7 @@ HEAD = (  # for screen readers: the texts are English for every other language
 )
 
 
-def mount_ui(app: FastAPI, settings: Settings, queue: JobQueue) -> FastAPI:
+def mount_ui(app: FastAPI, settings: Settings, queue: "JobQueue") -> FastAPI:
     """The app with the page at `/`. Call it last: a mount at `/` takes every path that no earlier route has taken."""
     _own_upload_folder()
     page = build(settings, queue)

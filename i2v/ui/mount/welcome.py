@@ -5,14 +5,16 @@ others that event, and those that its answer set off, took most of what a visit 
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
 from i2v.engine.interface import ModelInfo
-from i2v.jobs.queue import JobQueue
 from i2v.ui.form import GREETED, Controls, Form, defaults, ends, examples, quality_of
 from i2v.ui.texts import label, speaker
+
+if TYPE_CHECKING:
+    from i2v.jobs.queue import JobQueue
 
 
 @dataclass(slots=True)
@@ -24,7 +26,7 @@ class Welcome:
     controls: Controls
     names: tuple[gr.Textbox, ...]  # where the tab holds the name of the model
     words: gr.I18n
-    queue: JobQueue
+    queue: "JobQueue"
     model: ModelInfo | None = None  # the one that the page is written for
 
     def __call__(self) -> str | None:
