@@ -512,7 +512,7 @@ case "$*" in
   "-m pip install"*) [[ -z "${PIP_SAYS:-}" ]] || { echo "$PIP_SAYS" >&2; exit 1; } ;;
   *hashlib*) cat pyproject.toml constraints.txt | cksum ;;
   "-m ruff"*) [[ -z "${RUFF_FINDS:-}" ]] ;;
-  "-m mypy") ;;
+  "-m mypy" | "-m vulture") ;;
   "-m pytest"*) echo "CI=${CI:-}" >>"$NOTES" && exit "${PYTEST_ENDS:-0}" ;;
   *) exit 1 ;;
 esac
@@ -704,13 +704,15 @@ def testing(installing: Installing) -> Installing:
 def test_ci_installs_then_checks_style_and_types_then_tests(testing: Installing) -> None:
     done = testing.run("-k", "one", script=".ci/run")
     assert done.returncode == 0, done.stderr
-    tools = [line for line in testing.noted() if re.match(r"-m (pip install|ruff|mypy|pytest)|CI=|apt-get", line)]
+    run = r"-m (pip install|ruff|mypy|vulture|pytest)|CI=|apt-get"
+    tools = [line for line in testing.noted() if re.match(run, line)]
     assert tools[0].endswith(".[test]")
     assert tools[1:] == [
         "-m ruff check .",
         "-m ruff format --check .",
         "-m mypy",
-        "-m pytest -n logical --maxprocesses 4 --dist loadfile -k one",
+        "-m vulture",
+        "-m pytest -n logical --maxprocesses 4 --dist worksteal -k one",
         "CI=true",
     ]
 
