@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import typer
+import yaml
 from fastapi.routing import APIRoute
 from pydantic import BaseModel
 from starlette.routing import Route
@@ -155,7 +156,9 @@ def test_the_ranges_in_the_contract_are_the_ones_that_are_checked() -> None:
 
 
 def says(path: Path, word: str) -> bool:
-    """Whether a file has the word as a name, an attribute, a parameter or a whole text."""
+    """Whether a file has the word as a name, an attribute, a parameter or a whole text, or as a key of its table."""
+    if path.suffix == ".yaml":
+        return word in yaml.safe_load(path.read_text(encoding="utf-8"))
     for node in ast.walk(ast.parse(path.read_text())):
         match node:
             case ast.Name(id=name) | ast.Attribute(attr=name) | ast.arg(arg=name) | ast.keyword(arg=name):
@@ -174,7 +177,8 @@ def test_four_files_carry_a_field_of_a_request_and_the_architecture_lists_all_th
     carried, _, used = part.partition("A field that *does* something")
     assert len(rows(carried)) <= 4
     package = ROOT / "i2v"
-    naming = {path.relative_to(package).as_posix() for path in package.rglob("*.py") if says(path, "preset")}
+    files = [*package.rglob("*.py"), *package.rglob("*.yaml")]
+    naming = {path.relative_to(package).as_posix() for path in files if says(path, "preset")}
     assert set(rows(carried)) | set(rows(used)) == naming
     assert not set(rows(carried)) & set(rows(used))
 
