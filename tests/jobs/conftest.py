@@ -1,6 +1,10 @@
 """Stores on both databases, and queues on the fake engine with a quick writer in place of the encoder."""
 
+import json
+import os
 import shutil
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +20,10 @@ from i2v.jobs.schema import sqlite_url
 from i2v.jobs.store import JobStore
 from i2v.mutex import GpuMutex
 from i2v.settings import Settings
-from tests.jobs.job_doubles import Clock, Gate, MakeQueue, memory, quick_write
+from tests.conftest import ROOT
+from tests.jobs.job_doubles import Clock, Gate, MakeQueue, RunServer, memory, quick_write
+
+DYING_SERVER = Path(__file__).with_name("dying_server.py")
 
 
 @pytest.fixture
@@ -91,3 +98,21 @@ def make_queue(outputs: Path) -> Iterator[MakeQueue]:
 def dot() -> Image.Image:
     """The smallest photo, where a test is not about pictures."""
     return Image.new("RGB", (8, 8), (200, 100, 50))
+
+
+@pytest.fixture(scope="session")
+def run_server() -> Iterator[RunServer]:
+    """`run_server(outputs, point, which, jobs)`: the exit code of a process of `dying_server.py`, -9 if it killed itself."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(
+        [sys.executable, str(DYING_SERVER)], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as servers:
+        told, said = servers.stdin, servers.stdout
+        assert told is not None
+        assert said is not None
+
+        def one(outputs: Path, point: str, which: str = "any", jobs: int = 0) -> int:
+            print(json.dumps([str(outputs), point, which, jobs]), file=told, flush=True)
+            return int(said.readline())
+
+        yield one

@@ -14,6 +14,7 @@ from i2v.jobs.queue import JobQueue
 from i2v.request import GenerateRequest
 
 MakeQueue = Callable[..., JobQueue]  # the fixture `make_queue`
+RunServer = Callable[..., int]  # the fixture `run_server`
 
 DEADLINE_S = 60  # how long anything may take before a test calls it lost
 SMALL = GenerateRequest(prompt="the sea at night", width=64, height=64, num_frames=4, steps=4, fps=8)

@@ -1,10 +1,7 @@
 """kill -9 at every point of a job's life: nothing is lost, nothing half-done is ever seen, nothing runs for ever."""
 
-import os
 import signal
 import sqlite3
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,10 +13,8 @@ from i2v import video
 from i2v.jobs.job import Job
 from i2v.jobs.queue import JobQueue
 from i2v.settings import Settings
-from tests.jobs.job_doubles import DEADLINE_S
+from tests.jobs.job_doubles import RunServer
 
-SCRIPT = Path(__file__).with_name("dying_server.py")
-ROOT = SCRIPT.parents[2]
 # What the first job's attempts come to after one death at that point.
 POINTS = {
     "claiming": 1,  # before the claim's commit: it never started
@@ -31,12 +26,6 @@ POINTS = {
     "renamed": 1,  # the file is complete: it is kept
     "committed": 1,
 }
-
-
-def run(outputs: Path, point: str, which: str = "any", jobs: int = 0) -> int:
-    command = [sys.executable, str(SCRIPT), str(outputs), point, which, str(jobs)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, env=environment, timeout=DEADLINE_S * 2, check=False, capture_output=True).returncode
 
 
 def read(outputs: Path) -> list[Job]:
@@ -92,10 +81,12 @@ def leftovers(outputs: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("point", POINTS)
-def test_a_death_at_any_point_loses_no_job_and_shows_no_unfinished_video(outputs: Path, point: str) -> None:
+def test_a_death_at_any_point_loses_no_job_and_shows_no_unfinished_video(
+    run_server: RunServer, outputs: Path, point: str
+) -> None:
     with watched(outputs) as wrong:
-        assert run(outputs, point, "any", jobs=4) == -signal.SIGKILL
-        assert run(outputs, "never") == 0
+        assert run_server(outputs, point, "any", jobs=4) == -signal.SIGKILL
+        assert run_server(outputs, "never") == 0
     jobs = read(outputs)
     assert [job.status for job in jobs] == ["completed"] * 4
     attempts = [job.attempt for job in jobs]
@@ -109,28 +100,34 @@ def test_a_death_at_any_point_loses_no_job_and_shows_no_unfinished_video(outputs
     assert wrong == []
 
 
-def test_a_second_run_gives_the_video_that_the_first_would_have_given(outputs: Path, tmp_path: Path) -> None:
-    assert run(outputs, "fsynced", "any", jobs=1) == -signal.SIGKILL
-    assert run(outputs, "never") == 0
-    assert run(tmp_path, "never", jobs=1) == 0
+def test_a_second_run_gives_the_video_that_the_first_would_have_given(
+    run_server: RunServer, outputs: Path, tmp_path: Path
+) -> None:
+    assert run_server(outputs, "fsynced", "any", jobs=1) == -signal.SIGKILL
+    assert run_server(outputs, "never") == 0
+    assert run_server(tmp_path, "never", jobs=1) == 0
     frames = [video.read_frames(next(folder.glob("*.mp4"))) for folder in (outputs, tmp_path)]
     assert (frames[0] == frames[1]).all()
 
 
-def test_a_job_that_kills_the_process_each_time_is_interrupted_and_the_others_run(outputs: Path) -> None:
-    assert run(outputs, "step", "job 1", jobs=3) == -signal.SIGKILL
-    assert run(outputs, "step", "job 1") == -signal.SIGKILL
-    assert run(outputs, "step", "job 1") == 0
+def test_a_job_that_kills_the_process_each_time_is_interrupted_and_the_others_run(
+    run_server: RunServer, outputs: Path
+) -> None:
+    assert run_server(outputs, "step", "job 1", jobs=3) == -signal.SIGKILL
+    assert run_server(outputs, "step", "job 1") == -signal.SIGKILL
+    assert run_server(outputs, "step", "job 1") == 0
     jobs = read(outputs)
     assert [job.status for job in jobs] == ["completed", "interrupted", "completed"], "nobody else pays for it"
     assert (jobs[1].attempt, jobs[1].error_code) == (2, "interrupted")
 
 
-def test_six_deaths_in_a_row_at_different_points_still_end_with_every_job_done_or_named(outputs: Path) -> None:
+def test_six_deaths_in_a_row_at_different_points_still_end_with_every_job_done_or_named(
+    run_server: RunServer, outputs: Path
+) -> None:
     with watched(outputs) as wrong:
         for number, point in enumerate(["claimed", "renamed", "encoded", "committed", "fsynced", "claiming"]):
-            run(outputs, point, "any", jobs=2 if number < 3 else 0)
-        assert run(outputs, "never") == 0
+            run_server(outputs, point, "any", jobs=2 if number < 3 else 0)
+        assert run_server(outputs, "never") == 0
     jobs = read(outputs)
     assert len(jobs) == 6
     assert {job.status for job in jobs} <= {"completed", "interrupted"}

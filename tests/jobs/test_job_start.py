@@ -27,7 +27,7 @@ from i2v.jobs.schema import KEEPALIVES, POSTGRES_LOCK, SCHEMA_VERSION, DataError
 from i2v.jobs.store import JobStore
 from i2v.mutex import GpuMutex
 from i2v.settings import Settings
-from tests.jobs.job_doubles import DEADLINE_S, SMALL, Clock, MakeQueue, final, quick_write, until
+from tests.jobs.job_doubles import DEADLINE_S, SMALL, Clock, MakeQueue, RunServer, final, quick_write, until
 
 ROOT = Path(__file__).resolve().parents[2]
 NAME = "video_20260102_030405_abc123"
@@ -373,12 +373,13 @@ def test_nothing_of_the_database_reaches_a_caller(make_queue: MakeQueue, outputs
     assert not queue.storage_ok()
 
 
-def test_starts_are_counted_and_those_after_a_death_apart(make_queue: MakeQueue, outputs: Path) -> None:
+def test_starts_are_counted_and_those_after_a_death_apart(
+    make_queue: MakeQueue, outputs: Path, run_server: RunServer
+) -> None:
     first = make_queue()
     assert (first.starts.number, first.starts.after_death) == (1, 0)
     first.stop()
-    dying = [sys.executable, str(Path(__file__).with_name("dying_server.py")), str(outputs), "claimed", "any", "1"]
-    subprocess.run(dying, check=False, env={**os.environ, "PYTHONPATH": str(ROOT)}, timeout=DEADLINE_S)
+    run_server(outputs, "claimed", "any", 1)
     after_death = make_queue()
     assert (after_death.starts.number, after_death.starts.after_death) == (3, 1)
     after_death.stop()
