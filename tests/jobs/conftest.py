@@ -102,7 +102,7 @@ def dot() -> Image.Image:
 
 @pytest.fixture(scope="session")
 def run_server() -> Iterator[RunServer]:
-    """`run_server(outputs, point, which, jobs)`: the exit code of a process of `dying_server.py`, -9 if it killed itself."""
+    """`run_server(outputs, point, which, jobs)`: the exit code of a `dying_server.py`, negative for a signal."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     with subprocess.Popen(
         [sys.executable, str(DYING_SERVER)], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
