@@ -3,6 +3,7 @@
 import json
 import socket
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import psutil
 import pytest
@@ -41,13 +42,19 @@ BROKEN = {
 }
 
 
-@pytest.mark.parametrize("case", BROKEN)
-def test_what_is_not_http_is_a_400_in_json_and_the_connection_ends(healthy, case):
-    answer = healthy.raw(BROKEN[case])
-    status, headers = parse_head(answer.partition(b"\r\n\r\n")[0])
-    assert status in (400, 408, 501)
-    assert headers["connection"] == "close"
-    assert json.loads(answer.partition(b"\r\n\r\n")[2])["error"]
+def test_what_is_not_http_is_a_400_in_json_and_the_connection_ends(healthy, subtests):
+    for case, answer in at_once(healthy.raw, BROKEN).items():
+        with subtests.test(case):
+            status, headers = parse_head(answer.partition(b"\r\n\r\n")[0])
+            assert status in (400, 408, 501)
+            assert headers["connection"] == "close"
+            assert json.loads(answer.partition(b"\r\n\r\n")[2])["error"]
+
+
+def at_once(ask, cases: dict) -> dict:
+    """`ask(value)` for each case, all beside each other: most of the time they wait."""
+    with ThreadPoolExecutor(len(cases)) as pool:
+        return dict(zip(cases, pool.map(ask, cases.values()), strict=True))
 
 
 TOO_LONG = {
@@ -58,13 +65,13 @@ TOO_LONG = {
 }
 
 
-@pytest.mark.parametrize("case", TOO_LONG)
-def test_a_head_that_is_too_long_is_a_400(healthy, case):
-    with healthy.connect() as connection:
-        connection.sendall(TOO_LONG[case])
-        status, _, body = read_answer(connection)
-        assert status == 400
-        assert json.loads(body)["error"]
+def test_a_head_that_is_too_long_is_a_400(healthy, subtests):
+    for case, head in TOO_LONG.items():
+        with subtests.test(case), healthy.connect() as connection:
+            connection.sendall(head)
+            status, _, body = read_answer(connection)
+            assert status == 400
+            assert json.loads(body)["error"]
 
 
 SLOW = {
@@ -79,15 +86,17 @@ SLOW = {
 }
 
 
-@pytest.mark.parametrize("case", SLOW)
-def test_a_client_that_does_not_finish_is_let_go_at_the_deadline(healthy, case):
-    data, expected = SLOW[case]
-    with healthy.connect(timeout=DEADLINE_S * 10) as connection:
-        connection.sendall(data)
-        answer = drip(connection, DEADLINE_S * 10) if "dripping" in case else read_all(connection)
-    if expected == 408:
-        assert answer.startswith(b"HTTP/1.1 408")
-        assert json.loads(answer.partition(b"\r\n\r\n")[2])["error"]
+def test_a_client_that_does_not_finish_is_let_go_at_the_deadline(healthy, subtests):
+    def ask(case: str) -> bytes:
+        with healthy.connect(timeout=DEADLINE_S * 10) as connection:
+            connection.sendall(SLOW[case][0])
+            return drip(connection, DEADLINE_S * 10) if "dripping" in case else read_all(connection)
+
+    for case, answer in at_once(ask, {case: case for case in SLOW}).items():
+        with subtests.test(case):
+            if SLOW[case][1] == 408:
+                assert answer.startswith(b"HTTP/1.1 408")
+                assert json.loads(answer.partition(b"\r\n\r\n")[2])["error"]
 
 
 def drip(connection: socket.socket, limit_s: float) -> bytes:
