@@ -269,6 +269,7 @@ def test_help_before_the_first_install_is_shown_at_once_and_installs_nothing(che
     assert not (checkout / "starts").exists()
 
 
+@pytest.mark.slow
 def test_one_command_leads_to_a_video_and_ctrl_c_ends_it_all(start, checkout: Path) -> None:
     """The real server behind the real launcher; a second start names it; nothing is left on the port."""
     shutil.copy(ROOT / "server.py", checkout / "server.py")

@@ -508,6 +508,7 @@ def test_cancel_storms_end_every_job_and_leave_the_queue_working(make_queue: Mak
     assert queue._running.all() == []
 
 
+@pytest.mark.slow
 def test_1000_submits_and_cancels_leave_nothing_behind(make_queue: MakeQueue, gate: Gate, dot: Image.Image) -> None:
     queue = make_queue(FakeEngine(fault=gate))
     running = queue.submit(SMALL, dot, door="cli")

@@ -199,6 +199,7 @@ SETTINGS = settings(
 )
 
 
+@pytest.mark.slow
 def test_any_order_of_operations_on_sqlite_keeps_every_promise() -> None:
     folder = Path(tempfile.mkdtemp(dir=memory()))
 
@@ -217,6 +218,7 @@ def test_any_order_of_operations_on_sqlite_keeps_every_promise() -> None:
         shutil.rmtree(folder)
 
 
+@pytest.mark.slow
 def test_any_order_of_operations_on_postgresql_keeps_every_promise(postgres_url: str) -> None:
     class Machine(StoreMachine):
         url = postgres_url

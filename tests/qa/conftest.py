@@ -1,6 +1,7 @@
 """Fixtures around `live_server`: servers that are stopped after the module, and a check of health after each test."""
 
 import contextlib
+import signal
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -15,7 +16,7 @@ def start_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[
 
         def make(*flags: str, wait: bool = True, **variables: str) -> LiveServer:
             server = start(tmp_path_factory.mktemp("server"), *flags, wait=wait, **variables)
-            stack.callback(server.stop)
+            stack.callback(server.stop, signal.SIGKILL)  # its good end is a test of its own
             return server
 
         yield make

@@ -9,10 +9,17 @@ import pytest
 from i2v.engine import Engine
 from i2v.jobs.queue import JobQueue
 
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def loaded() -> Engine:
+    return Engine.load("demo", device="cpu", max_vram_gb=1)
+
 
 @pytest.fixture
-def engine() -> Engine:
-    return Engine.load("demo", device="cpu", max_vram_gb=1)
+def engine(loaded: Engine) -> Engine:
+    return loaded
 
 
 async def test_what_cannot_fit_is_refused_with_the_largest_that_would(

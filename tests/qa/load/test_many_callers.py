@@ -15,7 +15,7 @@ CAPACITY = 8
 
 @pytest.fixture(scope="module")
 def server(start_server):
-    return start_server("--no-ui", "--queue-length", str(CAPACITY), "--fake-step-s", "0.02")
+    return start_server("--no-ui", "--queue-length", str(CAPACITY), "--fake-step-s", "0.005")
 
 
 def body(**more):
@@ -84,7 +84,7 @@ def test_everyone_who_honours_retry_after_is_served(healthy):
             if answer.status_code == 200:
                 return answer.json()["id"]
             assert answer.status_code == 503
-            time.sleep(min(1, int(answer.headers["retry-after"])))
+            time.sleep(min(0.2, int(answer.headers["retry-after"])))
 
     with ThreadPoolExecutor(32) as pool:
         ids = list(pool.map(stubborn, range(32)))
