@@ -5,10 +5,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import patch
 from urllib.parse import urlsplit
 
 import pytest
 import uvicorn
+from fastapi import FastAPI
+from fastapi.dependencies import models as fastapi_models
 from playwright.sync_api import Browser, ConsoleMessage, Page, Request, expect, sync_playwright
 
 from i2v.engine.fake import FakeEngine
@@ -86,8 +90,16 @@ class Site:
     stop: Callable[[], None]
 
 
+def mounted(settings: Settings, queue: JobQueue) -> FastAPI:
+    """The app with the page. The framework builds its own app three times for one page and serves the last one: the
+    first two, which took more than half of the time, are left out.
+    """
+    with patch("gradio.blocks.App", SimpleNamespace(create_app=lambda *_, **__: None)):  # where it builds those two
+        return mount_ui(create_app(settings, queue), settings, queue)
+
+
 def run_server(settings: Settings, queue: JobQueue, port: int = 0) -> tuple[uvicorn.Server, threading.Thread, int]:
-    app = mount_ui(create_app(settings, queue), settings, queue)
+    app = mounted(settings, queue)
     http = bounded_protocol(settings.receive_timeout_s, settings.max_connections)
     server = uvicorn.Server(
         uvicorn.Config(app, host="127.0.0.1", port=port, http=http, log_level="warning", timeout_graceful_shutdown=2)
@@ -136,6 +148,16 @@ def servers(folder: Path) -> Iterator[Callable[..., Site]]:
     yield start
     for stop in running:
         stop()
+    release_apps()
+
+
+def release_apps() -> None:
+    """Let the stopped apps go: FastAPI remembers the last 4096 functions that it has looked at, about 200 for each
+    page, and each of them holds its app, its page and its queue.
+    """
+    for remembered in vars(fastapi_models).values():
+        if hasattr(remembered, "cache_clear"):
+            remembered.cache_clear()
 
 
 @pytest.fixture
@@ -149,7 +171,7 @@ def site(serve: Callable[..., Site]) -> Site:
     return serve()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def browser() -> Iterator[Browser]:
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
