@@ -106,22 +106,21 @@ FIELD_CASES = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("position", "name", "value", "wanted"),
-    [(position, name, value, wanted) for position, name, values, wanted in FIELD_CASES for value in values],
-)
+@pytest.mark.parametrize(("position", "name", "values", "wanted"), FIELD_CASES)
 async def test_a_wrong_type_is_refused_by_field_expected_and_received_type(
-    predict, small_url, position, name, value, wanted
+    predict, small_url, position, name, values, wanted, subtests
 ):
-    data = [small_url, "x", 256, 8, 8, 10, 7.5, 1, "blurry"]
-    data[position] = value
-    answer = await predict(data)
-    assert answer.status_code == 422
-    text = answer.json()["error"]
-    assert name in text
-    assert wanted in text
-    assert "received" in text
-    assert answer.json()["detail"][0]["loc"][-1] == name
+    for value in values:
+        with subtests.test(value=value):
+            data = [small_url, "x", 256, 8, 8, 10, 7.5, 1, "blurry"]
+            data[position] = value
+            answer = await predict(data)
+            assert answer.status_code == 422
+            text = answer.json()["error"]
+            assert name in text
+            assert wanted in text
+            assert "received" in text
+            assert answer.json()["detail"][0]["loc"][-1] == name
 
 
 @pytest.mark.parametrize("value", [7, None, True, {"path": "/etc/passwd"}, ["a"]])
@@ -142,30 +141,29 @@ RANGES = {
 }
 
 
-@pytest.mark.parametrize(
-    ("position", "name", "value"),
-    [(position, name, value) for position, (name, values) in RANGES.items() for value in values],
-    ids=str,
-)
-async def test_a_value_out_of_range_is_refused_by_name(predict, small_url, position, name, value):
-    data = [small_url, "x", 256, 8, 8, 10, 7.5, 1]
-    data[position] = value
-    answer = await predict(data)
-    assert answer.status_code == 422
-    assert answer.json()["detail"][0]["loc"][-1] == name
-    assert len(answer.content) < 600
+async def test_a_value_out_of_range_is_refused_by_name(predict, small_url, subtests):
+    cases = [(position, name, value) for position, (name, values) in RANGES.items() for value in values]
+    for position, name, value in cases:
+        with subtests.test(name, value=value):
+            data = [small_url, "x", 256, 8, 8, 10, 7.5, 1]
+            data[position] = value
+            answer = await predict(data)
+            assert answer.status_code == 422
+            assert answer.json()["detail"][0]["loc"][-1] == name
+            assert len(answer.content) < 600
 
 
 @pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999", "-1e999"])
-@pytest.mark.parametrize("position", range(2, 8))
-async def test_numbers_that_json_does_not_have_are_refused_by_name(client, small_url, position, number):
-    values = [json.dumps(small_url), '"x"', "256", "8", "8", "10", "7.5", "1"]
-    values[position] = number
-    answer = await client.post("/api/predict/", content='{"data": [' + ",".join(values) + "]}")
-    assert answer.status_code == 422
+async def test_numbers_that_json_does_not_have_are_refused_by_name(client, small_url, number, subtests):
     names = ["image", "prompt", "resolution", "num_frames", "fps", "steps", "guidance_scale", "seed"]
-    assert names[position] in answer.json()["error"]
-    assert re.search("NaN|Infinity", answer.json()["error"])
+    for position in range(2, 8):
+        with subtests.test(names[position]):
+            values = [json.dumps(small_url), '"x"', "256", "8", "8", "10", "7.5", "1"]
+            values[position] = number
+            answer = await client.post("/api/predict/", content='{"data": [' + ",".join(values) + "]}")
+            assert answer.status_code == 422
+            assert names[position] in answer.json()["error"]
+            assert re.search("NaN|Infinity", answer.json()["error"])
 
 
 @pytest.mark.parametrize("count", [0, 1, 6, 10, 1000])
@@ -258,23 +256,23 @@ async def test_every_other_prompt_is_taken_and_stays_out_of_names_and_headers(pr
     assert all(value.isascii() for value in answer.headers.values())
 
 
-@pytest.mark.parametrize("method", ["GET", "PUT", "PATCH", "DELETE", "OPTIONS", "HEAD", "PROPFIND"])
 @pytest.mark.parametrize("path", PATHS)
-async def test_other_methods_are_405_and_say_which_is_wanted(client, method, path):
-    answer = await client.request(method, path)
-    assert answer.status_code == 405
-    assert answer.headers["allow"] == "POST"
+async def test_other_methods_are_405_and_say_which_is_wanted(client, path, subtests):
+    for method in ("GET", "PUT", "PATCH", "DELETE", "OPTIONS", "HEAD", "PROPFIND"):
+        with subtests.test(method):
+            answer = await client.request(method, path)
+            assert answer.status_code == 405
+            assert answer.headers["allow"] == "POST"
 
 
-@pytest.mark.parametrize(
-    "path", ["/generate/video", "/api/v1/predict", "/api", "/predict", "//api//predict", "/run/x", "/%2e%2e"]
-)
 @pytest.mark.parametrize("method", ["GET", "POST"])
-async def test_an_unknown_path_is_a_404_that_names_the_right_one(client, path, method):
-    answer = await client.request(method, path)
-    assert answer.status_code == 404
-    assert "/api/predict/" in answer.json()["error"]
-    assert "/docs" in answer.json()["error"]
+async def test_an_unknown_path_is_a_404_that_names_the_right_one(client, method, subtests):
+    for path in ("/generate/video", "/api/v1/predict", "/api", "/predict", "//api//predict", "/run/x", "/%2e%2e"):
+        with subtests.test(path):
+            answer = await client.request(method, path)
+            assert answer.status_code == 404
+            assert "/api/predict/" in answer.json()["error"]
+            assert "/docs" in answer.json()["error"]
 
 
 class TestWhileTheEngineIsBusy:
