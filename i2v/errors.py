@@ -210,8 +210,11 @@ class Refusal:
     def is_out_of_range(self) -> bool:
         return self.kind in _RANGE
 
-    def words(self, received: Callable[[object], str] | None = None) -> str:
-        """One sentence; `received` describes the value (default: `described`, which does not repeat a text)."""
+    def words(self, received: Callable[[object], str] | None = None, *, nullable: bool = False) -> str:
+        """One sentence; `received` describes the value (default: `described`, which does not repeat a text).
+
+        `nullable`: the field takes null as well, which a refusal of the type says.
+        """
         if self.is_unknown:
             return f"{self.field} is not a known field"
         if self.kind == "missing":
@@ -219,7 +222,7 @@ class Refusal:
         value = (received or described)(self.received)
         name = self.field or "body"
         if wanted := _WANTED.get(self.kind):
-            return f"{name} must be {wanted}; received {value}"
+            return f"{name} must be {wanted}{' or null' if nullable else ''}; received {value}"
         return f"{name}: {self.message.removeprefix('Value error, ')}; received {value}"
 
 
@@ -238,7 +241,11 @@ def refusals(error: _Refusing, *, skip: int = 0) -> list[Refusal]:
 
 def described(value: object) -> str:
     """A received value for a message that must not repeat it: JSON's name of its type; a fraction or NaN as it is."""
-    return short(value) if isinstance(value, float) else json_type(value)
+    if isinstance(value, int) and abs(value) >= 10**18:
+        return short(value)
+    if isinstance(value, float):
+        return repr(value) if math.isfinite(value) else short(value)  # 8.0 is refused where 8 is taken
+    return json_type(value)
 
 
 def json_type(value: object) -> str:

@@ -1,6 +1,6 @@
 """What the engine noticed, as values, and the one place where they become words: `Note`, and `say`.
 
-The engine makes notes, rows and sidecars keep them as JSON, and each door says them in its reader's language by the
+The engine makes notes, rows keep them as JSON, and each door says them in its reader's language by the
 sentences of `notes.yaml`. Nothing reads a sentence back. Knows no torch, no web framework and no jobs.
 """
 

@@ -195,11 +195,9 @@ class PublicLimits:
         """Outside any engine's range is outside the public one, which is what the sentence names."""
         if refusal.is_out_of_range and isinstance(refusal.received, int | float):
             self.check_number(refusal.field, refusal.received)
-        words = refusal.words()
         field = GenerateRequest.model_fields.get(refusal.field)
-        if field is not None and type(None) in get_args(field.annotation):
-            words = words.replace("; received", " or null; received")
-        return InvalidRequest(words, field=refusal.field)
+        nullable = field is not None and type(None) in get_args(field.annotation)
+        return InvalidRequest(refusal.words(nullable=nullable), field=refusal.field)
 
 
 def _refuse_long(name: str, text: object) -> None:

@@ -76,7 +76,7 @@ def new_job(
         door=door,
         caller=caller,
         idempotency_key=idempotency_key,
-        fingerprint=None if idempotency_key is None else fingerprint(request, png, extends, webhook),
+        fingerprint=None if idempotency_key is None else fingerprint(request, picture, extends, webhook),
         extends=extends,
         webhook=webhook,
     )
@@ -86,9 +86,12 @@ def free_bytes(folder: Path) -> int:
     return shutil.disk_usage(folder).free
 
 
-def fingerprint(request: GenerateRequest, png: bytes, extends: str | None, webhook: str | None) -> str:
-    """SHA-256 of everything the caller chose. `request` is as it came in: a seed drawn here is no choice."""
+def fingerprint(request: GenerateRequest, picture: Image.Image, extends: str | None, webhook: str | None) -> str:
+    """SHA-256 of everything the caller chose. `request` is as it came in: a seed drawn here is no choice.
+
+    The photo counts by its pixels: how they are packed may change from one version to the next.
+    """
     digest = hashlib.sha256(request.model_dump_json().encode())
-    digest.update(f"\0{extends}\0{webhook}\0".encode())
-    digest.update(png)
+    digest.update(f"\0{extends}\0{webhook}\0{picture.size}\0".encode())
+    digest.update(picture.tobytes())
     return digest.hexdigest()

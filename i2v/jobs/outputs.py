@@ -19,8 +19,19 @@ from i2v.jobs.schema import DataError
 from i2v.jobs.store import JobStore
 from i2v.settings import RetentionSettings
 
+log = logging.getLogger(__name__)
+
 LOCK_NAME = ".i2v.lock"
 PID_NAME = ".i2v.pid"  # beside the lock: who holds it, for the sentence a second server prints
+MARK_NAME = ".i2v.outputs"
+ABSENT = "the outputs folder is not the one that holds the videos; its disk may not be mounted"
+FAILURES_KEPT = 1000  # rows without a video; they hold a photo each, so they are bounded
+
+_NOTE = "outputs"  # the table's copy of the word
+_WORD = re.compile(rb"\w{1,64}")
+_STEM = r"video_\d{8}_\d{6}_[a-z0-9]{6}"
+_UNFINISHED = re.compile(rf"{_STEM}\.[\w.]*part")
+_SIDECAR = re.compile(rf"{_STEM}\.json")
 
 
 class FolderLock:
@@ -61,16 +72,14 @@ class FolderLock:
             return None
 
 
-MARK_NAME = ".i2v.outputs"
-_NOTE = "outputs"  # the table's copy of the word
-_WORD = re.compile(rb"\w{1,64}")
-
-ABSENT = "the outputs folder is not the one that holds the videos; its disk may not be mounted"
-
-
 @dataclass(frozen=True, slots=True)
 class FolderMarker:
-    """`file` lies in the outputs folder; with `word` it must say exactly that, without it must be the very file
+    """Tells an outputs folder whose disk is not mounted from one whose videos were deleted.
+
+    A table inside the folder comes and goes with it. A table elsewhere outlives it, and would take every video for
+    lost; so it remembers a word that lies in a small file of the folder, too.
+
+    `file` lies in the outputs folder; with `word` it must say exactly that, without it must be the very file
     (`identity`: device and inode) that the server has open as its table."""
 
     file: Path
@@ -155,14 +164,6 @@ def _write(file: Path, word: str) -> None:
         os.close(folder)
 
 
-log = logging.getLogger(__name__)
-
-FAILURES_KEPT = 1000  # rows without a video; they hold a photo each, so they are bounded
-_STEM = r"video_\d{8}_\d{6}_[a-z0-9]{6}"
-_UNFINISHED = re.compile(rf"{_STEM}\.[\w.]*part")
-_SIDECAR = re.compile(rf"{_STEM}\.json")
-
-
 def size_of(folder: Path, name: str) -> int | None:
     """Bytes of a finished video, None when it is missing or anything but a plain file of that folder."""
     path = folder / name
@@ -180,7 +181,11 @@ def remove_files(folder: Path, name: str) -> None:
 
 
 def sweep(store: JobStore, folder: Path) -> None:
-    """At start, with the folder locked and nothing running."""
+    """Tidy the folder at start, locked and with nothing running.
+
+    Unfinished files of ours (`video_*.part`, left by a process that died) and sidecars without their video go; a
+    complete video without a row stays, because it is the user's; anything else is not ours.
+    """
     for path in folder.iterdir():
         orphaned = _SIDECAR.fullmatch(path.name) and not path.with_suffix(".mp4").exists()
         if (_UNFINISHED.fullmatch(path.name) or orphaned) and (path.is_file() or path.is_symlink()):
@@ -193,7 +198,12 @@ def sweep(store: JobStore, folder: Path) -> None:
 
 
 def enforce(store: JobStore, folder: Path, limits: RetentionSettings, now: datetime) -> list[str]:
-    """Remove what is over the limits, oldest first; returns the ids that went."""
+    """Remove what is over the limits, oldest first; returns the ids that went.
+
+    The video goes first, then its sidecar, then the row: a process that dies in between leaves a row that the next
+    `sweep` marks as lost, never a row that promises a file. A file that is being sent stays readable until its reader
+    closes it.
+    """
     gone: list[str] = []
     if limits.days:
         gone += _remove(

@@ -26,6 +26,7 @@ from i2v.jobs.job import Job, JobResult
 from i2v.jobs.outputs import ABSENT, FolderMarker
 from i2v.jobs.running import RunningJob
 from i2v.jobs.settle import Outcomes
+from i2v.notes import say
 
 log = logging.getLogger(__name__)
 
@@ -213,7 +214,7 @@ def _write_sidecar(path: Path, job: Job, result: JobResult) -> None:
         "id": job.id,
         "created_at": job.created_at.isoformat(),
         "request": job.request.model_dump(mode="json"),
-        "result": {name: value for name, value in asdict(result).items() if name != "bytes"},
+        "result": {name: value for name, value in asdict(result).items() if name != "bytes"} | _in_words(result),
         "software": f"i2v {__version__}",
     }
     if job.extends is not None:
@@ -227,6 +228,15 @@ def _write_sidecar(path: Path, job: Job, result: JobResult) -> None:
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def _in_words(result: JobResult) -> dict[str, Any]:
+    """What the engine noticed, as sentences: the sidecar is for people and their scripts."""
+    return {
+        "plan": result.plan and say(result.plan),
+        "notes": [say(note) for note in result.notes],
+        "warnings": [say(note) for note in result.warnings],
+    }
 
 
 def _world_readable(name: str, flags: int) -> int:

@@ -97,7 +97,12 @@ class JobQueue:
         """
         self._folder_lock.acquire()
         try:
-            self._parts = self._build(open_data(self._settings, self._folder, self._pace, self._clock))
+            data = open_data(self._settings, self._folder, self._pace, self._clock)
+            try:
+                self._parts = self._build(data)
+            except BaseException:
+                data.store.close()
+                raise
         except BaseException:
             self._folder_lock.release()
             raise

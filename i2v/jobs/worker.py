@@ -114,7 +114,7 @@ class Worker:
                 if live is None:
                     self._sleep()
                 elif self._stopping.is_set():  # the stop came while it was claimed
-                    self._outcomes.requeued(live)
+                    self._put_back(live)
                 else:
                     self._serve(live)
         except Exception:  # a defect of ours: a server whose queue stands still for ever is worse than a restart
@@ -157,10 +157,7 @@ class Worker:
         try:
             result = self._generate(live)
         except JobCancelled:
-            if live.cancelled:
-                self._outcomes.cancelled(live)
-            else:
-                self._outcomes.requeued(live)
+            self._put_back(live)
         except FatalEngineError as error:
             self.halt()
             self._outcomes.engine_lost(live, error, again=True)
@@ -173,6 +170,13 @@ class Worker:
             self._outcomes.failed(live, GenerationFailed(f"the engine failed ({type(error).__name__})"))
         else:
             self._hand_over(live, result)
+
+    def _put_back(self, live: RunningJob) -> None:
+        """A job that was asked to end is cancelled; one that the stop of the server ends is queued again."""
+        if live.cancelled:
+            self._outcomes.cancelled(live)
+        else:
+            self._outcomes.requeued(live)
 
     def _generate(self, live: RunningJob) -> GenerationResult:
         engine, mutex, job = self._engine, self._mutex, live.job

@@ -126,6 +126,8 @@ class BoundedProtocol(HttpToolsProtocol):
         except httptools.HttpParserUpgrade as offer:
             first = b"%b %b HTTP/%b" % (self.parser.get_method(), self.url, self.parser.get_http_version().encode())
             kept = [b"%b: %b" % header for header in self.headers if header[0] != b"upgrade"]
+            self.parser = httptools.HttpRequestParser(self)  # one that has seen the last request reads nothing more
+            self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn has it
             return b"\r\n".join([first, *kept, b"", data[offer.args[0] :]])
         return b""
 

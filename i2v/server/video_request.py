@@ -225,7 +225,7 @@ def _length(asked: dict[str, Any], wanted: str | float, limits: PublicLimits) ->
     """Frames and fps of so many seconds. Without fps, 8 a second, or as many as a longer clip's frames allow."""
     seconds = _seconds(wanted)
     low, high = limits.range("num_frames")
-    fps = asked.get("fps", int(max(limits.range("fps")[0], min(default_of("fps"), high // seconds))))
+    fps = asked.get("fps", int(max(limits.range("fps")[0], min(default_of("fps"), high / seconds))))
     limits.check_number("fps", fps)
     frames = round(seconds * fps)
     if not low <= frames <= high:

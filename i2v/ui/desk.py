@@ -15,7 +15,7 @@ import gradio as gr
 import numpy as np
 from PIL import Image
 
-from i2v.errors import Conflict, I2VError
+from i2v.errors import Conflict, I2VError, NotFound
 from i2v.images import place
 from i2v.jobs.job import Job
 from i2v.request import GenerateRequest, draw_seed
@@ -116,7 +116,7 @@ class Desk:
         for job_id in reversed(Shown.read(shown).ids()):
             try:
                 self.queue.cancel(job_id, wait=False)
-            except Conflict:  # it ended by itself meanwhile
+            except (Conflict, NotFound):  # it ended by itself meanwhile, or was deleted
                 continue
             except I2VError as error:
                 return hint.notice(told(speaker(language(request)), error))
@@ -201,10 +201,9 @@ class Desk:
         lines: list[str] = []
         crop = refusal = ""
         try:
-            photo = form.read_photo_size(photo_size)
-            width, height = form.size_of(named, photo or (640, 480), self.settings.limits, self.queue.model)
-            job_request = form.request_of(say, {**named, "prompt": named["prompt"] or "-"}, width, height)
-            self.settings.limits.check(job_request)
+            photo, limits = form.read_photo_size(photo_size), self.settings.limits
+            width, height = form.size_of(named, photo or (640, 480), limits, self.queue.model)
+            job_request = form.request_of(say, {**named, "prompt": named["prompt"] or "-"}, width, height, limits)
             if photo and upload:
                 crop = hint.crop(say, place(photo, (width, height), named["fit"]))
             lines = self._estimate(say, job_request)

@@ -14,10 +14,9 @@ from typing import Any, cast, get_args
 import gradio as gr
 from gradio.i18n import I18nData
 from PIL import Image
-from pydantic import ValidationError
 
 from i2v.engine.interface import ModelInfo
-from i2v.errors import InvalidImage, InvalidRequest, refusals
+from i2v.errors import InvalidImage, InvalidRequest
 from i2v.images import decode
 from i2v.request import GenerateRequest, Preset, PublicLimits, default_of, parse_size, plain_type
 from i2v.ui.texts import PageRefusal, Say, label
@@ -275,19 +274,15 @@ def read_request(
     if not prompt:
         raise PageRefusal(say("needs_prompt"), field="prompt")
     width, height = size_of(values, photo, limits, model)
-    return limits.check(request_of(say, {**values, "prompt": prompt}, width, height))
+    return request_of(say, {**values, "prompt": prompt}, width, height, limits)
 
 
-def request_of(say: Say, values: Mapping[str, Any], width: int, height: int) -> GenerateRequest:
-    """The fields' values as a request, its public limits not yet checked. Raises `InvalidRequest`."""
+def request_of(say: Say, values: Mapping[str, Any], width: int, height: int, limits: PublicLimits) -> GenerateRequest:
+    """The fields' values as a request within the public limits. Raises `PageRefusal` and `InvalidRequest`."""
     named = {name: _number(name, value) for name, value in values.items() if name != "size"}
     named |= {"negative_prompt": str(values["negative_prompt"] or "").strip() or None}
     named |= {"seed": seed_of(say, values["seed"]), "width": width, "height": height}
-    try:
-        return GenerateRequest.model_validate(named)
-    except ValidationError as error:
-        refusal = refusals(error)[0]
-        raise InvalidRequest(refusal.words(), field=refusal.field) from None
+    return limits.read(named)
 
 
 def _number(name: str, value: Any) -> Any:
@@ -332,7 +327,7 @@ def size_of(
     if values["size"] == AS_PHOTO:
         side = int(str(defaults(model)["size"]).split("x")[0])
         return as_photo(photo, side * side, limits)
-    return parse_size(str(values["size"]))
+    return parse_size(str(values["size"]).replace(" ", ""))
 
 
 def as_photo(photo: tuple[int, int], area: int, limits: PublicLimits) -> tuple[int, int]:

@@ -46,7 +46,7 @@ class System:
         named = {**named, "prompt": str(named["prompt"] or "").strip() or "the scene at sunset"}
         try:
             width, height = form.size_of(named, (512, 512), self.settings.limits, self.queue.model)
-            request = form.request_of(say, named, width, height)
+            request = form.request_of(say, named, width, height, self.settings.limits)
         except I2VError as error:
             words = f"# {told(say, error)}"
             return words, words, words

@@ -14,8 +14,10 @@ from PIL import Image
 
 from i2v.engine.fake import FakeEngine
 from i2v.errors import Conflict, DoesNotFit, NotFound, NotReady, QueueFull, StorageFull, TooManyJobs, Unavailable
+from i2v.jobs import admission
 from i2v.jobs import outputs as outputs_folder
 from i2v.jobs.job import Job, Status
+from i2v.jobs.photo import encode_png
 from i2v.jobs.queue import JobQueue
 from i2v.mutex import GpuMutex
 from i2v.notes import Note
@@ -133,6 +135,17 @@ def test_32_submits_with_one_key_are_one_job(make_queue: MakeQueue, dot: Image.I
     assert len({job.id for job in answers}) == 1
     assert sum(not job.replayed for job in answers) == 1
     assert len({job.request.seed for job in answers}) == 1
+
+
+def test_a_key_means_the_same_job_however_the_photo_is_packed(
+    make_queue: MakeQueue, dot: Image.Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It counted the packed bytes: a version that packs in another way answered each retry with a conflict."""
+    queue = make_queue()
+    first = queue.submit(SMALL, dot, door="videos", idempotency_key="k")
+    monkeypatch.setattr(admission, "encode_png", lambda picture: encode_png(picture) + b"\0")
+    again = queue.submit(SMALL, dot, door="videos", idempotency_key="k")
+    assert (again.id, again.replayed) == (first.id, True)
 
 
 def test_one_key_with_another_prompt_or_photo_is_a_conflict(make_queue: MakeQueue, dot: Image.Image) -> None:

@@ -13,6 +13,7 @@ from i2v.errors import Conflict, NotFound
 from i2v.jobs import outputs as outputs_folder
 from i2v.jobs.job import Job
 from i2v.jobs.queue import JobQueue
+from i2v.notes import say
 from i2v.request import GenerateRequest
 from tests.jobs.job_doubles import SMALL, Clock, Gate, MakeQueue, final, until
 
@@ -157,6 +158,8 @@ def test_the_settings_lie_beside_the_video_and_in_it(make_queue: MakeQueue, phot
     beside = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
     assert GenerateRequest.model_validate_json(json.dumps(beside["request"])) == request
     assert (beside["id"], beside["result"]["seed"], beside["result"]["model"]) == (done.id, 42, "fake")
+    assert beside["result"]["notes"] == [say(note) for note in done.result.notes]
+    assert "fake engine" in " ".join(beside["result"]["notes"])
     inside = video.read_metadata(path)
     assert GenerateRequest.model_validate_json(inside["request"]) == request
     assert (inside["job"], inside["seed"], inside["prompt"]) == (done.id, "42", request.prompt)

@@ -64,6 +64,29 @@ def test_an_error_of_the_engine_costs_that_job_alone(
     assert queue.state == "ready"
 
 
+def test_a_job_that_is_cancelled_while_the_server_stops_and_claims_it_stays_cancelled(
+    make_queue: MakeQueue, dot: Image.Image
+) -> None:
+    """It went back to the queue, and ran after the next start."""
+    claimed, go_on = threading.Event(), threading.Event()
+
+    def failpoint(name: str) -> None:
+        if name == "claimed":
+            claimed.set()
+            assert go_on.wait(DEADLINE_S)
+
+    queue = make_queue(failpoint=failpoint)
+    job = queue.submit(SMALL, dot, door="ui")
+    assert claimed.wait(DEADLINE_S)
+    queue.cancel(job.id, wait=False)
+    stopping = threading.Thread(target=queue.stop)
+    stopping.start()
+    until(lambda: queue.state == "stopping")
+    go_on.set()
+    stopping.join(DEADLINE_S)
+    assert make_queue().get(job.id).status == "cancelled"
+
+
 def test_out_of_memory_three_times_in_a_row_still_leaves_a_working_server(
     make_queue: MakeQueue, dot: Image.Image
 ) -> None:

@@ -100,6 +100,7 @@ async def test_a_form_may_hold_the_photo_as_a_data_url(client, small_url):
         ({"seconds": "4"}, 32, 8),
         ({"seconds": "8"}, 32, 4),
         ({"seconds": "1.5"}, 12, 8),
+        ({"seconds": "6.4"}, 32, 5),  # 32 // 6.4 is 4
         ({"seconds": 2}, 16, 8),
         ({"seconds": "2", "fps": 12}, 24, 12),
         ({"fps": 10}, 16, 10),

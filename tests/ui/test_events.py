@@ -14,12 +14,12 @@ from starlette.requests import Request
 
 from i2v.engine.fake import FakeEngine
 from i2v.engine.memory import Plan
-from i2v.errors import Unavailable
+from i2v.errors import InvalidRequest, Unavailable
 from i2v.jobs.job import Job
 from i2v.jobs.queue import JobQueue
 from i2v.mutex import GpuMutex
 from i2v.notes import Note
-from i2v.request import GenerateRequest
+from i2v.request import GenerateRequest, PublicLimits
 from i2v.settings import Settings
 from i2v.ui import form, sheet, stage
 from i2v.ui.banner import banner
@@ -208,6 +208,48 @@ def test_a_size_of_nothing_is_refused_in_words(make_queue: MakeQueue, tmp_path: 
     crop, refusal = Desk(settings, make_queue()).foresee("640x480", {"path": "photo"}, *given, NOBODY)
     assert crop == ""
     assert "bad" in refusal
+
+
+def form_values(**changed: Any) -> dict[str, Any]:
+    plain = {"prompt": "night falls", "negative_prompt": "", "fit": "crop", "motion_fps": 16, "preset": "exact"}
+    return form.defaults(None) | plain | {"seed": ""} | changed
+
+
+@pytest.mark.parametrize("size", ["512 x 512", " 512x512"])
+def test_a_size_may_be_typed_with_spaces(size: str) -> None:
+    read = form.read_request(speaker("en"), form_values(size=size), (640, 480), PublicLimits(), None)
+    assert (read.width, read.height) == (512, 512)
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"size": "8192x8192"}, "width is 8192; 128 to 1280 is wanted"),
+        ({"num_frames": 500}, "num_frames is 500; 8 to 32 is wanted"),
+    ],
+)
+def test_the_page_names_the_range_that_the_routes_name(changed: dict[str, Any], words: str) -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        form.read_request(speaker("en"), form_values(**changed), (640, 480), PublicLimits(), None)
+    assert refused.value.message == words
+
+
+def test_cancel_goes_on_with_the_others_where_one_was_deleted(make_queue: MakeQueue, tmp_path: Path) -> None:
+    inside, go_on = threading.Event(), threading.Event()
+
+    def hold(stage: str, step: int) -> None:
+        inside.set()
+        assert go_on.wait(60)
+
+    queue = make_queue(FakeEngine(fault=hold))
+    request = GenerateRequest(prompt="night falls", width=64, height=64, num_frames=2, steps=2, seed=1)
+    running, first, deleted = (queue.submit(request, DOT, door="ui") for _ in range(3))
+    assert inside.wait(60)
+    queue.delete(deleted.id)
+    assert Desk(settings_in(tmp_path), queue).cancel(f"{running.id},{first.id},{deleted.id}", NOBODY) == ""
+    assert queue.get(first.id).status == "cancelled"
+    go_on.set()
+    assert queue.wait_sync(running.id).status == "cancelled"
 
 
 def test_no_click_waits_for_a_step_to_end(make_queue: MakeQueue, tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from i2v.jobs.queue import JobQueue
 
 STYLE = Path(__file__).with_name("style.css")
+SESSIONS = 1000  # visitors of whom the framework keeps what it showed, 24 kB each; a tab's own values are in the tab
 ICON = Path(__file__).with_name("icon.svg")
 HEAD = (  # for screen readers: the texts are English for every other language
     "<script>document.documentElement.lang = /^zh/i.test(navigator.language) ? navigator.language : 'en'</script>"
@@ -37,6 +38,7 @@ def mount_ui(app: FastAPI, settings: Settings, queue: "JobQueue") -> FastAPI:
     """The app with the page at `/`. Call it last: a mount at `/` takes every path that no earlier route has taken."""
     _own_upload_folder()
     page = build(settings, queue)
+    page.blocks.state_session_capacity = SESSIONS
     blocks, words = page.blocks, translations(sentences(settings))
     app = gr.mount_gradio_app(
         app,

@@ -162,6 +162,19 @@ def test_an_offer_to_change_protocols_is_declined_and_its_body_is_read(healthy, 
         assert read_answer(connection)[0] == 200
 
 
+@pytest.mark.parametrize(
+    ("request_line", "connection_header"),
+    [(b"GET /livez HTTP/1.1", b"Upgrade, close"), (b"GET /livez HTTP/1.0", b"Upgrade")],
+    ids=["closes", "of HTTP/1.0"],
+)
+def test_an_offer_on_a_connection_that_ends_is_answered(healthy, request_line, connection_header):
+    """The parser that has read the last request of a connection reads no rewritten head: nothing came back."""
+    head = request_line + b"\r\nHost: 127.0.0.1\r\nConnection: " + connection_header + b"\r\nUpgrade: h2c\r\n\r\n"
+    with healthy.connect() as connection:
+        connection.sendall(head)
+        assert b" 200 OK" in read_all(connection).partition(b"\r\n")[0]
+
+
 def test_a_body_that_follows_its_offer_later_is_read(healthy):
     with healthy.connect() as connection:
         connection.sendall(post(b"", "Content-Length: 11", *OFFERS["http2"]))
