@@ -171,7 +171,7 @@ def site(serve: Callable[..., Site]) -> Site:
     return serve()
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")  # while it is there no event loop of another test can run
 def browser() -> Iterator[Browser]:
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
