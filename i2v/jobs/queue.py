@@ -6,7 +6,7 @@ call them through a thread; `wait` and `events` are coroutines. Nothing here pol
 
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -96,16 +96,12 @@ class JobQueue:
         Raises `schema.DataError` with a sentence for the operator; nothing is held then.
         """
         self._folder_lock.acquire()
-        try:
+        with ExitStack() as undo:
+            undo.callback(self._folder_lock.release)
             data = open_data(self._settings, self._folder, self._pace, self._clock)
-            try:
-                self._parts = self._build(data)
-            except BaseException:
-                data.store.close()
-                raise
-        except BaseException:
-            self._folder_lock.release()
-            raise
+            undo.callback(data.store.close)
+            self._parts = self._build(data)
+            undo.pop_all()
         self._parts.publisher.start()
         self._parts.worker.start()
         if self._engine is not None and self._mutex is not None:
