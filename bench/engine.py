@@ -29,6 +29,7 @@ from i2v.engine.conditioning import Conditioning
 from i2v.engine.engine import Engine, vae_factor
 from i2v.engine.faster_steps import Accelerator
 from i2v.engine.unet import fused
+from i2v.notes import say
 from i2v.request import GenerateRequest
 
 from tests.engine.accounting import Accountant, FusedAttention  # isort: skip  (random_models puts the tests on the path)
@@ -149,7 +150,8 @@ def contest(engine: Engine, upstream: Any, size: str, options: argparse.Namespac
             warm[name] = timed(run, options.device)
             if name in forms:
                 used, plainly = forms[name].report()
-                told[name] = {"used": used, "plainly": plainly, "warm_up_s": round(forms[name].warm_up, 3)}
+                words = {"used": [say(note) for note in used], "plainly": [say(note) for note in plainly]}
+                told[name] = words | {"warm_up_s": round(forms[name].warm_up, 3)}
         except RuntimeError as error:  # one contestant less, not one contest less
             failed[name] = str(error).splitlines()[0][:300]
             print(f"  {name} left out: {failed[name]}", flush=True)
@@ -189,7 +191,7 @@ def contestants(
             accelerator.watch(engine.parts.unet)
             walk = sampler.schedule(config, sampling, options.steps)
             latents = sampler.denoise(engine.parts.unet, *walk, noise, given, sampling, accelerator=accelerator)
-            said = accelerator.report()[1]
+            said = [say(note) for note in accelerator.report()[1]]
             if said and accelerate in ("compile", "graph"):  # else the plain step would be timed under another name
                 raise RuntimeError(said[0])
             return latents

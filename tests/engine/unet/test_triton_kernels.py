@@ -9,16 +9,17 @@ from typing import Any
 import pytest
 import torch
 
+from tests.conftest import ROOT
+
 triton = pytest.importorskip("triton", reason="Triton has no package for this system")
 
-HERE = Path(__file__).parent
 KERNELS = ("group_norm", "add_layer_norm", "gelu_gate", "temporal_attention")
 
 
 @pytest.fixture(scope="module")
 def interpreted() -> dict[str, Any]:
-    command = [sys.executable, HERE / "interpreted.py"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    command = [sys.executable, "-m", "tests.engine.unet.interpreted"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
