@@ -12,7 +12,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -183,7 +182,7 @@ def contestants(
     def ours(preset: str, accelerate: str = "off", name: str = "") -> Callable[[], object]:
         sampling = sampler.PRESETS[preset]  # type: ignore[index]
         if sampling.max_steps is not None:
-            sampling = replace(sampling, max_steps=max(2, round(sampling.max_steps * share)))
+            sampling = sampling.model_copy(update={"max_steps": max(2, round(sampling.max_steps * share))})
         accelerator = forms[name or f"ours {preset}"] = Accelerator.of(accelerate, engine.device)
 
         def run() -> object:

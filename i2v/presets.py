@@ -4,12 +4,11 @@ Numbers alone, and no torch: `engine.sampler` walks as they say, results and the
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from i2v.errors import SettingsError, refusals
 from i2v.notes import Note
@@ -19,21 +18,46 @@ Solver = Literal["ddim", "dpm++2m", "unipc"]
 SOLVERS: Mapping[Solver, str] = {"ddim": "DDIM", "dpm++2m": "DPM-Solver++(2M)", "unipc": "UniPC"}
 
 
-@dataclass(frozen=True, slots=True)
-class Sampling:
-    """How a preset walks from noise to video.
+Part = Annotated[float, Field(ge=0, le=1)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class CacheRule(_Strict):
+    """Every `interval`-th step is a whole one, the others reuse its deep features and run `branch` layers of a level
+    (arXiv 2312.00858); interval 1 is off.
+    """
+
+    interval: int = Field(1, ge=1, le=10)
+    branch: int = Field(0, ge=0, le=8)
+
+    @field_validator("branch")
+    @classmethod
+    def _off(cls, branch: int, others: ValidationInfo) -> int:
+        return branch if others.data.get("interval", 1) > 1 else 0
+
+
+class Sampling(_Strict):
+    """How a preset walks from noise to video, and one preset as it stands in the file.
 
     `max_steps` caps the request's steps (None: as asked). `guidance_interval` is the part of the steps, as fractions
     from the first to the last, that is guided (arXiv 2404.07724). `guidance_rescale` mixes in the prediction at the
-    conditional one's spread (arXiv 2305.08891, section 3.4). `deep_cache` (interval, branch): every interval-th step is
-    a whole one, the others reuse its deep features (arXiv 2312.00858); interval 1 is off.
+    conditional one's spread (arXiv 2305.08891, section 3.4).
     """
 
     solver: Solver
-    max_steps: int | None = None
-    guidance_interval: tuple[float, float] = (0.0, 1.0)
-    guidance_rescale: float = 0.0
-    deep_cache: tuple[int, int] = (1, 0)
+    max_steps: int | None = Field(None, ge=1, le=1000)
+    guidance_interval: tuple[Part, Part] = (0.0, 1.0)
+    guidance_rescale: Part = 0.0
+    deep_cache: CacheRule = CacheRule()
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.guidance_interval[0] > self.guidance_interval[1]:
+            raise ValueError(f"guidance_interval is {list(self.guidance_interval)}; its first end comes first")
+        return self
 
     def steps(self, asked: int) -> int:
         return asked if self.max_steps is None else min(asked, self.max_steps)
@@ -59,9 +83,9 @@ class Sampling:
             said.append(Note("guidance_steps", {"first": marked[0], "last": marked[-1]}))
         if guided:
             said += self._rescaled()
-        interval, branch = self.deep_cache
-        if interval > 1:
-            said.append(Note("deep_cache", {"interval": interval, "branch": branch}))
+        cache = self.deep_cache
+        if cache.interval > 1:
+            said.append(Note("deep_cache", {"interval": cache.interval, "branch": cache.branch}))
         return said
 
     def approximates_in_general(self) -> list[Note]:
@@ -76,7 +100,7 @@ class Sampling:
         if (first, last) != (0, 100):
             said.append(Note("guidance_part", {"first": first, "last": last}))
         said += self._rescaled()
-        interval, _ = self.deep_cache
+        interval = self.deep_cache.interval
         return [*said, Note("deep_features", {"interval": interval})] if interval > 1 else said
 
     def _rescaled(self) -> list[Note]:
@@ -91,56 +115,18 @@ def described(name: Preset, sampling: Sampling) -> Note:
     return Note("preset_described", {"preset": name, "parts": parts})
 
 
-EXACT = Sampling("ddim")
+EXACT = Sampling(solver="ddim")
 PRESETS: Mapping[Preset, Sampling] = {
     "exact": EXACT,
-    "fast": Sampling("unipc", max_steps=25),
+    "fast": Sampling(solver="unipc", max_steps=25),
     # guided in its second half: the other half lost the effect, 22 dB from exact against 59 (docs/performance.md)
-    "turbo": Sampling("dpm++2m", max_steps=16, guidance_interval=(0.5, 1.0), deep_cache=(2, 1)),
+    "turbo": Sampling(
+        solver="dpm++2m",
+        max_steps=16,
+        guidance_interval=(0.5, 1.0),
+        deep_cache=CacheRule(interval=2, branch=1),
+    ),
 }
-
-Part = Annotated[float, Field(ge=0, le=1)]
-
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class DeepCacheValues(_Strict):
-    interval: int = Field(1, ge=1, le=10)
-    branch: int = Field(0, ge=0, le=8)
-
-
-class PresetValues(_Strict):
-    """One preset as it stands in the file."""
-
-    solver: Literal["ddim", "dpm++2m", "unipc"]
-    max_steps: int | None = Field(None, ge=1, le=1000)
-    guidance_interval: tuple[Part, Part] = (0.0, 1.0)
-    guidance_rescale: Part = 0.0
-    deep_cache: DeepCacheValues = DeepCacheValues()
-
-    @model_validator(mode="after")
-    def _ordered(self) -> "PresetValues":
-        if self.guidance_interval[0] > self.guidance_interval[1]:
-            raise ValueError(f"guidance_interval is {list(self.guidance_interval)}; its first end comes first")
-        return self
-
-    @classmethod
-    def of(cls, sampling: Sampling) -> "PresetValues":
-        interval, branch = sampling.deep_cache
-        return cls(
-            solver=sampling.solver,
-            max_steps=sampling.max_steps,
-            guidance_interval=sampling.guidance_interval,
-            guidance_rescale=sampling.guidance_rescale,
-            deep_cache=DeepCacheValues(interval=interval, branch=branch),
-        )
-
-    def sampling(self) -> Sampling:
-        cache = self.deep_cache
-        plain = Sampling(self.solver, self.max_steps, self.guidance_interval, self.guidance_rescale)
-        return replace(plain, deep_cache=(cache.interval, cache.branch if cache.interval > 1 else 0))
 
 
 def read_presets(path: Path | None) -> Mapping[Preset, Sampling]:
@@ -167,11 +153,11 @@ def read_presets(path: Path | None) -> Mapping[Preset, Sampling]:
 
 def _read(path: Path, name: str, own: Sampling, given: dict[str, Any]) -> Sampling:
     try:
-        values = PresetValues.of(own).model_dump()
+        values = own.model_dump()
         cache = given.get("deep_cache")
         if isinstance(cache, dict):  # a value left out of it keeps the preset's own, like one left out around it
             given = given | {"deep_cache": values["deep_cache"] | cache}
-        return PresetValues.model_validate(values | given).sampling()
+        return Sampling.model_validate(values | given)
     except ValidationError as error:
         said = [f"{name}.{refusal.words(repr)}" for refusal in refusals(error)]
         raise SettingsError(f"the presets file {path} is not valid: {'; '.join(said)}") from None

@@ -81,7 +81,7 @@ def notes_of_the_engine() -> list[Note]:
     """One of each that numbers and a request decide."""
     far = GenerateRequest(prompt="a boat", width=1600, height=256, num_frames=8)
     small = far.model_copy(update={"width": 256, "num_frames": 16})
-    turbo = replace(PRESETS["turbo"], guidance_rescale=0.7)
+    turbo = PRESETS["turbo"].model_copy(update={"guidance_rescale": 0.7})
     return [
         *(place(size, (64, 64), fit).note() for size in ((64, 64), (640, 480), (128, 128)) for fit in ("crop", "pad")),
         *keep_guidance(12.0, (1.0, 9.0))[1],
@@ -93,8 +93,8 @@ def notes_of_the_engine() -> list[Note]:
         *trained_sizes.notes(small, REAL),
         Note("preset", {"preset": "turbo", "parts": turbo.approximates(50)}),
         described("turbo", turbo),
-        described("fast", Sampling("unipc")),
-        described("fast", Sampling("ddim")),
+        described("fast", Sampling(solver="unipc")),
+        described("fast", Sampling(solver="ddim")),
     ]
 
 

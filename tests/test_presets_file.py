@@ -1,6 +1,5 @@
 """Presets in a file: the package's own are the ones in configs/, and whatever is wrong in another file is named."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,7 @@ from i2v.engine import Engine
 from i2v.errors import ModelUnavailable, SettingsError
 from i2v.loading import load_engine
 from i2v.notes import say
-from i2v.presets import PRESETS, PresetValues, Sampling, read_presets
+from i2v.presets import PRESETS, CacheRule, Sampling, read_presets
 from i2v.request import GenerateRequest
 from i2v.settings import Settings
 from tests.conftest import ROOT
@@ -33,7 +32,7 @@ def test_the_file_in_configs_is_what_the_package_does_without_one() -> None:
 
 def test_the_file_in_configs_names_every_value_of_every_preset() -> None:
     for name, values in yaml.safe_load(OWN.read_text()).items():
-        assert set(values) == set(PresetValues.model_fields), name
+        assert set(values) == set(Sampling.model_fields), name
 
 
 def test_the_file_says_of_every_preset_what_it_approximates() -> None:
@@ -45,11 +44,12 @@ def test_the_file_says_of_every_preset_what_it_approximates() -> None:
 
 def test_what_a_file_leaves_out_stays_as_it_is(tmp_path: Path) -> None:
     read = read_presets(written(tmp_path, "fast:\n  solver: dpm++2m\n  max_steps: 20\n"))
-    assert read["fast"] == Sampling("dpm++2m", max_steps=20)
+    assert read["fast"] == Sampling(solver="dpm++2m", max_steps=20)
     assert (read["exact"], read["turbo"]) == (PRESETS["exact"], PRESETS["turbo"])
     assert read_presets(written(tmp_path, "# nothing\n")) == PRESETS
+    assert read_presets(written(tmp_path, "fast:\n  deep_cache: {branch: 8}\n")) == PRESETS  # is off, so of no meaning
     sparser = read_presets(written(tmp_path, "turbo:\n  deep_cache: {interval: 3}\n"))["turbo"]
-    assert sparser == replace(PRESETS["turbo"], deep_cache=(3, PRESETS["turbo"].deep_cache[1]))
+    assert sparser == PRESETS["turbo"].model_copy(update={"deep_cache": CacheRule(interval=3, branch=1)})
 
 
 def test_a_branch_that_the_model_has_no_layers_for_is_refused_as_it_is_loaded(tmp_path: Path) -> None:

@@ -47,7 +47,7 @@ class Engine:
     shape: gpu_memory.Shape = field(init=False)  # what memory depends on, of the model and of its presets
 
     def __post_init__(self) -> None:
-        caching = frozenset(name for name, sampling in self.presets.items() if sampling.deep_cache[0] > 1)
+        caching = frozenset(name for name, sampling in self.presets.items() if sampling.deep_cache.interval > 1)
         self.shape = replace(gpu_memory.shape_of(self.parts), caching=caching)
 
     @classmethod
@@ -328,7 +328,7 @@ def check_presets(presets: Mapping[Preset, Sampling], parts: weights.ModelParts)
     """Raise ModelUnavailable for a preset that asks the UNet for more layers than a level has."""
     most = int(parts.unet.config.layers_per_block)
     for name, sampling in presets.items():
-        branch = sampling.deep_cache[1]
+        branch = sampling.deep_cache.branch
         if branch > most:
             raise ModelUnavailable(f"preset {name}: deep_cache.branch is {branch}; this model takes 0 to {most}")
 

@@ -108,11 +108,11 @@ def kind_of(sampling: Sampling, index: int, steps: int, guided: bool, deep: Tens
     """
     guided = guided and sampling.guides(index, steps)
     rescale = sampling.guidance_rescale if guided else 0.0
-    interval, branch = sampling.deep_cache
-    if interval == 1:
+    cache = sampling.deep_cache
+    if cache.interval == 1:
         return StepKind(guided, rescale)
     serves = deep is not None and (not guided or len(deep) == 2)
-    return StepKind(guided, rescale, branch, refresh=index % interval == 0 or not serves)
+    return StepKind(guided, rescale, cache.branch, refresh=index % cache.interval == 0 or not serves)
 
 
 def denoise_step(

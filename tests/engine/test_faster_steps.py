@@ -27,7 +27,7 @@ from i2v.engine.memory import Plan
 from i2v.engine.sampler import denoise, schedule
 from i2v.engine.unet.model import I2VGenXLUNet, RequestState
 from i2v.notes import Note, say
-from i2v.presets import PRESETS, Sampling
+from i2v.presets import PRESETS, CacheRule, Sampling
 from i2v.request import GenerateRequest
 from i2v.ui.texts import TABLE
 from tests.conftest import ROOT
@@ -35,7 +35,7 @@ from tests.engine.tiny_folder import SCHEDULER, draw_photo, write_tiny_folder
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda:0")
 # whole and reusing steps, guided and not: every kind of step there is
-ALL_KINDS = Sampling("unipc", guidance_interval=(0.5, 1.0), deep_cache=(2, 0))
+ALL_KINDS = Sampling(solver="unipc", guidance_interval=(0.5, 1.0), deep_cache=CacheRule(interval=2))
 
 
 @dataclass
@@ -219,7 +219,7 @@ def test_a_step_reads_no_number_back_and_makes_no_tensor_from_the_host(engine: E
 
     recorder = Watched()
     steps = accelerator(recorder)
-    sampling = replace(ALL_KINDS, deep_cache=(2, 1), guidance_rescale=rescale)
+    sampling = ALL_KINDS.model_copy(update={"deep_cache": CacheRule(interval=2, branch=1), "guidance_rescale": rescale})
     sample(engine.parts.unet, 8, given(1), steps, sampling)
     assert steps.report() == ((Note("steps_as", {"form": CUDA_GRAPH}),), ())
     assert recorder.captures == 4

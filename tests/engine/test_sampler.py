@@ -1,6 +1,6 @@
 """Guidance, presets and the denoising step, against arithmetic done by hand and cases with a known answer."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,7 +12,7 @@ from i2v.engine.sampler import PRESETS, Sampling, denoise, guide, schedule
 from i2v.engine.solvers import Schedule
 from i2v.errors import InvalidOutput, InvalidRequest
 from i2v.notes import Note, say
-from i2v.presets import EXACT, SOLVERS
+from i2v.presets import EXACT, SOLVERS, CacheRule
 from tests.engine.tiny_folder import SCHEDULER
 
 SHAPE = (1, 4, 2, 6, 6)
@@ -59,7 +59,7 @@ def noise() -> torch.Tensor:
 @pytest.mark.parametrize("steps", [1, 2, 10, 30, 50, 77])
 def test_a_schedule_has_exactly_the_steps_that_were_asked(steps: int) -> None:
     for solver in SOLVERS:
-        table, timesteps = schedule(SCHEDULER, Sampling(solver), steps)
+        table, timesteps = schedule(SCHEDULER, Sampling(solver=solver), steps)
         assert len(timesteps) == len(table) == steps
         assert timesteps == sorted(timesteps, reverse=True)
 
@@ -90,7 +90,7 @@ def test_guidance_rescale_gives_back_the_conditional_spread() -> None:
 
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_a_single_possible_picture_is_found_exactly(solver: str, noise: torch.Tensor) -> None:
-    found = solve(IdealUNet(mean=0.4, std=0.0), Sampling(solver), 10, noise)
+    found = solve(IdealUNet(mean=0.4, std=0.0), Sampling(solver=solver), 10, noise)
     assert torch.allclose(found, torch.full(SHAPE, 0.4), atol=0.02 if solver == "ddim" else 1e-4)
 
 
@@ -98,22 +98,24 @@ def test_a_single_possible_picture_is_found_exactly(solver: str, noise: torch.Te
 def test_a_fast_solver_in_25_steps_is_nearer_to_the_true_path_than_ddim_in_25(solver: str, noise: torch.Tensor) -> None:
     """For normal data the path is known: noise of spread 1 ends at mean + std x noise."""
     wanted = 0.3 + 0.7 * noise
-    fast = (solve(IdealUNet(), Sampling(solver), 25, noise) - wanted).norm() / wanted.norm()
-    ddim = (solve(IdealUNet(), Sampling("ddim"), 25, noise) - wanted).norm() / wanted.norm()
+    fast = (solve(IdealUNet(), Sampling(solver=solver), 25, noise) - wanted).norm() / wanted.norm()
+    ddim = (solve(IdealUNet(), Sampling(solver="ddim"), 25, noise) - wanted).norm() / wanted.norm()
     assert fast < 0.02
     assert fast < ddim / 2
 
 
 def test_unguided_steps_of_an_interval_ask_for_one_prediction_only(noise: torch.Tensor) -> None:
     unet = IdealUNet()
-    solve(unet, Sampling("ddim", guidance_interval=(0.25, 0.5)), 8, noise, rows=2)
+    solve(unet, Sampling(solver="ddim", guidance_interval=(0.25, 0.5)), 8, noise, rows=2)
     assert [guided for guided, _ in unet.calls] == [False, False, True, True, False, False, False, False]
 
 
 def test_the_deep_cache_is_filled_anew_where_guidance_begins(noise: torch.Tensor) -> None:
     """An unguided step's features have one row; the first guided step is whole whatever its number."""
     unet = IdealUNet()
-    solve(unet, Sampling("unipc", guidance_interval=(0.5, 1.0), deep_cache=(3, 0)), 8, noise, rows=2)
+    solve(
+        unet, Sampling(solver="unipc", guidance_interval=(0.5, 1.0), deep_cache=CacheRule(interval=3)), 8, noise, rows=2
+    )
     assert [guided for guided, _ in unet.calls] == [False] * 4 + [True] * 4
     assert [whole for _, whole in unet.calls] == [True, False, False, True, True, False, True, False]
 
@@ -125,7 +127,7 @@ def test_latents_that_are_not_finite_are_refused(noise: torch.Tensor) -> None:
 
 def test_the_exact_preset_guides_every_step_and_approximates_nothing() -> None:
     exact = PRESETS["exact"]
-    assert exact == EXACT == Sampling("ddim")
+    assert exact == EXACT == Sampling(solver="ddim")
     assert all(exact.guides(index, 50) for index in range(50))
     assert exact.steps(77) == 77
     assert exact.approximates(77) == exact.approximates_in_general() == []
@@ -139,7 +141,7 @@ def test_other_presets_cap_the_steps_and_never_add_any(preset: str) -> None:
 
 
 def test_a_preset_says_all_that_it_approximates_and_no_more() -> None:
-    turbo = replace(PRESETS["turbo"], solver="dpm++2m", max_steps=16)
+    turbo = PRESETS["turbo"].model_copy(update={"solver": "dpm++2m", "max_steps": 16})
     said = [say(note) for note in turbo.approximates(50)]
     assert "; ".join(said) == (
         "DPM-Solver++(2M) in 16 steps stands in for DDIM in 50; guidance in steps 9 to 16 only; "
@@ -147,8 +149,8 @@ def test_a_preset_says_all_that_it_approximates_and_no_more() -> None:
     )
     unguided = turbo.approximates(50, guided=False)
     assert [note.code for note in unguided] == ["solver", "deep_cache"]
-    assert Sampling("ddim", guidance_rescale=0.7).approximates(50) == [Note("guidance_rescaled", {"by": 0.7})]
-    assert replace(turbo, guidance_interval=(0.0, 0.0)).approximates(50)[1] == Note("guidance_nowhere")
-    assert Sampling("ddim", max_steps=20).approximates(20) == []
-    (fewer,) = Sampling("ddim", max_steps=20).approximates(50)
+    assert Sampling(solver="ddim", guidance_rescale=0.7).approximates(50) == [Note("guidance_rescaled", {"by": 0.7})]
+    assert turbo.model_copy(update={"guidance_interval": (0.0, 0.0)}).approximates(50)[1] == Note("guidance_nowhere")
+    assert Sampling(solver="ddim", max_steps=20).approximates(20) == []
+    (fewer,) = Sampling(solver="ddim", max_steps=20).approximates(50)
     assert say(fewer) == "DDIM in 20 steps stands in for DDIM in 50"
