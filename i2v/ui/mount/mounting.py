@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
+import yaml
 from fastapi import FastAPI
 from gradio.blocks import BlocksConfig
 from starlette.middleware import Middleware
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from i2v.jobs.queue import JobQueue
 
 STYLE = Path(__file__).with_name("style.css")
+THEME = Path(__file__).with_name("theme.yaml")
 SESSIONS = 1000  # visitors of whom the framework keeps what it showed, 24 kB each; a tab's own values are in the tab
 ICON = Path(__file__).with_name("icon.svg")
 HEAD = (  # for screen readers: the texts are English for every other language
@@ -118,7 +120,9 @@ def remember_signatures(blocks: gr.Blocks) -> None:
 
 
 def theme() -> gr.themes.Base:
-    """Fonts of the reader's own system: the framework's themes load theirs from the internet."""
+    """Fonts of the reader's own system, as the framework's themes load theirs from the internet; and `theme.yaml`."""
+    found = yaml.safe_load(THEME.read_text(encoding="utf-8"))
+    dark = {f"{name}_dark": value for name, value in (found["both"] | found["dark"]).items()}
     sans = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "Noto Sans", "Noto Sans CJK SC", "sans-serif"]
     return gr.themes.Soft(
         primary_hue="indigo",
@@ -127,47 +131,4 @@ def theme() -> gr.themes.Base:
         radius_size="lg",
         font=sans,
         font_mono=["ui-monospace", "SFMono-Regular", "Menlo", "monospace"],
-    ).set(
-        block_title_background_fill="none",
-        block_title_background_fill_dark="none",
-        block_title_text_color="*body_text_color",
-        block_title_text_color_dark="*body_text_color",
-        block_title_padding="0",
-        block_title_text_weight="600",
-        block_label_background_fill="*background_fill_primary",
-        block_label_background_fill_dark="*background_fill_primary",
-        block_label_text_color="*body_text_color_subdued",
-        block_label_text_color_dark="*body_text_color_subdued",
-        body_text_color_subdued="*neutral_500",
-        body_text_color_subdued_dark="*neutral_400",
-        block_info_text_color="*neutral_500",
-        block_info_text_color_dark="*neutral_400",
-        input_border_color="*neutral_400",
-        input_border_color_dark="*neutral_500",
-        input_placeholder_color="*neutral_500",
-        input_placeholder_color_dark="*neutral_400",
-        button_primary_background_fill="*primary_600",
-        button_primary_background_fill_dark="*primary_600",
-        button_primary_background_fill_hover="*primary_700",
-        button_primary_background_fill_hover_dark="*primary_700",
-        checkbox_label_background_fill_selected="*primary_600",
-        checkbox_label_background_fill_selected_dark="*primary_600",
-        checkbox_border_color="*neutral_400",
-        checkbox_border_color_dark="*neutral_400",
-        checkbox_label_border_color="*neutral_300",
-        checkbox_label_border_color_dark="*neutral_600",
-        block_border_width="1px",
-        input_border_width="1px",
-        input_border_width_dark="1px",
-        input_shadow="none",
-        input_shadow_dark="none",
-        checkbox_label_border_width="1px",
-        checkbox_label_border_width_dark="1px",
-        checkbox_label_shadow="none",
-        button_secondary_border_color="*border_color_primary",
-        button_secondary_border_color_dark="*border_color_primary",
-        button_border_width="1px",
-        button_border_width_dark="1px",
-        block_shadow="none",
-        block_shadow_dark="none",
-    )
+    ).set(**found["both"], **found["light"], **dark)
