@@ -147,11 +147,13 @@ class RunningJobs:
         self._doomed: set[str] = set()  # cancelled between the row's claim and `add`
 
     def add(self, live: RunningJob) -> None:
+        """The job runs from now on; it is cancelled at once when `cancel` came before."""
         with self._lock:
             self._by_id[live.job.id] = live
             live.cancelled = live.cancelled or live.job.id in self._doomed
 
     def remove(self, live: RunningJob) -> None:
+        """The job has ended. An attempt that a newer one has replaced removes nothing."""
         with self._lock:
             self._doomed.discard(live.job.id)
             if self._by_id.get(live.job.id) is live:
@@ -171,6 +173,7 @@ class RunningJobs:
             self._doomed.discard(id)
 
     def get(self, id: str) -> RunningJob | None:
+        """The running job; None when it does not run."""
         with self._lock:
             return self._by_id.get(id)
 

@@ -91,6 +91,7 @@ class Outcomes:
                 self.moved(gone)
 
     def started(self, live: RunningJob) -> None:
+        """The engine begins with the job."""
         log.info("started, attempt %d", live.claim.attempt, extra={"job": live.job.id})
         self._running.add(live)
         self.moved(live.job.id)
@@ -102,10 +103,12 @@ class Outcomes:
         return self._settle(live, lambda: self._store.complete(live.claim, result))
 
     def failed(self, live: RunningJob, error: I2VError) -> None:
+        """It ends without a video; its code and message become the row's."""
         log.warning("failed: %s (%s)", error.message, error.code, extra={"job": live.job.id})
         self._settle(live, lambda: self._store.fail(live.claim, error.code, error.message, live.step))
 
     def cancelled(self, live: RunningJob) -> None:
+        """It ends because somebody asked for it."""
         log.info("cancelled", extra={"job": live.job.id})
         self._settle(live, lambda: self._store.cancel_running(live.claim, live.step))
 

@@ -86,6 +86,7 @@ class Waiting:
         self._read = read
 
     async def wait(self, id: str) -> Job:
+        """The job once it is final. Raises as `read`."""
         with self._watchers.signal(id, steps=False) as changed:
             while True:
                 changed.clear()  # before the look, so that a change after it is not lost
@@ -95,6 +96,7 @@ class Waiting:
                 await changed.wait()
 
     async def events(self, id: str) -> AsyncIterator[Job]:
+        """The job now and at each change, the final one last. Raises as `read`."""
         with self._watchers.signal(id, steps=True) as changed:
             last = None
             while True:
@@ -108,6 +110,7 @@ class Waiting:
                 await changed.wait()
 
     def wait_sync(self, id: str, timeout: float | None = None) -> Job:
+        """As `wait`, for a thread. Raises TimeoutError after `timeout` seconds (None: no limit)."""
         deadline = None if timeout is None else time.monotonic() + timeout
         changed = threading.Event()
         with self._watchers.watch(id, changed.set, steps=False):

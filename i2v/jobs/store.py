@@ -219,6 +219,7 @@ class JobStore:
         self._change(claim, values)
 
     def complete(self, claim: Claim, result: JobResult) -> Job:
+        """The file is whole. Raises `InvalidTransition` when the claim holds no longer, as the next three do."""
         values = {"file": result.file, "bytes": result.bytes, "result": json.dumps(asdict(result))}
         return self._finish(claim, "completed", values)
 
@@ -227,6 +228,7 @@ class JobStore:
         return self._finish(claim, "failed", {"error_code": code, "error_message": message, "step": step, **NO_FILE})
 
     def cancel_running(self, claim: Claim, step: int = 0) -> Job:
+        """`step`: how far it came."""
         values = {"error_code": "cancelled", "error_message": CANCELLED, "step": step, **NO_FILE}
         return self._finish(claim, "cancelled", values)
 
@@ -296,6 +298,7 @@ class JobStore:
             ]
 
     def forget_webhook(self, id: str) -> None:
+        """The address was told, or will never be."""
         with self._database.writing() as connection:
             connection.execute(delete(webhooks).where(webhooks.c.job_id == id))
 
@@ -475,6 +478,7 @@ def recovered(row: RowMapping, attempts: int, size_of: Callable[[str], int | Non
 
 
 def job_of(row: RowMapping, request: GenerateRequest) -> Job:
+    """A row of `jobs` as a value; its times are seconds since 1970, UTC."""
     return Job(
         id=row["id"],
         status=row["status"],
