@@ -16,11 +16,12 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeVar
 from urllib.parse import quote, urlsplit
 
 import httpx
 
+T = TypeVar("T")
 Variant = Literal["video", "thumbnail", "spritesheet", "gif", "webp"]
 
 FINAL = frozenset({"completed", "failed", "cancelled"})
@@ -338,17 +339,25 @@ class Client:
     def _send(self, method: str, path: str, *, safe: bool = False, **request: Any) -> httpx.Response:
         """One request, repeated where that cannot make a second job."""
         safe = safe or method in ("GET", "DELETE") or "Idempotency-Key" in request.get("headers", {})
+
+        def ask() -> httpx.Response:
+            answer = self._http.request(method, path, **request)
+            if not answer.is_success:
+                raise _error_of(answer)
+            return answer
+
+        return self._repeat(ask, safe)
+
+    def _repeat(self, ask: Callable[[], T], safe: bool) -> T:
+        """What `ask` returns, which is called again as `_pause` says. Raises a `ClientError`."""
         attempt = 1
         while True:
             try:
-                answer = self._http.request(method, path, **request)
-                if answer.is_success:
-                    return answer
-                error = _error_of(answer)
+                return ask()
             except httpx.TransportError as failure:
-                error = _transport_error(
-                    failure, sent=not isinstance(failure, httpx.ConnectError | httpx.ConnectTimeout)
-                )
+                error = _transport_error(failure)
+            except ClientError as refused:
+                error = refused
             pause = _pause(error, attempt, safe)
             if pause is None or attempt >= self._attempts:
                 raise error
@@ -356,22 +365,9 @@ class Client:
             self._sleep(pause)
 
     def _fetch(self, path: str, target: Path, query: dict[str, str]) -> Path:
-        attempt = 1
         part = target.with_name(f"{target.name}.{uuid.uuid4().hex[:8]}.part")
         try:
-            while True:
-                try:
-                    self._stream(path, part, query)
-                    break
-                except httpx.TransportError as failure:
-                    error = _transport_error(failure, sent=True)
-                except ClientError as refused:
-                    error = refused
-                pause = _pause(error, attempt, safe=True)
-                if pause is None or attempt >= self._attempts:
-                    raise error
-                attempt += 1
-                self._sleep(pause)
+            self._repeat(lambda: self._stream(path, part, query), safe=True)
             part.replace(target)
         except OSError as error:
             raise ClientError(f"{target} cannot be written: {error.strerror}") from error
@@ -506,12 +502,13 @@ def _retry_after(value: str | None) -> float | None:
         return None
 
 
-def _transport_error(failure: httpx.TransportError, *, sent: bool) -> ClientError:
-    if isinstance(failure, httpx.TimeoutException) and sent:
+def _transport_error(failure: httpx.TransportError) -> ClientError:
+    if isinstance(failure, httpx.ConnectError | httpx.ConnectTimeout):
+        address = failure.request.url.copy_with(raw_path=b"/")
+        return ConnectionFailed(f"no server answers at {address}", code="unreachable")
+    if isinstance(failure, httpx.TimeoutException):
         return TimedOut("the server did not answer in time", code="timeout")
-    if sent:
-        return ConnectionFailed("the connection to the server was lost", code="connection_lost")
-    return ConnectionFailed(f"no server answers at {failure.request.url.copy_with(raw_path=b'/')}", code="unreachable")
+    return ConnectionFailed("the connection to the server was lost", code="connection_lost")
 
 
 def _pause(error: ClientError, attempt: int, safe: bool) -> float | None:
