@@ -4,18 +4,21 @@ Knows nothing of HTTP, jobs or tensors, opens no file and no connection. Called 
 and by the engine for the fit. Messages say what was received and what is accepted, and never repeat the caller's input.
 """
 
+import base64
 import binascii
 import io
 import re
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from PIL import Image, ImageCms
+from numpy.typing import NDArray
+from PIL import Image, ImageCms, ImageOps
 
-from i2v.errors import InvalidImage
+from i2v.errors import InvalidImage, json_type
 from i2v.notes import Note
 
 FORMATS = ("PNG", "JPEG", "WEBP")  # anything else Pillow could open is more attack surface than use
@@ -32,18 +35,6 @@ _DECODING = threading.BoundedSemaphore(2)
 _PREFIX = re.compile(r"\s*data:(?P<type>[\w.+-]+/[\w.+-]+)?(?:;[\w.-]+=[\w.+-]+)*;base64,", re.IGNORECASE | re.ASCII)
 _WANTED = "send it as data:image/<type>;base64,<data> (PNG, JPEG or WebP)"
 
-# EXIF orientation -> what makes the picture upright; 1 and unknown values leave it as it is.
-_UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-_ORIENTATION = 0x0112
-
 
 def decode_data_url(value: object, *, max_pixels: int) -> Image.Image:
     """Read `data:image/<type>;base64,...` as `decode` does; the stated type is not trusted, the bytes decide.
@@ -52,7 +43,7 @@ def decode_data_url(value: object, *, max_pixels: int) -> Image.Image:
     `Invalid image input`; nothing is fetched or opened.
     """
     if not isinstance(value, str):
-        raise _invalid(f"Invalid image input: a {_json_type(value)} came; {_WANTED}")
+        raise _invalid(f"Invalid image input: {json_type(value)} came; {_WANTED}")
     prefix = _PREFIX.match(value[:200])
     if prefix is None:
         raise _invalid(f"Invalid image input: {_what_string(value)}; {_WANTED}")
@@ -77,7 +68,9 @@ def decode(data: bytes, *, max_pixels: int) -> Image.Image:
         with _DECODING, Image.open(io.BytesIO(data), formats=FORMATS) as image:
             _check_size(image.size, max_pixels)
             image.load()
-            return _upright(to_rgb(image), image)
+            with suppress(Exception):  # a broken EXIF block: the photo is good, so it is shown as it is stored
+                ImageOps.exif_transpose(image, in_place=True)
+            return to_rgb(image)
     except InvalidImage:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
@@ -98,6 +91,13 @@ def to_rgb(image: Image.Image) -> Image.Image:
         rgb = _to_srgb(image) or image.convert("RGB")
     rgb.info = {}
     return rgb
+
+
+def jpeg_url(pixels: NDArray[np.uint8]) -> str:
+    """A small RGB picture (h, w, 3) as a data URL, so that a preview leaves no file behind."""
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "JPEG", quality=80)
+    return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,15 +204,6 @@ def _check_size(size: tuple[int, int], max_pixels: int) -> None:
         raise _invalid(f"the photo is {width}x{height} pixels; each side must have at least {MIN_SIDE}")
     if width * height > max_pixels:
         raise _invalid(f"the photo is {width}x{height} pixels, {width * height} in all; at most {max_pixels} are taken")
-
-
-def _upright(rgb: Image.Image, original: Image.Image) -> Image.Image:
-    try:
-        orientation = original.getexif().get(_ORIENTATION, 1)
-        turn = _UPRIGHT.get(orientation)
-    except Exception:  # a broken EXIF block: the photo is good, so it is shown as it is stored
-        return rgb
-    return rgb if turn is None else rgb.transpose(turn)
 
 
 def _to_srgb(image: Image.Image) -> Image.Image | None:
@@ -369,15 +360,6 @@ def _what_string(value: str) -> str:
     if head.startswith("data:"):
         return "the data URL is not in base64 form"
     return "the data:image/...;base64, prefix is missing"
-
-
-def _json_type(value: object) -> str:
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return "boolean"
-    names = {dict: "dictionary", list: "list", int: "number", float: "number", bytes: "byte string"}
-    return names.get(type(value), type(value).__name__)
 
 
 def _invalid(message: str) -> InvalidImage:

@@ -311,7 +311,7 @@ def test_forms_of_the_data_url_prefix_are_taken(prefix: str) -> None:
         (f"data:image/png;base64,{SECRET}-_", "not valid base64"),
         ("data:image/png;base64,*", "not valid base64"),
         ("data:image/png;base64,日本", "not valid base64"),
-        ({"path": f"/etc/{SECRET}", "meta": {"_type": "gradio.FileData"}}, "a dictionary came"),
+        ({"path": f"/etc/{SECRET}", "meta": {"_type": "gradio.FileData"}}, "an object came"),
         ([SECRET], "a list came"),
         (None, "null came"),
         (True, "a boolean came"),

@@ -486,7 +486,7 @@ def test_an_open_host_without_a_token_is_warned_of_and_an_empty_token_is_none(to
 def test_the_banner_reports_every_check_of_the_doctor() -> None:
     out = io.StringIO()
     preflight.main(["--model", "fake", "--port", "0"], out)
-    for check in doctor.run(Settings(model="fake", port=0)):
+    for check in doctor.checks(Settings(model="fake", port=0)):
         assert f"] {check.name}: " in out.getvalue()
 
 

@@ -105,7 +105,7 @@ def _doctor(
 
     if calibrate:
         raise typer.Exit(0 if _calibrate(settings, image) else 1)
-    checks = doctor.run(settings)
+    checks = list(doctor.checks(settings))
     for check in checks:
         print(check)
     raise typer.Exit(0 if all(check.ok for check in checks) else 1)

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import psutil
 
-from i2v.errors import SettingsError
+from i2v.errors import ModelUnavailable, SettingsError
 from i2v.notes import say
 from i2v.settings import Settings
 
@@ -37,13 +37,11 @@ class Check:
         return f"[{'SUCCESS' if self.ok else 'ERROR'}] {self.name}: {self.text}"
 
 
-def run(settings: Settings) -> list[Check]:
-    """All checks, in the order in which a start would meet them. A check that fails to run is a failed check."""
-    return list(checks(settings))
-
-
 def checks(settings: Settings) -> Iterator[Check]:
-    """The same, one by one as they are done: importing torch takes seconds, and the reader should see why."""
+    """All checks, in the order in which a start would meet them. A check that fails to run is a failed check.
+
+    One by one as they are done: importing torch takes seconds, and the reader should see why.
+    """
     all_checks: tuple[tuple[str, Callable[[], Check]], ...] = (
         ("python", check_python),
         ("torch", check_torch),
@@ -88,7 +86,6 @@ def check_torch() -> Check:
 def check_device(settings: Settings) -> Check:
     """The device that the settings name, and its free memory."""
     from i2v.engine import device_memory, source
-    from i2v.errors import ModelUnavailable
 
     try:
         device = source.choose_device(settings.device)
@@ -102,7 +99,6 @@ def check_device(settings: Settings) -> Check:
 def check_steps(settings: Settings) -> Check:
     """How denoising steps will run, and whether the presets file can be read."""
     from i2v.engine import faster_steps, source
-    from i2v.errors import ModelUnavailable
     from i2v.presets import read_presets
 
     try:
@@ -128,7 +124,6 @@ def check_kernels(settings: Settings) -> Check:
     """Which fused kernels will serve, each examined on the device; one that is left out costs time, no result."""
     from i2v.engine import source
     from i2v.engine.unet import fused
-    from i2v.errors import ModelUnavailable
 
     try:
         device = source.choose_device(settings.device)
@@ -183,7 +178,6 @@ def check_model(settings: Settings) -> Check:
     if settings.model == "fake":
         return Check("model", True, "fake engine: a test pattern, no model")
     from i2v.engine import hub, source, weight_files
-    from i2v.errors import ModelUnavailable
 
     try:
         folder = source.resolve(

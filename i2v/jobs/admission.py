@@ -21,14 +21,14 @@ class Admission:
     """The bounds of queue and disk. `free_space(folder)` in bytes."""
 
     def __init__(
-        self, settings: Settings, folder: Path, positions: Positions, free_space: Callable[[Path], int]
+        self, settings: Settings, folder: Path, positions: Positions, free_space: Callable[[Path], int] | None
     ) -> None:
         self._length = settings.queue.length
         self._share = settings.queue.per_caller
         self._min_free = settings.min_free_mb * 1_000_000
         self._folder = folder
         self._positions = positions
-        self._free_space = free_space
+        self._free_space = free_space or (lambda path: shutil.disk_usage(path).free)
 
     def has_room(self) -> bool:
         try:
@@ -80,10 +80,6 @@ def new_job(
         extends=extends,
         webhook=webhook,
     )
-
-
-def free_bytes(folder: Path) -> int:
-    return shutil.disk_usage(folder).free
 
 
 def fingerprint(request: GenerateRequest, picture: Image.Image, extends: str | None, webhook: str | None) -> str:

@@ -125,7 +125,7 @@ def marker_of(folder: Path, own_table: Path | None, store: JobStore) -> FolderMa
         there = _read(file)
         word = there or word or uuid.uuid4().hex
         if not there:
-            _write(file, word)
+            write_whole(file, f"{word}\n")
     if store.note(_NOTE) != word:  # last: a table that knows a word which is in no folder would refuse the right one
         store.set_notes({_NOTE: word})
     return FolderMarker(file, word)
@@ -146,12 +146,13 @@ def _read(file: Path) -> str:
     return found.decode("ascii")
 
 
-def _write(file: Path, word: str) -> None:
-    """Whole or not at all, whenever the machine stops."""
-    part = file.with_name(f"{MARK_NAME}.part")
+def write_whole(file: Path, text: str) -> None:
+    """A small file that everybody may read, whole or not at all, whenever the machine stops. Raises OSError."""
+    part = file.with_name(f"{file.name}.part")
     try:
-        with open(part, "w", encoding="ascii") as new:
-            new.write(f"{word}\n")
+        with open(part, "w", encoding="utf-8") as new:
+            os.fchmod(new.fileno(), 0o644)  # whatever the umask
+            new.write(text)
             new.flush()
             os.fsync(new.fileno())
         part.replace(file)

@@ -6,7 +6,6 @@ process dies, an MP4 under its final name is complete, and a row says completed 
 
 import json
 import logging
-import os
 import threading
 import time
 from collections.abc import Callable
@@ -23,7 +22,7 @@ from i2v import __version__
 from i2v.engine.interface import Frames, GenerationResult, ModelInfo
 from i2v.errors import GenerationFailed, I2VError, JobCancelled, Unavailable
 from i2v.jobs.job import Job, JobResult
-from i2v.jobs.outputs import ABSENT, FolderMarker
+from i2v.jobs.outputs import ABSENT, FolderMarker, write_whole
 from i2v.jobs.running import RunningJob
 from i2v.jobs.settle import Outcomes
 from i2v.notes import say
@@ -219,15 +218,7 @@ def _write_sidecar(path: Path, job: Job, result: JobResult) -> None:
     }
     if job.extends is not None:
         kept["extends"] = job.extends
-    part = path.with_name(path.stem + ".json.part")
-    try:
-        with open(part, "w", encoding="utf-8", opener=_world_readable) as file:
-            json.dump(kept, file, indent=2, ensure_ascii=False)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    write_whole(path, json.dumps(kept, indent=2, ensure_ascii=False))
 
 
 def _in_words(result: JobResult) -> dict[str, Any]:
@@ -237,9 +228,3 @@ def _in_words(result: JobResult) -> dict[str, Any]:
         "notes": [say(note) for note in result.notes],
         "warnings": [say(note) for note in result.warnings],
     }
-
-
-def _world_readable(name: str, flags: int) -> int:
-    descriptor = os.open(name, flags, 0o644)
-    os.fchmod(descriptor, 0o644)  # whatever the umask
-    return descriptor

@@ -18,7 +18,7 @@ from PIL import Image
 
 from i2v.engine.interface import DeviceMemory, EngineProtocol, MemoryNeed, ModelInfo
 from i2v.errors import I2VError, NotReady
-from i2v.jobs.admission import Admission, free_bytes, new_job
+from i2v.jobs.admission import Admission, new_job
 from i2v.jobs.cancel import Cancellation
 from i2v.jobs.eta import Pace, Positions
 from i2v.jobs.job import Door, Job, PendingWebhook, Status
@@ -82,7 +82,7 @@ class JobQueue:
         self._running = RunningJobs()
         self._pace = Pace()
         self._positions = Positions(lambda: self._opened().data.store.waiting(), self._running, self._pace)
-        self._admission = Admission(settings, self._folder, self._positions, free_space or free_bytes)
+        self._admission = Admission(settings, self._folder, self._positions, free_space)
         self._engine: EngineProtocol | None = None
         self._mutex: GpuMutex | None = None
         self._stop_lock = threading.Lock()

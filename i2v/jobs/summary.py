@@ -4,8 +4,8 @@ from i2v.jobs.job import Job
 from i2v.notes import say
 
 
-def summary(job: Job, url: str | None = None) -> str:
-    """Parameters, seed, size, model, plan and notes, one a line; `url` is the video's address where it has one."""
+def summary(job: Job) -> str:
+    """Parameters, seed, size, model, plan and notes, one a line."""
     request, result = job.request, job.result
     lines = [
         f"Prompt: {request.prompt}",
@@ -30,6 +30,4 @@ def summary(job: Job, url: str | None = None) -> str:
         lines += [f"Warning: {say(warning)}" for warning in result.warnings]
     elif job.error_message:
         lines.append(f"Error: {job.error_message} ({job.error_code})")
-    if url is not None:
-        lines.append(f"Video: {url}")
     return "\n".join(lines)

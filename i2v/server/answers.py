@@ -105,22 +105,16 @@ def invalid(refusal: Refusal) -> InvalidRequest:
     return InvalidRequest(shown.words(), field=shown.field or None)
 
 
-async def answer_i2v_error(request: Request, error: Exception) -> Response:
-    if not isinstance(error, I2VError):  # Starlette's signature is wider than what is registered
-        raise error
+async def answer_i2v_error(request: Request, error: I2VError) -> Response:
     return error_answer(error, request.url.path)
 
 
-async def answer_validation_error(request: Request, error: Exception) -> Response:
-    if not isinstance(error, RequestValidationError):
-        raise error
+async def answer_validation_error(request: Request, error: RequestValidationError) -> Response:
     return error_answer(invalid(refusals(error, skip=1)[0]), request.url.path)  # the first part says query or path
 
 
-async def answer_http_exception(request: Request, error: Exception) -> Response:
+async def answer_http_exception(request: Request, error: HTTPException) -> Response:
     """What the framework itself refuses: unknown paths, methods, broken forms."""
-    if not isinstance(error, HTTPException):
-        raise error
     headers = dict(error.headers or {})
     if error.status_code == 404:
         return error_answer(NotFound(UNKNOWN_PATH), request.url.path, headers)

@@ -64,13 +64,5 @@ def readiness(queue: "JobQueue") -> tuple[str, str | None]:
 def describe_model(queue: "JobQueue") -> dict[str, Any] | None:
     """What is loaded, as every surface shows it."""
     model = queue.model
-    if model is None:
-        return None
-    return {
-        "name": model.name,
-        "kind": model.kind,
-        "title": model.title,
-        "device": model.device,
-        "dtype": model.dtype,
-        "note": model.note,
-    }
+    shown = ("name", "kind", "title", "device", "dtype", "note")
+    return None if model is None else {name: getattr(model, name) for name in shown}

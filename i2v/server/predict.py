@@ -105,7 +105,7 @@ async def outcome(request: Request, queue: "JobQueue", job_id: str) -> Job | Non
         await run_in_threadpool(queue.abandon, job_id)
         return None
     finally:
-        await _cancelled(waiting, *others)
+        await cancel(waiting, *others)
 
 
 def answer_for(job: Job, queue: "JobQueue", base: str) -> Response:
@@ -139,7 +139,8 @@ async def _gone(request: Request) -> None:
         pass
 
 
-async def _cancelled(*tasks: asyncio.Future[Any]) -> None:
+async def cancel(*tasks: asyncio.Future[Any]) -> None:
+    """End each of them, and wait until it has; whatever it ends with."""
     for task in tasks:
         task.cancel()
     for task in tasks:

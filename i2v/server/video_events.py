@@ -1,22 +1,18 @@
 """Server-sent events of one job: its state, its progress with a preview, its end. Knows no routes."""
 
 import asyncio
-import base64
-import contextlib
-import io
 import json
 from collections.abc import AsyncIterator
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
 from starlette.concurrency import run_in_threadpool
 
 from i2v.errors import I2VError, NotReady
+from i2v.images import jpeg_url
 from i2v.jobs.job import Job
 from i2v.server.answers import error_body
 from i2v.server.context import Context
+from i2v.server.predict import cancel
 from i2v.server.video_object import shown
 
 KEEP_ALIVE_S = 15.0  # proxies close connections that are silent for a minute
@@ -60,10 +56,7 @@ async def _with_pauses(changes: AsyncIterator[Job], stopping: asyncio.Event) -> 
             else:
                 yield None
     finally:
-        for task in (stopped, following):
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError, Exception):
-                await task
+        await cancel(stopped, following)
 
 
 async def _next(changes: AsyncIterator[Job]) -> Job | None:
@@ -80,14 +73,8 @@ def _progress(context: Context, job: Job) -> dict[str, Any]:
         "step": job.step,
         "steps": job.request.steps,
         "eta_s": job.eta_s,
-        "preview": None if picture is None else _jpeg_url(picture),
+        "preview": None if picture is None else jpeg_url(picture),
     }
-
-
-def _jpeg_url(picture: NDArray[np.uint8]) -> str:
-    file = io.BytesIO()
-    Image.fromarray(picture).save(file, "JPEG", quality=80)
-    return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode("ascii")
 
 
 def _event(name: str, data: dict[str, Any]) -> bytes:

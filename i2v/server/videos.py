@@ -53,7 +53,7 @@ _NEW = openapi.takes("CreateVideo", form=True)
 class ModelObject(Answer):
     """The model that is loaded: OpenAI's four fields, and what this server knows beyond them."""
 
-    id: str
+    id: str = Field(validation_alias="name")
     object: Literal["model"] = "model"
     created: Literal[0] = 0
     owned_by: Literal["i2v"] = "i2v"
@@ -168,11 +168,7 @@ async def content(request: Request, video_id: str, variant: Annotated[str, Query
     return ranged(request, in_memory(data), {"Content-Type": media_type(variant), "Content-Disposition": disposition})
 
 
-@router.get(
-    "/videos/{video_id}/events",
-    response_class=Response,
-    responses=openapi.files("text/event-stream", statuses=(404, 422)),
-)
+@router.get("/videos/{video_id}/events", response_class=Response, responses=_EVENTS)
 async def events(request: Request, video_id: str) -> Response:
     """Server-sent events: `status` when the state changes, `progress` with a preview, `done` with the final object."""
     context = context_of(request)
@@ -278,15 +274,4 @@ async def _object_answer(context: Context, job: Job, **changed: Any) -> Response
 
 def _model(context: Context) -> ModelObject | None:
     model = context.queue.model
-    if model is None:
-        return None
-    return ModelObject(
-        id=model.name,
-        kind=model.kind,
-        title=model.title,
-        device=model.device,
-        dtype=model.dtype,
-        note=model.note,
-        vocabulary=list(model.vocabulary),
-        guidance_range=list(model.guidance_range) if model.guidance_range else None,
-    )
+    return None if model is None else ModelObject.model_validate(model, from_attributes=True)

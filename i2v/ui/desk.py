@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from i2v.errors import Conflict, I2VError, NotFound
-from i2v.images import place
+from i2v.images import jpeg_url, place
 from i2v.jobs.job import Job
 from i2v.request import GenerateRequest, draw_seed
 from i2v.server.video_extension import last_frame
@@ -25,7 +25,7 @@ from i2v.ui import form, hint, history, sheet, stage
 from i2v.ui.banner import banner
 from i2v.ui.form import GREETED
 from i2v.ui.sweep import Shown, drafts, in_full
-from i2v.ui.texts import PageRefusal, Say, language, speaker, told
+from i2v.ui.texts import PageRefusal, Say, language, told
 
 if TYPE_CHECKING:
     from i2v.jobs.queue import JobQueue
@@ -49,7 +49,7 @@ class Desk:
     def submit(self, upload: Any, *rest: Any) -> tuple[Any, Any]:
         """Queue the form's job. -> job id, notice"""
         *values, request = rest
-        say = speaker(language(request))
+        say = Say(language(request))
         try:
             job_request, photo = self.read(say, upload, values)
             job = self.queue.submit(job_request, photo, door="ui", caller=caller_of(request))
@@ -68,7 +68,7 @@ class Desk:
     def sweep(self, upload: Any, *rest: Any) -> tuple[Any, str]:
         """Queue four drafts of the form's job. -> what is shown, notice"""
         *values, request = rest
-        say = speaker(language(request))
+        say = Say(language(request))
         queued: list[str] = []
         notice = ""
         try:
@@ -84,7 +84,7 @@ class Desk:
         data = event._data if isinstance(event._data, dict) else {}
         if isinstance(data.get("job"), str):
             return data["job"], gr.skip()
-        say = speaker(language(request))
+        say = Say(language(request))
         try:
             draft = history.find(self.queue, data.get("full"))
             if draft is None:
@@ -99,7 +99,7 @@ class Desk:
 
     def extend(self, job_id: str | None, request: gr.Request) -> tuple[Any, str]:
         """Go on from the last frame of the shown video, with its own settings and a new seed. -> job id, notice"""
-        say = speaker(language(request))
+        say = Say(language(request))
         try:
             job = history.find(self.queue, job_id)
             if job is None or job.result is None:
@@ -119,12 +119,12 @@ class Desk:
             except (Conflict, NotFound):  # it ended by itself meanwhile, or was deleted
                 continue
             except I2VError as error:
-                return hint.notice(told(speaker(language(request)), error))
+                return hint.notice(told(Say(language(request)), error))
         return ""
 
     def look(self, shown: str | None, seen: str, request: gr.Request) -> tuple[Any, ...]:
         """What has changed since the look that returned `seen`; "" for the first one. -> seen, `LOOKED`"""
-        say = speaker(language(request))
+        say = Say(language(request))
         try:
             now = self._now(say, Shown.read(shown))
         except I2VError as error:  # the job table does not answer now, or the server is stopping: the rest stays
@@ -175,7 +175,7 @@ class Desk:
                 fields[key]["value"] = form.within(model, value)
         if model.guidance_range is not None:
             low, high = model.guidance_range
-            say = speaker(language(request))
+            say = Say(language(request))
             fields["guidance_scale"] |= {"minimum": low, "maximum": high}
             fields["guidance_scale"]["info"] = say("guidance_kept", **form.ends(model.guidance_range))
         updates = [gr.update(**change) if change else gr.skip() for change in fields.values()]
@@ -190,13 +190,13 @@ class Desk:
         try:
             photo = form.read_photo(upload, self.settings.max_image_pixels)
         except I2VError as error:
-            return "", hint.notice(told(speaker(language(request)), error))
+            return "", hint.notice(told(Say(language(request)), error))
         return ("" if photo is None else form.size_text(*photo.size)), ""
 
     def foresee(self, photo_size: Any, upload: Any, *rest: Any) -> tuple[str, str]:
         """Any field changed; `photo_size` as `look_at_photo` returned it. -> the crop on the photo, the estimate"""
         *values, request = rest
-        say = speaker(language(request))
+        say = Say(language(request))
         named = dict(zip(form.Form.names()[1:], values, strict=True))
         lines: list[str] = []
         crop = refusal = ""
@@ -220,7 +220,7 @@ class Desk:
 
     def about(self, prompt: str, request: gr.Request) -> str:
         """The prompt was changed; nobody is told that it is empty before that. -> what it lacks"""
-        return hint.notice(hint.about_prompt(speaker(language(request)), prompt or "", self.queue.model), "mild")
+        return hint.notice(hint.about_prompt(Say(language(request)), prompt or "", self.queue.model), "mild")
 
     def quality(self, name: str) -> int:
         """-> steps"""
@@ -304,7 +304,7 @@ def photo_url(queue: "JobQueue", job_id: str) -> str:
     """A job's photo, small, as a data URL. Raises as `JobQueue.input_image`: a failure is not remembered."""
     photo = queue.input_image(job_id)
     photo.thumbnail((PHOTO_SIDE, PHOTO_SIDE))
-    return stage.jpeg_url(np.asarray(photo))
+    return jpeg_url(np.asarray(photo))
 
 
 def caller_of(request: gr.Request | None) -> str | None:

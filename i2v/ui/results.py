@@ -9,7 +9,7 @@ from i2v.errors import Conflict, I2VError
 from i2v.settings import Settings
 from i2v.ui import form, hint, history
 from i2v.ui.sweep import Shown
-from i2v.ui.texts import PageRefusal, Say, language, speaker, told
+from i2v.ui.texts import PageRefusal, Say, language, told
 
 if TYPE_CHECKING:
     from i2v.jobs.queue import JobQueue
@@ -24,7 +24,7 @@ class Results:
 
     def reuse(self, job_id: str | None, request: gr.Request) -> tuple[Any, ...]:
         """Put the shown job's photo and settings into the form. -> notice, fields"""
-        say = speaker(language(request))
+        say = Say(language(request))
         try:
             job = history.find(self.queue, job_id)
             if job is None:
@@ -37,12 +37,12 @@ class Results:
     def delete(self, shown: str | None, request: gr.Request) -> tuple[Any, str]:
         """Remove the shown video for good, and go back to the other drafts of its sheet. -> what is shown, notice"""
         what = Shown.read(shown)
-        refusal = self._delete(what.job or "", speaker(language(request)))
+        refusal = self._delete(what.job or "", Say(language(request)))
         if refusal:
             return gr.skip(), refusal
         rest = tuple(draft for draft in what.sheet if draft != what.job)
         left = Shown(sheet=rest).sheet_text() if rest else None
-        return left, hint.notice(speaker(language(request))("deleted"), "good")
+        return left, hint.notice(Say(language(request))("deleted"), "good")
 
     def _delete(self, job_id: str, say: Say) -> str:
         """Why the job cannot be deleted, as a notice; empty once it is gone. One that runs or waits stays."""
@@ -59,7 +59,7 @@ class Results:
         data = event._data if isinstance(event._data, dict) else {}
         opened, removed = data.get("job"), data.get("remove")
         if isinstance(removed, str):
-            say = speaker(language(request))
+            say = Say(language(request))
             refusal = self._delete(removed, say)
             return gr.skip(), gr.skip(), refusal or hint.notice(say("deleted"), "good")
         if isinstance(opened, str):
@@ -68,7 +68,7 @@ class Results:
 
     def cards(self, search: str, count: str, request: gr.Request) -> tuple[str, Any]:
         """-> cards, the button that shows more"""
-        say = speaker(language(request))
+        say = Say(language(request))
         try:
             html, more = history.cards(say, self.queue, search, history.count_of(count))
         except I2VError as error:
@@ -77,7 +77,7 @@ class Results:
 
     def restore(self, upload: Any, request: gr.Request) -> tuple[Any, ...]:
         """Read the settings back from an MP4. -> notice of this tab, tabs, notice of the form, fields"""
-        say = speaker(language(request))
+        say = Say(language(request))
         if upload is None:
             return "", gr.skip(), *_unchanged(gr.skip())
         try:

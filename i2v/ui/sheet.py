@@ -8,8 +8,9 @@ from html import escape
 import numpy as np
 from numpy.typing import NDArray
 
+from i2v.images import jpeg_url
 from i2v.jobs.job import Job
-from i2v.ui.stage import jpeg_url, now
+from i2v.ui.stage import now
 from i2v.ui.sweep import Shown
 from i2v.ui.texts import Say, explained
 

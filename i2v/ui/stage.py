@@ -3,14 +3,12 @@
 Pure functions from a job to text. Whatever a user or a model wrote passes through `html.escape`.
 """
 
-import base64
-import io
 from html import escape
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
+from i2v.images import jpeg_url
 from i2v.jobs.job import Job, JobResult
 from i2v.ui.texts import Say, duration, explained, titled
 
@@ -159,10 +157,3 @@ def _shape(job: Job) -> str:
 def _card(kind: str, inside: str) -> str:
     live = "off" if kind == "running" else "polite"  # a running job changes twice a second: nobody wants that read out
     return f"<section class='stage stage-{kind}' aria-live='{live}'>{inside}</section>"
-
-
-def jpeg_url(pixels: NDArray[np.uint8]) -> str:
-    """A small picture as a data URL, so that a preview leaves no file behind."""
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "JPEG", quality=80)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()

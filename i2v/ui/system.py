@@ -14,7 +14,7 @@ from i2v.request import GenerateRequest
 from i2v.settings import Settings
 from i2v.ui import form, hint
 from i2v.ui.hint import gigabytes
-from i2v.ui.texts import Say, about, duration, explained, language, speaker, titled, told
+from i2v.ui.texts import Say, about, duration, explained, language, titled, told
 
 if TYPE_CHECKING:
     from i2v.jobs.queue import JobQueue
@@ -29,7 +29,7 @@ class System:
 
     def facts(self, request: gr.Request) -> str:
         """The timer of this tab ticked. -> facts"""
-        say = speaker(language(request))
+        say = Say(language(request))
         try:
             return facts(say, self.settings, self.queue)
         except I2VError as error:
@@ -38,7 +38,7 @@ class System:
     def tab(self, *values: Any) -> tuple[str, str, str, str]:
         """This tab was opened; `values` are the form's without the photo. -> facts, curl, requests, openai"""
         *fields, request = values
-        say = speaker(language(request))
+        say = Say(language(request))
         named = dict(zip(form.Form.names()[1:], fields, strict=True))
         return self.facts(request), *self._examples(say, named, self.settings.base_of(str(request.request.base_url)))
 

@@ -53,10 +53,6 @@ class Say:
         return notes.say(note, self.language)
 
 
-def speaker(lang: Language) -> Say:
-    return Say(lang)
-
-
 class PageRefusal(InvalidRequest):
     """What the page itself refuses, in the reader's language."""
 

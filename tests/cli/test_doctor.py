@@ -19,7 +19,7 @@ def settings(tmp_path: Path, **changes: object) -> Settings:
 
 
 def test_a_sound_machine_passes_every_check_and_nothing_is_made(tmp_path: Path) -> None:
-    checks = doctor.run(settings(tmp_path))
+    checks = list(doctor.checks(settings(tmp_path)))
 
     assert [check.name for check in checks] == [
         "python",
@@ -46,7 +46,7 @@ def test_a_check_that_breaks_is_a_failed_line_and_the_rest_still_runs(
 
     monkeypatch.setattr(doctor, "check_ffmpeg", broken)
 
-    checks = {check.name: check for check in doctor.run(settings(tmp_path))}
+    checks = {check.name: check for check in doctor.checks(settings(tmp_path))}
 
     assert not checks["ffmpeg"].ok
     assert "the disk hums" in checks["ffmpeg"].text

@@ -29,12 +29,12 @@ from i2v.ui.hint import about_prompt
 from i2v.ui.results import Results
 from i2v.ui.sweep import Shown
 from i2v.ui.system import System, facts
-from i2v.ui.texts import TABLE, explained, speaker, told
+from i2v.ui.texts import TABLE, Say, explained, told
 from tests.conftest import ROOT
 
 NOBODY: Any = None  # the request of an event: without one the page speaks English
 MODEL, BANNER, STAGE = (1 + LOOKED.index(name) for name in ("model", "banner", "stage"))
-SAY, SAY_CHINESE = speaker("en"), speaker("zh")
+SAY, SAY_CHINESE = Say("en"), Say("zh")
 FRESH = [form.defaults(None)[name] for name in GREETED]  # a form that nobody has touched
 DOT = Image.new("RGB", (64, 64), (200, 100, 50))
 MakeQueue = Callable[..., JobQueue]
@@ -217,7 +217,7 @@ def form_values(**changed: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("size", ["512 x 512", " 512x512"])
 def test_a_size_may_be_typed_with_spaces(size: str) -> None:
-    read = form.read_request(speaker("en"), form_values(size=size), (640, 480), PublicLimits(), None)
+    read = form.read_request(Say("en"), form_values(size=size), (640, 480), PublicLimits(), None)
     assert (read.width, read.height) == (512, 512)
 
 
@@ -230,7 +230,7 @@ def test_a_size_may_be_typed_with_spaces(size: str) -> None:
 )
 def test_the_page_names_the_range_that_the_routes_name(changed: dict[str, Any], words: str) -> None:
     with pytest.raises(InvalidRequest) as refused:
-        form.read_request(speaker("en"), form_values(**changed), (640, 480), PublicLimits(), None)
+        form.read_request(Say("en"), form_values(**changed), (640, 480), PublicLimits(), None)
     assert refused.value.message == words
 
 

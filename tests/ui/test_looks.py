@@ -17,7 +17,7 @@ from i2v.mutex import GpuMutex
 from i2v.request import PublicLimits
 from i2v.ui.form import as_photo, offered_sizes
 from i2v.ui.hint import about_prompt
-from i2v.ui.texts import TABLE, speaker
+from i2v.ui.texts import TABLE, Say
 from tests.conftest import ASSETS
 from tests.ui.conftest import Site, fill, open_advanced
 
@@ -51,7 +51,7 @@ def test_a_prompt_that_the_demo_model_does_not_follow_is_said_before_it_runs() -
     card = read_card(DEMO_FOLDER / "i2v.json")
     demo = ModelInfo("demo", "demo", "Demo", "cpu", "float32", vocabulary=card.vocabulary, phrases=card.phrases)
     for language in ("en", "zh"):
-        say = speaker(language)
+        say = Say(language)
         assert "camera zooms in" in about_prompt(say, "a dog runs across the beach", demo)
         for phrase in (*card.vocabulary, "golden hour over a boat", "A cat, the camera pans to the left."):
             assert about_prompt(say, phrase, demo) == ""

@@ -7,7 +7,7 @@ from playwright.sync_api import Page, expect
 
 from i2v.errors import InvalidRequest
 from i2v.ui.form import seed_of
-from i2v.ui.texts import speaker
+from i2v.ui.texts import Say
 from tests.conftest import ASSETS
 from tests.ui.conftest import Site, fill, open_advanced
 
@@ -86,11 +86,11 @@ def test_a_seed_that_is_no_number_is_said_in_words(site: Site, open_page: OpenPa
 
 @pytest.mark.parametrize(("text", "seed"), [("", None), ("  ", None), (None, None), ("0", 0), (" 42 ", 42)])
 def test_a_seed_is_read_from_its_field(text: str | None, seed: int | None) -> None:
-    assert seed_of(speaker("en"), text) == seed
+    assert seed_of(Say("en"), text) == seed
 
 
 @pytest.mark.parametrize("text", ["-1", "1.5", "1e3", "٣", "0x10", "seven"])
 def test_what_is_no_whole_number_is_no_seed(text: str) -> None:
     for language, words in (("en", "whole number"), ("zh", "种子：请填写整数")):
         with pytest.raises(InvalidRequest, match=words):
-            seed_of(speaker(language), text)
+            seed_of(Say(language), text)

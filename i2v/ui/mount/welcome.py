@@ -11,7 +11,7 @@ import gradio as gr
 
 from i2v.engine.interface import ModelInfo
 from i2v.ui.form import GREETED, Controls, Form, defaults, ends, examples, quality_of
-from i2v.ui.texts import label, speaker
+from i2v.ui.texts import Say, label
 
 if TYPE_CHECKING:
     from i2v.jobs.queue import JobQueue
@@ -56,4 +56,4 @@ class Welcome:
     def _tell(self, key: str, values: dict[str, str]) -> None:
         """Fill in the numbers of a sentence that the browser translates."""
         for language, table in self.words.translations.items():
-            table[key] = speaker("en" if language == "en" else "zh")(key, **values)
+            table[key] = Say("en" if language == "en" else "zh")(key, **values)
