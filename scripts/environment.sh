@@ -35,12 +35,10 @@ need_environment() {
   [[ -x "$ENV_PYTHON" ]] || fail "there is no environment yet; run: scripts/install test"
 }
 
-# pytest with the given arguments, in one process more than there are cores (at most five): tests wait for clocks and for
-# other programs a quarter of their time. Whichever has nothing left takes half of what another has before it.
+# pytest with the given arguments, in several processes (tests/conftest.py says how many). Whichever has nothing left
+# takes half of what another has before it.
 run_tests() {
-  local cores
-  cores=$(getconf _NPROCESSORS_ONLN)
   # Asserts in tests and plugins are rewritten once and kept: each process would take seconds over it.
   export PYTHONDONTWRITEBYTECODE=
-  exec "$ENV_PYTHON" -m pytest -n "$((cores < 4 ? cores + 1 : 5))" --dist worksteal "$@"
+  exec "$ENV_PYTHON" -m pytest -n auto --dist worksteal "$@"
 }

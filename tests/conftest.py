@@ -23,6 +23,11 @@ ASSETS = ROOT / "tests" / "assets"
 PHOTOS = ("astronaut", "chelsea", "coffee", "rocket")
 
 
+def pytest_xdist_auto_num_workers() -> int:
+    """One process more than there are cores: tests wait for clocks and for other programs a quarter of their time."""
+    return min(5, (os.cpu_count() or 1) + 1)
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The long ones first, so that no test process is left alone with one at the end."""
