@@ -1,6 +1,5 @@
-"""How the demo model is made: its captions, its scenes, the wired UNet, and the whole command in a minute."""
+"""How the demo model is made: its captions, its scenes, the wired UNet, and the whole command at its smallest."""
 
-import copy
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -164,10 +163,9 @@ def test_a_widened_autoencoder_is_the_same_function(monkeypatch: pytest.MonkeyPa
     torch.testing.assert_close(after, before, atol=1e-3, rtol=1e-3)
 
 
-def test_a_stopped_training_of_the_autoencoder_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stopped_training_of_the_autoencoder_goes_on(tmp_path: Path) -> None:
     """It is stopped while it reports, right after its state was written."""
-    small = autoencoder.build((8, 8, 8, 8))
-    monkeypatch.setattr(autoencoder, "build", lambda: copy.deepcopy(small))
+    small = {"widths": (8, 8, 8, 8), "side": 64}
     held_out = torch.rand(1, 3, 64, 64) * 2 - 1
 
     def stop(line: str) -> None:
@@ -176,7 +174,7 @@ def test_a_stopped_training_of_the_autoencoder_goes_on(tmp_path: Path, monkeypat
 
     def train(say: Callable[[str], None], minutes: float) -> None:
         pictures = Pictures.make(2, seed=0)
-        autoencoder.train(tmp_path, pictures, held_out, minutes=minutes, device="cpu", say=say, keep_every=0)
+        autoencoder.train(tmp_path, pictures, held_out, minutes=minutes, device="cpu", say=say, keep_every=0, **small)
 
     with pytest.raises(KeyboardInterrupt):
         train(stop, 60)

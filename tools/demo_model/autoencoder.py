@@ -22,6 +22,7 @@ from tools.demo_model.pictures import Pictures
 WIDTHS = (32, 64, 128, 192)
 NOISE = 0.02  # of a kernel's deviation, added to it where it is widened
 CELL = 8  # pixels of a latent
+SIDE = 256  # pixels of a picture that it is measured on
 CROP = 128  # pixels of a training picture
 PAIRS = 8  # +R +G +B -R -G -B and two constants
 CONSTANT = 3.0  # held in two channels so that GroupNorm's deviation hardly depends on the picture
@@ -43,7 +44,7 @@ def build(widths: tuple[int, ...] = WIDTHS) -> AutoencoderKL:
         layers_per_block=1,
         norm_num_groups=1,
         mid_block_add_attention=False,
-        sample_size=256,
+        sample_size=SIDE,
         scaling_factor=1.0,
     )
     _analytic_start(vae)
@@ -213,18 +214,20 @@ def train(
     say: Callable[[str], None],
     bf16: bool = False,
     narrow: AutoencoderKL | None = None,
+    widths: tuple[int, ...] = WIDTHS,
+    side: int = SIDE,
     keep_every: float = 120,
 ) -> AutoencoderKL:
     """Train for `minutes` of wall time, resuming from `folder`/vae.pt; returns the averaged, standardised weights.
 
-    It starts from `narrow`, made twice as wide, at a lower rate, or from the analytic start. The state is written every
-    `keep_every` seconds. `bf16` multiplies in bfloat16: twice as fast where the processor has
-    units for it, slower elsewhere.
+    It starts from `narrow`, made twice as wide, at a lower rate, or from the analytic start at `widths`. `side` is that
+    of the pictures, in pixels, by which it is calibrated and standardised. The state is written every `keep_every`
+    seconds. `bf16` multiplies in bfloat16: twice as fast where the processor has units for it, slower elsewhere.
     """
     state = folder / "vae.pt"
     if narrow is None:
-        start, rate = build(), 1e-3
-        _calibrate(start, torch.stack([pictures.crop(256) for _ in range(16)]) * 2 - 1)
+        start, rate = build(widths), 1e-3
+        _calibrate(start, torch.stack([pictures.crop(side) for _ in range(16)]) * 2 - 1)
     else:
         start, rate = widen(narrow, torch.Generator().manual_seed(0)), 5e-4
     run = Training.begin(start, device)
@@ -242,7 +245,7 @@ def train(
             say(f"autoencoder: step {run.step}, {_progress(run, minutes, held_out)}")
             kept = time.monotonic()
     average = run.average.cpu().float()
-    standardise(average, torch.stack([pictures.crop(256) for _ in range(40)]) * 2 - 1)
+    standardise(average, torch.stack([pictures.crop(side) for _ in range(40)]) * 2 - 1)
     say(f"autoencoder: done after {run.step} steps, held out {_db(average, held_out)}")
     return average
 
