@@ -4,13 +4,15 @@ diffusers leaves some layers zero at the start; they are filled, so that no path
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from diffusers import I2VGenXLUNet as Upstream
-from torch import Tensor
+from torch import Tensor, nn
 
 from i2v.engine.unet.model import I2VGenXLUNet, RequestState
+
+if TYPE_CHECKING:
+    from diffusers import I2VGenXLUNet as Upstream
 
 TOKENS = 9
 TIMESTEPS = (981, 501, 1)
@@ -66,17 +68,32 @@ CONFIGS: dict[str, dict[str, Any]] = {
 }
 
 
-def upstream(config: dict[str, Any], seed: int = 0) -> Upstream:
+def upstream(config: dict[str, Any], seed: int = 0) -> "Upstream":
     """diffusers' UNet with random weights everywhere."""
+    from diffusers import I2VGenXLUNet as Upstream  # seconds that `alone` is spared
+
     torch.manual_seed(seed)
     unet = Upstream(**config).eval().requires_grad_(False)
-    for parameter in unet.parameters():
-        if not parameter.any():
-            parameter.normal_(0, 0.05)
+    fill(unet)
     return unet
 
 
-def own(reference: Upstream) -> I2VGenXLUNet:
+def alone(config: dict[str, Any], seed: int = 0) -> I2VGenXLUNet:
+    """Ours with random weights everywhere, where no other is compared with it."""
+    torch.manual_seed(seed)
+    unet = I2VGenXLUNet.from_config(config).requires_grad_(False)
+    fill(unet)
+    return unet
+
+
+def fill(unet: nn.Module) -> None:
+    """Random numbers where a layer starts with zeros."""
+    for parameter in unet.parameters():
+        if not parameter.any():
+            parameter.normal_(0, 0.05)
+
+
+def own(reference: "Upstream") -> I2VGenXLUNet:
     """Ours, with the same config and weights."""
     unet = I2VGenXLUNet.from_config(dict(reference.config))
     unet.load_state_dict(reference.state_dict())
@@ -97,7 +114,7 @@ class Inputs:
         times = torch.tensor(TIMESTEPS)
         return unet.begin(self.text, self.image_embeddings, self.image_latents, self.fps, times, **options)
 
-    def upstream(self, unet: Upstream, index: int = 1, image_latents: Tensor | None = None) -> Tensor:
+    def upstream(self, unet: "Upstream", index: int = 1, image_latents: Tensor | None = None) -> Tensor:
         """What diffusers predicts at timestep `index`."""
         rows = len(self.text)
         images = self.image_latents if image_latents is None else image_latents
