@@ -146,12 +146,7 @@ class Settings(BaseSettings):
 
     @classmethod
     def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
+        cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource, *_: Any, **others: Any
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Only what the caller passes; `load_settings` adds the environment and the file."""
         return (init_settings,)
@@ -171,15 +166,10 @@ def load_settings(config: Path | None = None, **flags: Any) -> Settings:
     class Loaded(Settings):
         @classmethod
         def settings_customise_sources(
-            cls,
-            settings_cls: type[BaseSettings],
-            init_settings: PydanticBaseSettingsSource,
-            env_settings: PydanticBaseSettingsSource,
-            dotenv_settings: PydanticBaseSettingsSource,
-            file_secret_settings: PydanticBaseSettingsSource,
+            cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource, *_: Any, **others: Any
         ) -> tuple[PydanticBaseSettingsSource, ...]:
             file = YamlConfigSettingsSource(settings_cls, yaml_file=config) if config else None
-            return (init_settings, env_settings, *((file,) if file else ()))
+            return (init_settings, others["env_settings"], *((file,) if file else ()))
 
     _refuse_unknown_variables()
     try:

@@ -267,17 +267,12 @@ def _refuse_full_disk(blobs: Path, files: list[RepoFile]) -> None:
         if not (blobs / blob).exists():
             part = blobs / f"{blob}.i2v.part"
             wanted += file.size - (part.stat().st_size if part.exists() else 0)
-    free = free_bytes(blobs)
+    free = shutil.disk_usage(blobs).free
     if wanted > free:
         raise ModelUnavailable(
             f"{wanted / 1e9:.2f} GB are still to be downloaded and only {free / 1e9:.2f} GB are free in {blobs}; "
             f"free some space or choose another cache_dir"
         )
-
-
-def free_bytes(folder: Path) -> int:
-    """Free space on the disk that holds `folder`."""
-    return shutil.disk_usage(folder).free
 
 
 def _first_line(error: BaseException) -> str:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -196,7 +197,7 @@ def test_another_kind_of_repository_is_refused_before_anything_large(double: Hub
 def test_a_disk_too_small_is_refused_before_the_download(
     double: HubDouble, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hub, "free_bytes", lambda folder: 1_000_000)
+    monkeypatch.setattr(hub.shutil, "disk_usage", lambda folder: SimpleNamespace(free=1_000_000))
 
     with pytest.raises(ModelUnavailable, match=r"0\.00 GB are free"):
         fetch(double, tmp_path)
