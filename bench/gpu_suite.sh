@@ -17,7 +17,8 @@ fi
 export PYTHONPATH=".${PYTHONPATH:+:$PYTHONPATH}"
 : >"$out"
 
-"$python" -c 'import diffusers, torch, transformers' || {
+# They are looked for, not imported: that takes seconds, and each part does it anyway.
+"$python" -c 'from importlib.util import find_spec; exit(not all(map(find_spec, ("diffusers", "torch", "transformers"))))' || {
   echo "$python lacks torch, diffusers or transformers; run scripts/install there, or carry its wheels" >&2
   exit 2
 }
