@@ -16,7 +16,7 @@ from i2v.engine import Engine
 from i2v.engine.source import DEMO_FOLDER
 from i2v.request import GenerateRequest
 
-SHORT = GenerateRequest(prompt="static camera", width=128, height=128, num_frames=3, steps=10, seed=1)
+SHORT = GenerateRequest(prompt="static camera", width=128, height=128, num_frames=2, steps=2, seed=1)
 
 
 def halved_copy(folder: Path) -> Path:
@@ -73,8 +73,11 @@ def test_psnr_is_that_of_the_formula() -> None:
 
 @pytest.mark.slow
 def test_the_command_prints_both_scales_and_its_exit_code_tells_whether_to_act(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    own = calibration.short_request
+    smaller = {"width": SHORT.width, "height": SHORT.height}
+    monkeypatch.setattr(calibration, "short_request", lambda kind: own(kind).model_copy(update=smaller))
     folder = halved_copy(tmp_path / "halved")
     with pytest.raises(SystemExit) as ended:
         commands.main(["doctor", "--calibrate", "--model", str(folder), "--device", "cpu", "--outputs", str(tmp_path)])

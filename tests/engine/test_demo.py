@@ -23,10 +23,12 @@ pytestmark = pytest.mark.slow
 
 PHOTO = Image.open(ASSETS / "coffee.jpg").convert("RGB")
 JOB = GenerateRequest(
-    prompt="the scene at sunset", width=256, height=256, num_frames=2, steps=2, guidance_scale=8.0, seed=1
+    prompt="the scene at sunset", width=192, height=192, num_frames=2, steps=2, guidance_scale=8.0, seed=1
 )
 # For what holds at any size. One step shows what many show: the demo model's prediction is nearly the same at each.
-SMALL = {"width": 192, "height": 192, "steps": 1}
+SMALL = {"width": 160, "height": 160, "steps": 1}
+# A slight zoom is only found in a larger picture, and in a smaller one a faded frame is refused as blank.
+LARGE = {word: {"width": 256, "height": 256} for word in ("zoom in", "zoom out", "drift", "fade")}
 Clip = Callable[..., np.ndarray]
 Measured = Callable[..., measurement.Measured]
 
@@ -63,7 +65,7 @@ def measured(clip: Clip) -> Measured:
 @pytest.mark.parametrize("word", PROMPTS)
 def test_every_word_starts_at_the_photo_and_does_what_it_says(measured: Measured, word: str) -> None:
     """Reversed frames, swapped channels, a wrong sign of guidance or a broken mask fail here."""
-    found = measured(word)
+    found = measured(word, **LARGE.get(word, {}))
     assert found.psnr > 22
     assert found.follows
     assert word in scenes.LIGHTS or found.contrast > 0.8
@@ -78,7 +80,7 @@ def test_the_view_moves_by_24_pixels(measured: Measured, word: str, shift: tuple
 
 @pytest.mark.parametrize("word", ["zoom in", "zoom out"])
 def test_the_view_zooms_by_what_the_card_says(measured: Measured, word: str) -> None:
-    assert measured(word).scale == pytest.approx(1 / (1 - scenes.MOVES[word].zoom), abs=0.03)
+    assert measured(word, **LARGE[word]).scale == pytest.approx(1 / (1 - scenes.MOVES[word].zoom), abs=0.03)
 
 
 def test_motion_goes_on_from_frame_to_frame(clip: Clip) -> None:
@@ -142,7 +144,7 @@ def test_a_guidance_beyond_the_models_range_is_set_to_it_and_said(engine: Engine
 
 
 def test_a_seed_repeats_itself_and_another_changes_no_more_than_grain(engine: Engine) -> None:
-    zoom = JOB.model_copy(update={"prompt": "camera zooms in", "width": 192, "height": 192})
+    zoom = JOB.model_copy(update={"prompt": "camera zooms in", "width": 128, "height": 128})
     one, same, other = (engine.generate(zoom.model_copy(update={"seed": seed}), PHOTO).frames for seed in (5, 5, 6))
     assert np.array_equal(one, same)
     assert not np.array_equal(one, other)
@@ -154,7 +156,7 @@ def test_a_seed_repeats_itself_and_another_changes_no_more_than_grain(engine: En
     [
         ("zoom in", 128, 320),
         ("zoom in", 384, 192),
-        ("zoom in", 512, 512),
+        ("zoom in", 256, 512),
         ("pan right", 128, 320),
         ("pan right", 384, 192),
         ("pan right", 512, 128),
@@ -168,7 +170,7 @@ def test_other_sizes_and_shapes_move_as_well(measured: Measured, word: str, widt
 
 @pytest.mark.parametrize("frames", [8, 32])
 def test_the_last_frame_does_not_depend_on_the_number_of_frames(clip: Clip, frames: int) -> None:
-    few, many = (clip("camera tilts up", num_frames=n, width=96, height=96, steps=1) for n in (3, frames))
+    few, many = (clip("camera tilts up", num_frames=n, width=64, height=64, steps=1) for n in (3, frames))
     assert np.abs(few[-1].astype(float) - many[-1]).mean() < 4
 
 

@@ -160,7 +160,7 @@ def test_sizes_in_multiples_of_eight_and_any_frame_count_work(
 
 @pytest.mark.parametrize(
     ("width", "height", "frames"),
-    [(1280, 704, 1), (704, 1280, 1), (648, 328, 1), (64, 64, 8), (64, 64, 32)],
+    [(1280, 704, 1), (320, 1280, 1), (648, 328, 1), (64, 64, 8), (64, 64, 32)],
     ids=lambda value: str(value),
 )
 def test_the_whole_range_of_sizes_and_lengths_works_and_the_crop_is_told(
