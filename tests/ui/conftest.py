@@ -35,6 +35,8 @@ FLAGS = [
     "--disable-sync",
     "--use-fake-device-for-media-stream",  # a camera that shows a test picture, and no question before it
     "--use-fake-ui-for-media-stream",
+    # A page lives for seconds: what is compiled for it ahead of its use, or well, is never paid back.
+    "--js-flags=--max-lazy --no-opt --no-maglev --no-sparkplug",
     # A last --disable-features replaces the driver's own. The first two load a page of the browser's own beside each
     # page of a test, which takes a third of a test's processor time; the others ask machines outside, or step in
     # between a test and its page.

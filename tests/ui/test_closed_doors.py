@@ -21,9 +21,16 @@ from i2v.server.app import create_app
 from i2v.ui.mount.assets import may_be_kept
 from i2v.ui.mount.mounting import check_closed, mount_ui, remember_signatures
 from tests.conftest import ASSETS, ROOT
-from tests.ui.conftest import Site, fill
+from tests.ui.conftest import Site, fill, servers
 
 SECRET = "root:x:0:0"
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """One server for all that only knock at it."""
+    with servers(tmp_path_factory.mktemp("doors")) as start:
+        yield start()
 
 
 def config_of(site: Site) -> dict[str, Any]:

@@ -8,12 +8,14 @@ from dataclasses import replace
 from typing import Any
 from urllib.parse import urlsplit
 
+import pytest
 import requests
 from playwright.sync_api import Page, Request, Route, expect
 
 from i2v.engine.fake import FakeEngine
 from i2v.engine.interface import ModelInfo
 from i2v.mutex import GpuMutex
+from i2v.notes import Note
 from tests.ui.conftest import Site, open_advanced
 
 OpenPage = Callable[..., Page]
@@ -47,44 +49,6 @@ def answered(page: Page, count: int = 1) -> None:
             pass
         waiting.value.finished()
     page.evaluate("() => new Promise((done) => requestAnimationFrame(() => setTimeout(done, 0)))")
-
-
-def test_a_restarted_server_leaves_what_was_typed_in_an_open_tab(
-    serve: Callable[..., Site], open_page: OpenPage
-) -> None:
-    """It had forgotten what the tab had seen and greeted it again; after a longer absence the page was loaded anew."""
-    site = serve()
-    page = open_page(site.url, forgive="ERR_CONNECTION_REFUSED")
-    expect(page.locator("#size input")).to_have_value("256 × 256")
-    type_settings(page)
-    site.stop()
-    again = serve(attach=False, port=urlsplit(site.url).port)
-    expect(page.locator("#banner")).to_contain_text("The model is loading")
-    again.queue.attach(again.engine, GpuMutex())
-    expect(page.locator("#banner")).to_contain_text(again.engine.info.title)
-    answered(page, 2)
-    expect_settings(page)
-
-
-def test_a_slow_answer_to_the_page_load_leaves_what_was_typed_meanwhile(site: Site, open_page: OpenPage) -> None:
-    """Looks that began before `open` had answered greeted the form a second time, and the job just sent was lost."""
-    held: list[Route] = []
-    first = threading.Event()
-
-    def hold_first(route: Route) -> None:
-        if first.is_set():
-            route.continue_()
-        else:
-            first.set()
-            held.append(route)
-
-    page = open_page(site.url, before=lambda page: page.route("**/gradio_api/run/predict*", hold_first))
-    expect(page.locator("#size input")).to_have_value("256 × 256")  # a tick has greeted
-    type_settings(page)
-    with page.expect_response(lambda response: response.request == held[0].request):
-        held[0].continue_()
-    answered(page, 2)
-    expect_settings(page)
 
 
 class Narrow(FakeEngine):
@@ -124,32 +88,39 @@ def test_a_page_is_sent_with_the_settings_of_the_model_that_is_there(serve: Call
     assert texts["en"]["guidance_kept"] != texts["zh"]["guidance_kept"]
 
 
-def test_a_page_opened_before_the_model_came_is_greeted_after_others_were_sent_its_settings(
-    serve: Callable[..., Site], open_page: OpenPage
+def test_a_page_opened_before_the_model_came_follows_it_and_is_greeted(
+    serve: Callable[..., Site], open_page: OpenPage, subtests: pytest.Subtests
 ) -> None:
-    """The narrower slider, the same for all tabs, refused the guidance of the form that was to be greeted."""
     site = serve(attach=False)
+    site.queue.report_loading(Note("loading", {"part": Note("unet")}), 0.42)
     page = open_page(site.url)
+    with subtests.test("banner and system tab say how far the model has loaded"):
+        expect(page.locator("#banner")).to_contain_text("loading unet 42 %")
+        page.get_by_role("tab", name="System").click()
+        expect(page.locator("#system")).to_contain_text("loading")
+        expect(page.locator("#system")).to_contain_text("writable")
     held: list[Route] = []
     page.route("**/gradio_api/run/predict*", lambda route: held.append(route))  # as in a tab in the background
-    site.queue.attach(Narrow(), GpuMutex())
+    narrow = Narrow()
+    site.queue.attach(narrow, GpuMutex())
     sent(site.url)
     page.unroute("**/gradio_api/run/predict*")
     for route in held:
         route.continue_()
-    expect(page.locator("#size input")).to_have_value("256 × 256")
-    open_advanced(page)
-    expect(page.locator("#guidance input[type=number]")).to_have_value("5.5")
-
-
-def test_an_example_of_such_a_page_goes_into_the_prompt(serve: Callable[..., Site], open_page: OpenPage) -> None:
-    site = serve(engine=Narrow())
-    page = open_page(site.url)
-    page.locator("#examples").get_by_text("fade to black", exact=True).click()
-    expect(page.locator("#prompt textarea")).to_have_value("fade to black")
-    open_advanced(page)
-    expect(page.locator("#guidance")).to_contain_text("5.5")
-    expect(page.locator("#guidance input[type=number]")).to_have_value("5.5")
+    with subtests.test("both say then what it is"):
+        # The system tab's figures were those of the click that opened it.
+        expect(page.locator("#system")).to_contain_text("ready")
+        expect(page.locator("#system")).to_contain_text(narrow.info.title)
+        expect(page.locator("#system")).to_contain_text(narrow.info.note)
+        expect(page.locator("#banner")).to_contain_text(narrow.info.title)
+        expect(page.locator("#banner")).to_contain_text("on cpu")
+        expect(page.locator("#banner")).to_contain_text(narrow.info.note)
+    with subtests.test("its settings are in the form, after others were sent them"):
+        # The narrower slider, the same for all tabs, refused the guidance of the form that was to be greeted.
+        page.get_by_role("tab", name="Create").click()
+        expect(page.locator("#size input")).to_have_value("256 × 256")
+        open_advanced(page)
+        expect(page.locator("#guidance input[type=number]")).to_have_value("5.5")
 
 
 def test_a_visit_makes_two_events_and_opens_no_stream(site: Site, open_page: OpenPage) -> None:
@@ -174,19 +145,55 @@ def test_a_visit_makes_two_events_and_opens_no_stream(site: Site, open_page: Ope
     assert streams == []
 
 
-def test_a_page_loaded_anew_keeps_the_words_and_takes_the_settings_of_another_model(
-    serve: Callable[..., Site], open_page: OpenPage
+def test_what_was_typed_stays_whatever_the_server_does(
+    site: Site, serve: Callable[..., Site], open_page: OpenPage, subtests: pytest.Subtests
 ) -> None:
-    site = serve()
-    page = open_page(site.url)
-    type_settings(page)
-    page.reload()
-    expect_settings(page)
+    held: list[Route] = []
+    first = threading.Event()
+
+    def hold_first(route: Route) -> None:
+        if first.is_set():
+            route.continue_()
+        else:
+            first.set()
+            held.append(route)
+
+    page = open_page(
+        site.url,
+        before=lambda page: page.route("**/gradio_api/run/predict*", hold_first),
+        forgive="ERR_CONNECTION_REFUSED",
+    )
+    with subtests.test("after a slow answer to the page's load"):
+        # Looks that began before `open` had answered greeted the form once more, and the job just sent was lost.
+        expect(page.locator("#size input")).to_have_value("256 × 256")  # a tick has greeted
+        type_settings(page)
+        with page.expect_response(lambda response: response.request == held[0].request):
+            held[0].continue_()
+        answered(page, 2)
+        expect_settings(page)
+    with subtests.test("in an open tab, when the server is started again"):
+        # It had forgotten what the tab had seen and greeted it again; later the page was loaded anew.
+        site.stop()
+        again = serve(attach=False, port=urlsplit(site.url).port)
+        expect(page.locator("#banner")).to_contain_text("The model is loading")
+        again.queue.attach(again.engine, GpuMutex())
+        expect(page.locator("#banner")).to_contain_text(again.engine.info.title)
+        answered(page, 2)
+        expect_settings(page)
+    with subtests.test("when the page is loaded anew"):
+        page.reload()
+        expect_settings(page)
     page.goto("about:blank")
-    site.stop()
+    again.stop()
     serve(port=urlsplit(site.url).port, engine=Narrow())
     page.goto(site.url)
-    expect(page.locator("#prompt textarea")).to_have_value(PROMPT)
-    expect(page.locator("#size input")).to_have_value("256 × 256")
-    open_advanced(page)
-    expect(page.locator("#frames input[type=number]")).to_have_value("16")
+    with subtests.test("the words alone, when another model has come"):
+        expect(page.locator("#prompt textarea")).to_have_value(PROMPT)
+        expect(page.locator("#size input")).to_have_value("256 × 256")
+        open_advanced(page)
+        expect(page.locator("#frames input[type=number]")).to_have_value("16")
+    with subtests.test("an example of that model goes into the prompt, and its guidance is in the form"):
+        page.locator("#examples").get_by_text("fade to black", exact=True).click()
+        expect(page.locator("#prompt textarea")).to_have_value("fade to black")
+        expect(page.locator("#guidance")).to_contain_text("5.5")
+        expect(page.locator("#guidance input[type=number]")).to_have_value("5.5")

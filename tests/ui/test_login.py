@@ -1,21 +1,25 @@
 """A server with a token: the browser's own login opens the page, and nothing of the page is served without it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
+import pytest
 import requests
 from playwright.sync_api import Browser, Page, expect
 
 from tests.conftest import ASSETS
-from tests.ui.conftest import Site, fill
+from tests.ui.conftest import Site, fill, servers
 
 TOKEN = "a-token-of-some-length"
 PHOTO = ASSETS / "coffee.jpg"
 
 
-def test_a_browser_that_logs_in_with_the_token_uses_the_whole_page(
-    serve: Callable[..., Site], open_page: Callable[..., Page]
-) -> None:
-    site = serve(api_token=TOKEN)
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    with servers(tmp_path_factory.mktemp("login")) as start:
+        yield start(api_token=TOKEN)
+
+
+def test_a_browser_that_logs_in_with_the_token_uses_the_whole_page(site: Site, open_page: Callable[..., Page]) -> None:
     page = open_page(site.url, http_credentials={"username": "anyone", "password": TOKEN})
     fill(page, PHOTO, "night falls")
     page.click("#generate")
@@ -28,8 +32,7 @@ def test_a_browser_that_logs_in_with_the_token_uses_the_whole_page(
     expect(page.locator("#api")).to_contain_text("Authorization: Bearer $I2V_API_TOKEN")
 
 
-def test_a_browser_without_the_token_sees_no_page(serve: Callable[..., Site], browser: Browser) -> None:
-    site = serve(api_token=TOKEN)
+def test_a_browser_without_the_token_sees_no_page(site: Site, browser: Browser) -> None:
     context = browser.new_context(http_credentials={"username": "anyone", "password": "a guess"})
     page = context.new_page()
     answer = page.goto(site.url)
@@ -41,9 +44,8 @@ def test_a_browser_without_the_token_sees_no_page(serve: Callable[..., Site], br
     context.close()
 
 
-def test_no_address_of_the_framework_answers_without_the_token(serve: Callable[..., Site]) -> None:
+def test_no_address_of_the_framework_answers_without_the_token(site: Site) -> None:
     """The mount's own `auth` would guard the page and leave the routes open; one middleware guards both."""
-    site = serve(api_token=TOKEN)
     config = requests.get(f"{site.url}/config", auth=("x", TOKEN), timeout=30).json()
     event = {"fn_index": config["dependencies"][0]["id"], "session_hash": "a", "data": []}
     tried = [

@@ -7,13 +7,12 @@ from string import Formatter
 
 import pytest
 from PIL import Image
-from playwright.sync_api import Page, expect
+from playwright.sync_api import FloatRect, Page, expect
 
 from i2v.engine.fake import FakeEngine
 from i2v.engine.interface import ModelInfo
 from i2v.engine.source import DEMO_FOLDER, read_card
 from i2v.errors import OutOfMemory, error_from_code
-from i2v.mutex import GpuMutex
 from i2v.request import PublicLimits
 from i2v.ui.form import as_photo, offered_sizes
 from i2v.ui.hint import about_prompt
@@ -58,52 +57,46 @@ def test_a_prompt_that_the_demo_model_does_not_follow_is_said_before_it_runs() -
         assert about_prompt(say, "a dog runs across the beach", None) == ""
 
 
-def test_a_page_in_english_says_that_it_is_english(site: Site, open_page: OpenPage) -> None:
-    """A French or German browser had its own language put on English words: they were read out in its accent."""
-    page = open_page(site.url, locale="fr-FR")
-    assert page.locator("html").get_attribute("lang") == "en"
-    expect(page.locator("#generate")).to_have_text("Generate video")
+def test_a_chinese_browser_sees_a_chinese_page(
+    serve: Callable[..., Site], open_page: OpenPage, subtests: pytest.Subtests
+) -> None:
+    sentence = "the GPU ran out of memory; 256x256 with 8 frames would fit"
+    failures = [OutOfMemory(sentence)]
 
+    def fault(stage: str, step: int) -> None:
+        if step == 2 and failures:
+            raise failures.pop()
 
-def test_a_chinese_browser_sees_a_chinese_page(site: Site, open_page: OpenPage) -> None:
-    page = open_page(site.url, locale="zh-CN")
+    page = open_page(serve(engine=FakeEngine(fault=fault)).url, locale="zh-CN")
     assert page.locator("html").get_attribute("lang") == "zh-CN"
     expect(page.locator("#generate")).to_have_text("生成视频")
     expect(page.get_by_role("tab", name="历史")).to_be_visible()
     expect(page.locator("#stage")).to_contain_text("视频将显示在这里")
     expect(page.get_by_label("画面中会发生什么？")).to_be_visible()
-    page.click("#generate")
-    expect(page.locator("#notice")).to_have_text("请先选择照片。")
-    fill(page, PHOTO, "the scene at sunset")
-    page.click("#generate")
-    expect(page.locator("#stage .facts")).to_contain_text("种子")
-
-
-def test_a_chinese_page_holds_no_english_but_names(site: Site, open_page: OpenPage) -> None:
-    page = open_page(site.url, locale="zh-CN")
-    open_advanced(page)
-    found = []
-    for tab in ("创作", "历史", "系统"):
-        page.get_by_role("tab", name=tab).click()
-        found.append(page.locator("[role=tabpanel]:visible").first.inner_text())
-    names = "i2v|fps|MP4|DDIM|DPM-Solver|UniPC|exact|fast|turbo|curl|requests|openai|cpu|uint8|the scene at sunset"
-    code = page.locator("#api .cm-content:visible").inner_text()
-    left = re.sub(names, "", "\n".join(found).replace(code, ""))
-    assert re.findall(r"[A-Za-z]{3,}(?: [A-Za-z]+)*", left) == []
-
-
-def test_an_error_is_explained_in_the_readers_language(serve: Callable[..., Site], open_page: OpenPage) -> None:
-    """What a job failed with was shown in English on the Chinese page."""
-    sentence = "the GPU ran out of memory; 256x256 with 8 frames would fit"
-
-    def fault(stage: str, step: int) -> None:
-        raise OutOfMemory(sentence)
-
-    page = open_page(serve(engine=FakeEngine(fault=fault)).url, locale="zh-CN")
-    fill(page, PHOTO, "night falls")
-    page.click("#generate")
-    expect(page.locator("#stage .stage-failed")).to_contain_text("显存或内存不足")
-    expect(page.locator("#stage .stage-failed")).to_contain_text(sentence)
+    with subtests.test("it holds no English but names"):
+        open_advanced(page)
+        found = []
+        for tab in ("创作", "历史", "系统"):
+            page.get_by_role("tab", name=tab).click()
+            found.append(page.locator("[role=tabpanel]:visible").first.inner_text())
+        names = "i2v|fps|MP4|DDIM|DPM-Solver|UniPC|exact|fast|turbo|curl|requests|openai|cpu|uint8|the scene at sunset"
+        code = page.locator("#api .cm-content:visible").inner_text()
+        left = re.sub(names, "", "\n".join(found).replace(code, ""))
+        assert re.findall(r"[A-Za-z]{3,}(?: [A-Za-z]+)*", left) == []
+        page.get_by_role("tab", name="创作").click()
+    with subtests.test("it says what is missing"):
+        page.click("#generate")
+        expect(page.locator("#notice")).to_have_text("请先选择照片。")
+    with subtests.test("a job that runs out of memory fails in the reader's words, with the server's own beside them"):
+        # What a job failed with was shown in English on the Chinese page.
+        fill(page, PHOTO, "the scene at sunset")
+        page.click("#generate")
+        expect(page.locator("#stage .stage-failed")).to_contain_text("显存或内存不足")
+        expect(page.locator("#stage .stage-failed")).to_contain_text(sentence)
+    with subtests.test("the next one succeeds"):
+        page.click("#generate")
+        expect(page.locator("#stage video")).to_be_visible()
+        expect(page.locator("#stage .facts")).to_contain_text("种子")
 
 
 # WCAG 2.2, relative luminance and contrast; the ground is the nearest one behind the text that is not see-through.
@@ -129,13 +122,11 @@ CONTRASTS = """() => {
 }"""
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_every_text_stands_out_from_its_ground_in_both_schemes(site: Site, open_page: OpenPage, scheme: str) -> None:
-    """Labels and hints had a contrast of 2.6, the button's words 4.4; 4.5 is wanted (WCAG 2.2 AA)."""
-    page = open_page(site.url, color_scheme=scheme)
+def assert_readable(page: Page, *, dark: bool) -> None:
+    """Each text of the three tabs has a contrast of 4.5 (WCAG 2.2 AA), on a ground that is dark or is not."""
+    expect(page.locator("body.dark")).to_have_count(int(dark))
     fill(page, PHOTO, "the scene at sunset")
     open_advanced(page)
-    page.click("#generate")
     expect(page.locator("#stage video")).to_be_visible()
     for tab in ("Create", "History", "System"):
         page.get_by_role("tab", name=tab).click()
@@ -145,23 +136,43 @@ def test_every_text_stands_out_from_its_ground_in_both_schemes(site: Site, open_
         assert len(found) > 12
         code = "\n".join(page.locator("#api .cm-content").all_inner_texts())  # coloured by the framework's own theme
         assert [(round(ratio, 2), text) for ratio, text in found if ratio < 4.5 and text not in code] == []
-    ground = page.evaluate("() => getComputedStyle(document.body).backgroundColor")
-    assert (max(map(int, re.findall(r"\d+", ground)[:3])) < 80) == (scheme == "dark")
+    assert has_dark_ground(page) == dark
 
 
-def test_a_reader_may_choose_the_other_scheme(site: Site, open_page: OpenPage) -> None:
+def has_dark_ground(page: Page, part: str = "gradio-app") -> bool:
+    """Whether `part`, as a rule the one that covers the whole page, is dark."""
+    ground = page.locator(part).evaluate("part => getComputedStyle(part).backgroundColor")
+    return max(map(int, re.findall(r"\d+", ground)[:3])) < 80
+
+
+def test_every_text_stands_out_from_its_ground_in_both_schemes_and_a_reader_may_choose(
+    site: Site, open_page: OpenPage, subtests: pytest.Subtests
+) -> None:
+    """Labels and hints had a contrast of 2.6, the button's words 4.4."""
     page = open_page(site.url, color_scheme="light")
     expect(page.locator("body.dark")).to_have_count(0)
+    fill(page, PHOTO, "the scene at sunset")
+    page.click("#generate")
+    with subtests.test("light"):
+        assert_readable(page, dark=False)
     page.get_by_role("link", name="Dark").click()
-    expect(page.locator("body.dark")).to_have_count(1)
-    page.get_by_role("link", name="Light").click()
-    expect(page.locator("body.dark")).to_have_count(0)
+    with subtests.test("dark"):
+        assert_readable(page, dark=True)
+    with subtests.test("light again"):
+        page.get_by_role("link", name="Light").click()
+        expect(page.locator("body.dark")).to_have_count(0)
+        assert not has_dark_ground(page)
 
 
-def test_the_keyboard_alone_makes_a_video_and_shows_where_it_is(site: Site, open_page: OpenPage) -> None:
+def test_the_keyboard_alone_makes_a_video_of_forty_megapixels_and_shows_where_it_is(
+    site: Site, open_page: OpenPage, tmp_path: Path
+) -> None:
+    large = tmp_path / "large.jpg"
+    Image.open(PHOTO).convert("RGB").resize((7300, 5475), Image.Resampling.NEAREST).save(large, quality=70)
     page = open_page(site.url)
-    page.set_input_files("#photo input[type=file]", PHOTO)
+    page.set_input_files("#photo input[type=file]", large)
     expect(page.locator("#photo img")).to_be_visible()
+    expect(page.locator("#crop")).to_contain_text("of 7300 × 5475")
     page.locator("#prompt textarea").focus()
     page.keyboard.type("night falls")
     passed = []
@@ -190,154 +201,128 @@ def test_the_keyboard_alone_makes_a_video_and_shows_where_it_is(site: Site, open
     expect(page.locator("#stage video")).to_be_visible()
 
 
-def test_a_phone_shows_everything_without_scrolling_sideways(site: Site, open_page: OpenPage) -> None:
-    page = open_page(site.url, viewport={"width": 390, "height": 844}, has_touch=True)
-    fill(page, PHOTO, "the scene at sunset")
-    page.click("#generate")
-    expect(page.locator("#stage video")).to_be_visible()
-    assert page.evaluate("() => document.documentElement.scrollWidth <= window.innerWidth")
-    page.get_by_role("tab", name="History").click()
-    expect(page.locator("#cards .card")).to_have_count(1)
-    assert page.evaluate("() => document.documentElement.scrollWidth <= window.innerWidth")
+def box_of(page: Page, part: str) -> FloatRect:
+    box = page.locator(part).first.bounding_box()
+    assert box is not None
+    return box
 
 
-def test_a_phone_shows_photo_then_prompt_then_the_button_on_its_first_screen(site: Site, open_page: OpenPage) -> None:
-    page = open_page(site.url, viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True)
-    tops = []
-    for part in ("#photo", "#prompt", "#generate"):
-        expect(page.locator(part)).to_be_in_viewport(ratio=1)
-        box = page.locator(part).bounding_box()
-        assert box is not None
-        tops.append(box["y"])
-        assert box["width"] > 200
-    assert tops == sorted(tops)
-    sweep, generate = page.locator("#sweep").bounding_box(), page.locator("#generate").bounding_box()
-    assert sweep is not None
-    assert generate is not None
-    assert abs(sweep["y"] + sweep["height"] / 2 - generate["y"] - generate["height"] / 2) < 4  # one row of buttons
+# From where a phone's owner stands: what is too wide would widen the page of a phone too, so its own width is asked.
+FITS = "() => document.documentElement.scrollWidth <= 390"
 
 
-def test_a_phone_goes_to_the_job_once_it_is_on_its_way(site: Site, open_page: OpenPage) -> None:
-    """It looked for the running job before the page knew of it, and stayed at the form; the video never played."""
-    site.gate.allow(2)
-    page = open_page(site.url, viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True)
-    page.locator("#generate").click()
-    expect(page.locator("#notice .bad")).to_be_in_viewport()
-    fill(page, PHOTO, "the scene at sunset")
-    page.locator("#generate").click()
-    expect(page.locator("#stage .bar")).to_be_in_viewport()
-    expect(page.locator("#cancel")).to_be_in_viewport()
-    site.gate.open()
-    expect(page.locator("#stage video")).to_be_in_viewport()
+def test_a_phone_shows_everything_where_its_owner_looks(
+    site: Site, open_page: OpenPage, subtests: pytest.Subtests
+) -> None:
+    phone = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True}
+    page = open_page(site.url, color_scheme="dark", **phone)
+    with subtests.test("in the dark the page is dark"):
+        expect(page.locator("body.dark")).to_have_count(1)
+        assert has_dark_ground(page)
+        assert has_dark_ground(page, "body")
+    with subtests.test("photo, then prompt, then the button on the first screen"):
+        boxes = []
+        for part in ("#photo", "#prompt", "#generate"):
+            expect(page.locator(part)).to_be_in_viewport(ratio=1)
+            boxes.append(box_of(page, part))
+        assert min(box["width"] for box in boxes) > 200
+        assert [box["y"] for box in boxes] == sorted(box["y"] for box in boxes)
+        sweep, generate = box_of(page, "#sweep"), box_of(page, "#generate")
+        middles = [box["y"] + box["height"] / 2 for box in (sweep, generate)]
+        assert abs(middles[0] - middles[1]) < 4  # one row of buttons
+    with subtests.test("the box for a video covers none of its words"):
+        # Label and words lay on each other in half of the screen's width.
+        page.get_by_role("tab", name="History").click()
+        expect(page.locator("#restore")).to_be_visible()
+        search, restore, label = (box_of(page, part) for part in ("#search", "#restore", "#restore label"))
+        words = (
+            page.locator("#restore")
+            .get_by_text("Drop File Here")
+            .evaluate(
+                "(part) => { const range = document.createRange(); range.selectNodeContents(part);"
+                " return range.getBoundingClientRect().top }"
+            )
+        )
+        assert restore["y"] >= search["y"] + search["height"]
+        assert words >= label["y"] + label["height"]
+        page.get_by_role("tab", name="Create").click()
+    with subtests.test("the page goes to what is wrong, and to the job once it is on its way"):
+        # It looked for the running job before the page knew of it, and stayed at the form; the video never played.
+        site.gate.allow(2)
+        page.locator("#generate").click()
+        expect(page.locator("#notice .bad")).to_be_in_viewport()
+        fill(page, PHOTO, "the scene at sunset")
+        page.locator("#generate").click()
+        expect(page.locator("#stage .bar")).to_be_in_viewport()
+        expect(page.locator("#cancel")).to_be_in_viewport()
+        site.gate.open()
+        expect(page.locator("#stage video")).to_be_in_viewport()
+    with subtests.test("nothing needs scrolling sideways"):
+        assert page.evaluate(FITS)
+        page.get_by_role("tab", name="History").click()
+        expect(page.locator("#cards .card")).to_have_count(1)
+        assert page.evaluate(FITS)
 
 
-def test_every_control_has_a_name_for_screen_readers(site: Site, open_page: OpenPage) -> None:
-    page = open_page(site.url)
+def test_the_form_answers_what_is_chosen_and_typed(site: Site, open_page: OpenPage, subtests: pytest.Subtests) -> None:
+    page = open_page(site.url, locale="fr-FR")
+    with subtests.test("a page in English says that it is English"):
+        # A French or German browser had its own language put on English words: they were read out in its accent.
+        assert page.locator("html").get_attribute("lang") == "en"
+        expect(page.locator("#generate")).to_have_text("Generate video")
+    with subtests.test("a photo alone brings no warning and hides no example"):
+        # The page complained of a prompt that nobody had had the time to write.
+        page.set_input_files("#photo input[type=file]", PHOTO)
+        expect(page.locator("#crop")).to_contain_text("of 640 × 480")
+        expect(page.locator("#prompt-notice .notice")).to_have_count(0)
+    with subtests.test("hints speak of length and language of the prompt"):
+        page.locator("#prompt textarea").fill("word " * 90)
+        expect(page.locator("#prompt-notice")).to_contain_text("the model reads the first 77")
+        page.locator("#prompt textarea").fill("夕阳下的风景")
+        expect(page.locator("#prompt-notice")).to_contain_text("trained on English")
+        page.locator("#prompt textarea").fill("night falls")
+        expect(page.locator("#prompt-notice .notice")).to_have_count(0)
+        page.locator("#prompt textarea").fill("")
+        expect(page.locator("#prompt-notice")).to_contain_text("Write what should happen")
+    with subtests.test("the crop is drawn where the video will be cut"):
+        expect(page.locator("#photo img")).to_be_visible()
+        expect(page.locator("#crop")).to_contain_text("479 × 480 of 640 × 480")
+        inset = page.evaluate("() => getComputedStyle(document.querySelector('#photo .image-frame'), '::after').left")
+        frame = box_of(page, "#photo .image-frame")
+        assert abs(float(inset.removesuffix("px")) - frame["width"] * 0.1257) < 1.5
+        page.locator("#fit label", has_text="padded").click()
+        expect(page.locator("#crop")).to_contain_text("black borders to 256 × 256")
+        page.locator("#fit label", has_text="cropped").click()
+    with subtests.test("a size can be typed and a wrong one is said"):
+        page.locator("#size input").fill("320x192")
+        page.locator("#size input").press("Enter")
+        expect(page.locator("#crop")).to_contain_text("× 384 of 640 × 480")
+        page.locator("#size input").fill("banana")
+        page.locator("#size input").press("Enter")
+        expect(page.locator("#hint")).to_contain_text("WIDTHxHEIGHT")
     open_advanced(page)
-    nameless = page.evaluate(
-        """() => [...document.querySelectorAll('#create input, #create textarea, #create button')]
-          .filter(e => e.offsetParent && e.type !== 'file')
-          .filter(e => !(e.labels?.length || e.getAttribute('aria-label') || e.title || e.innerText.trim()))
-          .map(e => e.outerHTML.slice(0, 200))"""
-    )
-    assert nameless == []
-
-
-def test_the_crop_is_drawn_where_the_video_will_be_cut(site: Site, open_page: OpenPage) -> None:
-    page = open_page(site.url)
-    fill(page, PHOTO, "the scene at sunset")
-    expect(page.locator("#crop")).to_contain_text("479 × 480 of 640 × 480")
-    inset = page.evaluate("() => getComputedStyle(document.querySelector('#photo .image-frame'), '::after').left")
-    frame = page.locator("#photo .image-frame").bounding_box()
-    assert frame is not None
-    assert abs(float(inset.removesuffix("px")) - frame["width"] * 0.1257) < 1.5
-    page.locator("#fit label", has_text="padded").click()
-    expect(page.locator("#crop")).to_contain_text("black borders to 256 × 256")
-
-
-def test_a_size_can_be_typed_and_a_wrong_one_is_said(site: Site, open_page: OpenPage) -> None:
-    page = open_page(site.url)
-    fill(page, PHOTO, "the scene at sunset")
-    page.locator("#size input").fill("320x192")
-    page.locator("#size input").press("Enter")
-    expect(page.locator("#crop")).to_contain_text("× 384 of 640 × 480")
-    page.locator("#size input").fill("banana")
-    page.locator("#size input").press("Enter")
-    expect(page.locator("#hint")).to_contain_text("WIDTHxHEIGHT")
-
-
-def test_hints_speak_of_length_and_language_of_the_prompt(site: Site, open_page: OpenPage) -> None:
-    page = open_page(site.url)
-    page.locator("#prompt textarea").fill("word " * 90)
-    expect(page.locator("#prompt-notice")).to_contain_text("the model reads the first 77")
-    page.locator("#prompt textarea").fill("夕阳下的风景")
-    expect(page.locator("#prompt-notice")).to_contain_text("trained on English")
-    page.locator("#prompt textarea").fill("night falls")
-    expect(page.locator("#prompt-notice .notice")).to_have_count(0)
-    page.locator("#prompt textarea").fill("")
-    expect(page.locator("#prompt-notice")).to_contain_text("Write what should happen")
-
-
-def test_a_photo_alone_brings_no_warning_and_hides_no_example(site: Site, open_page: OpenPage) -> None:
-    """The page complained of a prompt that nobody had had the time to write."""
-    page = open_page(site.url)
-    page.set_input_files("#photo input[type=file]", PHOTO)
-    expect(page.locator("#crop")).to_contain_text("of 640 × 480")
-    expect(page.locator("#prompt-notice .notice")).to_have_count(0)
-
-
-def test_the_dice_draws_a_seed_and_same_again_takes_the_last_one(site: Site, open_page: OpenPage) -> None:
-    page = open_page(site.url)
-    fill(page, PHOTO, "the scene at sunset")
-    page.click("#generate")
-    expect(page.locator("#stage video")).to_be_visible()
-    open_advanced(page)
-    page.click("#seed-new")
-    expect(page.locator("#seed input")).not_to_have_value("")
-    page.click("#seed-same")
-    expect(page.locator("#seed input")).to_have_value(str(site.queue.list()[0].request.seed))
-
-
-def test_a_quality_sets_the_steps(site: Site, open_page: OpenPage) -> None:
-    page = open_page(site.url)
-    open_advanced(page)
-    page.locator("#quality label", has_text="Fast").click()
-    expect(page.locator("#steps input[type=number]")).to_have_value("10")
-    page.locator("#quality label", has_text="High quality").click()
-    expect(page.locator("#steps input[type=number]")).to_have_value("40")
-
-
-def test_the_system_tab_fills_its_examples_with_the_form(site: Site, open_page: OpenPage) -> None:
-    page = open_page(site.url)
-    page.locator("#prompt textarea").fill("it's night")
-    page.get_by_role("tab", name="System").click()
-    expect(page.locator("#system")).to_contain_text(site.engine.info.title)
-    expect(page.locator("#system")).to_contain_text("0 waiting; it takes up to 16")
-    expect(page.locator("#api")).to_contain_text(f"{site.url}/v1/videos")
-    expect(page.locator("#api")).to_contain_text("night")
-
-
-def test_the_system_tab_follows_the_server_while_it_is_open(serve: Callable[..., Site], open_page: OpenPage) -> None:
-    """Its figures were those of the click that opened it."""
-    site = serve(attach=False)
-    page = open_page(site.url)
-    page.get_by_role("tab", name="System").click()
-    expect(page.locator("#system")).to_contain_text("loading")
-    expect(page.locator("#system")).to_contain_text("writable")
-    site.queue.attach(site.engine, GpuMutex())
-    expect(page.locator("#system")).to_contain_text("ready")
-    expect(page.locator("#system")).to_contain_text(site.engine.info.title)
-    expect(page.locator("#system")).to_contain_text(site.engine.info.note)
-
-
-def test_a_photo_of_forty_megapixels_is_taken(site: Site, open_page: OpenPage, tmp_path: Path) -> None:
-    large = tmp_path / "large.jpg"
-    Image.open(PHOTO).convert("RGB").resize((7300, 5475)).save(large, quality=70)
-    page = open_page(site.url)
-    fill(page, large, "the scene at sunset")
-    expect(page.locator("#crop")).to_contain_text("of 7300 × 5475")
-    page.click("#generate")
-    expect(page.locator("#stage video")).to_be_visible()
+    with subtests.test("every control has a name for screen readers"):
+        nameless = page.evaluate(
+            """() => [...document.querySelectorAll('#create input, #create textarea, #create button')]
+              .filter(e => e.offsetParent && e.type !== 'file')
+              .filter(e => !(e.labels?.length || e.getAttribute('aria-label') || e.title || e.innerText.trim()))
+              .map(e => e.outerHTML.slice(0, 200))"""
+        )
+        assert nameless == []
+    with subtests.test("a quality sets the steps"):
+        page.locator("#quality label", has_text="Fast").click()
+        expect(page.locator("#steps input[type=number]")).to_have_value("10")
+        page.locator("#quality label", has_text="High quality").click()
+        expect(page.locator("#steps input[type=number]")).to_have_value("40")
+    with subtests.test("the system tab fills its examples with the form"):
+        page.locator("#size input").fill("256x256")
+        page.locator("#size input").press("Enter")
+        page.locator("#prompt textarea").fill("it's night")
+        page.get_by_role("tab", name="System").click()
+        expect(page.locator("#system")).to_contain_text(site.engine.info.title)
+        expect(page.locator("#system")).to_contain_text("0 waiting; it takes up to 16")
+        expect(page.locator("#api")).to_contain_text(f"{site.url}/v1/videos")
+        expect(page.locator("#api")).to_contain_text("night")
 
 
 def test_as_the_photo_keeps_its_shape_within_the_limits() -> None:
@@ -356,25 +341,3 @@ def test_as_the_photo_keeps_its_shape_within_the_limits() -> None:
 def test_only_sizes_that_the_operator_allows_are_offered() -> None:
     assert offered_sizes(PublicLimits(resolutions=(256,), side=(128, 640))) == [(256, 256)]
     assert (1280, 704) in offered_sizes(PublicLimits())
-
-
-def test_on_a_phone_the_box_for_a_video_covers_none_of_its_words(site: Site, open_page: OpenPage) -> None:
-    """Label and words lay on each other in half of the screen's width."""
-    page = open_page(site.url, viewport={"width": 390, "height": 844})
-    page.get_by_role("tab", name="History").click()
-    expect(page.locator("#restore")).to_be_visible()
-    search, restore = page.locator("#search").bounding_box(), page.locator("#restore").bounding_box()
-    label = page.locator("#restore label").first.bounding_box()
-    words = (
-        page.locator("#restore")
-        .get_by_text("Drop File Here")
-        .evaluate(
-            "(part) => { const range = document.createRange(); range.selectNodeContents(part);"
-            " return range.getBoundingClientRect().top }"
-        )
-    )
-    assert search is not None
-    assert restore is not None
-    assert label is not None
-    assert restore["y"] >= search["y"] + search["height"]
-    assert words >= label["y"] + label["height"]

@@ -3,10 +3,9 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from PIL import Image
+import pytest
 from playwright.sync_api import Page, expect
 
-from i2v.request import GenerateRequest
 from i2v.settings import Settings
 from i2v.ui.form import PRESETS
 from i2v.ui.shortcuts import sentences
@@ -57,38 +56,35 @@ def test_presets_that_cannot_be_read_leave_the_page_its_words(tmp_path: Path) ->
     assert sentences(Settings(presets=file)) == sentences(Settings())
 
 
-def test_the_chosen_preset_is_the_one_of_the_job(site: Site, open_page: OpenPage) -> None:
-    """The form had no preset: a job of the page always ran as `exact`."""
-    page = open_page(site.url)
-    fill(page, PHOTO, "night falls")
-    open_advanced(page)
-    page.locator("#preset label", has_text="turbo").click()
-    page.click("#generate")
-    expect(page.locator("#stage .facts")).to_contain_text("preset turbo")
-    assert site.queue.list()[0].request.preset == "turbo"
-
-
-def test_the_operators_preset_is_chosen_at_first(serve: Callable[..., Site], open_page: OpenPage) -> None:
-    """The page ignored the setting `default_preset`, which every other door takes."""
+def test_a_preset_goes_from_the_form_to_the_job_and_back(
+    serve: Callable[..., Site], open_page: OpenPage, subtests: pytest.Subtests
+) -> None:
     site = serve(default_preset="fast")
     page = open_page(site.url)
     fill(page, PHOTO, "night falls")
-    page.click("#generate")
-    expect(page.locator("#stage .facts")).to_contain_text("preset fast")
-
-
-def test_use_these_settings_brings_the_preset_back(site: Site, open_page: OpenPage) -> None:
-    request = GenerateRequest(
-        prompt="night falls", width=256, height=256, num_frames=8, steps=40, seed=5, preset="turbo"
-    )
-    job = site.queue.submit(request, Image.open(PHOTO).convert("RGB"), door="videos")
-    site.queue.wait_sync(job.id, 60)
-    page = open_page(f"{site.url}/?job={job.id}")
-    page.click("#reuse")
-    expect(page.locator("#notice .good")).to_be_visible()
-    open_advanced(page)
-    expect(page.locator("#preset input[value=turbo]")).to_be_checked()
-    expect(page.locator("#quality input[value=high]")).to_be_checked()  # 40 steps
-    page.locator("#steps input[type=number]").fill("33")
-    page.locator("#steps input[type=number]").press("Enter")
-    expect(page.locator("#quality input:checked")).to_have_count(0)
+    with subtests.test("the operator's preset is chosen at first"):
+        # The page ignored the setting `default_preset`, which every other door takes.
+        page.click("#generate")
+        expect(page.locator("#stage .facts")).to_contain_text("preset fast")
+    with subtests.test("the chosen preset is the one of the job"):
+        # The form had no preset: a job of the page always ran as `exact`.
+        open_advanced(page)
+        page.locator("#preset label", has_text="turbo").click()
+        page.locator("#quality label", has_text="High quality").click()
+        expect(page.locator("#steps input[type=number]")).to_have_value("40")
+        page.click("#generate")
+        expect(page.locator("#stage .facts")).to_contain_text("preset turbo")
+        request = site.queue.list()[0].request
+        assert (request.preset, request.steps) == ("turbo", 40)
+    with subtests.test("use these settings brings the preset back, and the quality of these steps"):
+        page.locator("#preset label", has_text="exact").click()
+        page.locator("#quality label", has_text="Fast").click()
+        expect(page.locator("#steps input[type=number]")).to_have_value("10")
+        page.click("#reuse")
+        expect(page.locator("#notice .good")).to_be_visible()
+        expect(page.locator("#preset input[value=turbo]")).to_be_checked()
+        expect(page.locator("#quality input[value=high]")).to_be_checked()  # 40 steps
+    with subtests.test("steps that no quality has choose none"):
+        page.locator("#steps input[type=number]").fill("33")
+        page.locator("#steps input[type=number]").press("Enter")
+        expect(page.locator("#quality input:checked")).to_have_count(0)

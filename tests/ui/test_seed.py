@@ -27,61 +27,45 @@ def generate(page: Page, site: Site) -> int:
     return seed
 
 
-def test_an_empty_seed_draws_a_new_one_for_each_video(site: Site, open_page: OpenPage) -> None:
-    """The framework's number field turned "no seed" into 0, so every video of the page had the seed 0."""
+def test_a_seed_is_drawn_locked_repeated_and_refused_as_the_form_says(
+    site: Site, open_page: OpenPage, subtests: pytest.Subtests
+) -> None:
     page = open_page(site.url)
     fill(page, PHOTO, "night falls")
-    seeds = {generate(page, site) for _ in range(3)}
-    assert len(seeds) == 3
-    open_advanced(page)
-    expect(page.locator("#seed input")).to_have_value("")
-    expect(page.locator("#seed-lock input")).not_to_be_checked()
-
-
-def test_a_locked_seed_stays_and_an_unlocked_one_is_drawn_again(site: Site, open_page: OpenPage) -> None:
-    page = open_page(site.url)
-    fill(page, PHOTO, "night falls")
-    first = generate(page, site)
-    open_advanced(page)
-    page.locator("#seed-lock input").check()
-    expect(page.locator("#seed input")).to_have_value(str(first))
-    assert [generate(page, site) for _ in range(2)] == [first, first]
-    page.locator("#seed-lock input").uncheck()
-    expect(page.locator("#seed input")).to_have_value("")
-    assert generate(page, site) != first
-
-
-def test_the_dice_draws_a_seed_and_locks_it(site: Site, open_page: OpenPage) -> None:
-    page = open_page(site.url)
-    fill(page, PHOTO, "night falls")
-    open_advanced(page)
-    page.click("#seed-new")
-    expect(page.locator("#seed input")).not_to_have_value("")
-    expect(page.locator("#seed-lock input")).to_be_checked()
-    drawn = page.locator("#seed input").input_value()
-    assert generate(page, site) == int(drawn)
-
-
-def test_same_again_repeats_the_seed_of_the_video_that_is_shown(site: Site, open_page: OpenPage) -> None:
-    page = open_page(site.url)
-    fill(page, PHOTO, "night falls")
-    first = generate(page, site)
-    assert generate(page, site) != first
-    second = site.queue.list()[0].request.seed
-    open_advanced(page)
-    page.click("#seed-same")
-    expect(page.locator("#seed input")).to_have_value(str(second))
-    assert generate(page, site) == second
-
-
-def test_a_seed_that_is_no_number_is_said_in_words(site: Site, open_page: OpenPage) -> None:
-    page = open_page(site.url)
-    fill(page, PHOTO, "night falls")
-    open_advanced(page)
-    page.locator("#seed input").fill("lucky")
-    page.click("#generate")
-    expect(page.locator("#notice .bad")).to_contain_text("whole number")
-    assert site.queue.list() == []
+    with subtests.test("an empty seed draws a new one for each video"):
+        # The framework's number field turned "no seed" into 0, so every video of the page had the seed 0.
+        seeds = [generate(page, site) for _ in range(3)]
+        assert len(set(seeds)) == 3
+        open_advanced(page)
+        expect(page.locator("#seed input")).to_have_value("")
+        expect(page.locator("#seed-lock input")).not_to_be_checked()
+    with subtests.test("a locked seed stays and an unlocked one is drawn again"):
+        page.locator("#seed-lock input").check()
+        expect(page.locator("#seed input")).to_have_value(str(seeds[-1]))
+        assert [generate(page, site) for _ in range(2)] == [seeds[-1]] * 2
+        page.locator("#seed-lock input").uncheck()
+        expect(page.locator("#seed input")).to_have_value("")
+        assert generate(page, site) != seeds[-1]
+    with subtests.test("the dice draws a seed and locks it"):
+        page.click("#seed-new")
+        expect(page.locator("#seed input")).not_to_have_value("")
+        expect(page.locator("#seed-lock input")).to_be_checked()
+        drawn = page.locator("#seed input").input_value()
+        assert generate(page, site) == int(drawn)
+    with subtests.test("same again repeats the seed of the video that is shown"):
+        page.locator("#seed-lock input").uncheck()
+        expect(page.locator("#seed input")).to_have_value("")
+        shown = generate(page, site)
+        assert shown != int(drawn)
+        page.click("#seed-same")
+        expect(page.locator("#seed input")).to_have_value(str(shown))
+        assert generate(page, site) == shown
+    with subtests.test("a seed that is no number is said in words"):
+        before = len(site.queue.list())
+        page.locator("#seed input").fill("lucky")
+        page.click("#generate")
+        expect(page.locator("#notice .bad")).to_contain_text("whole number")
+        assert len(site.queue.list()) == before
 
 
 @pytest.mark.parametrize(("text", "seed"), [("", None), ("  ", None), (None, None), ("0", 0), (" 42 ", 42)])
