@@ -352,6 +352,7 @@ def prepared(folder: Path, text: str, server: str) -> str:
 
 
 @pytest.mark.parametrize(("path", "number"), EXAMPLES, ids=lambda part: getattr(part, "name", part))
+@pytest.mark.slow
 def test_python_examples_run(path: Path, number: int, server: str, tmp_path: Path) -> None:
     code = prepared(tmp_path, python_blocks(path)[number], server)
     done = subprocess.run(
@@ -362,6 +363,7 @@ def test_python_examples_run(path: Path, number: int, server: str, tmp_path: Pat
         assert probe(tmp_path / "video.mp4").frames >= 16
 
 
+@pytest.mark.slow
 def test_command_line_examples_run(server: str, tmp_path: Path) -> None:
     text = (ROOT / "README.md").read_text()
     (line,) = re.findall(r"^i2v (generate .* --url .*)$", text, re.MULTILINE)

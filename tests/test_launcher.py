@@ -149,6 +149,7 @@ def plain(environment: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[
     return checkout, started, files
 
 
+@pytest.mark.slow
 def test_a_start_prints_one_line_for_each_check_and_the_addresses(plain) -> None:
     _, started, _ = plain
     marks = re.findall(r"^\[(SUCCESS|ERROR|WARNING)\] (\w+):", started.text, re.MULTILINE)
@@ -157,6 +158,7 @@ def test_a_start_prints_one_line_for_each_check_and_the_addresses(plain) -> None
     assert re.search(r"^\[INFO\] address: http://127.0.0.1:\d+$", started.text, re.MULTILINE)
 
 
+@pytest.mark.slow
 def test_every_line_of_a_start_has_a_mark_but_the_title(plain) -> None:
     _, started, _ = plain
     marked = re.compile(r"\[(SUCCESS|INFO)\] \S")
@@ -165,6 +167,7 @@ def test_every_line_of_a_start_has_a_mark_but_the_title(plain) -> None:
     assert [line.strip("= ") for line in unmarked] == ["", f"i2v {__version__}: image to video with I2VGen-XL", ""]
 
 
+@pytest.mark.slow
 def test_exit_code_86_starts_the_server_again_with_the_same_flags_and_port(plain) -> None:
     checkout, started, _ = plain
     assert started.process.returncode == 7, "another code ends the launcher, and is its own"
@@ -175,6 +178,7 @@ def test_exit_code_86_starts_the_server_again_with_the_same_flags_and_port(plain
     assert re.search(r'"--port", "[1-9]\d+"\]', first), "the launcher chose the port"
 
 
+@pytest.mark.slow
 def test_everything_shown_is_in_a_log_file_of_its_own(plain) -> None:
     checkout, started, _ = plain
     (log,) = (checkout / "logs").glob("app_*.log")
@@ -183,12 +187,14 @@ def test_everything_shown_is_in_a_log_file_of_its_own(plain) -> None:
     assert log.read_text() == started.text
 
 
+@pytest.mark.slow
 def test_nothing_is_installed_into_an_active_environment_that_has_i2v(plain, environment: Path) -> None:
     _, started, files = plain
     assert "installing" not in started.text
     assert sorted(path.name for path in environment.rglob("*")) == files
 
 
+@pytest.mark.slow
 def test_a_busy_port_names_the_process_to_stop(start, checkout: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as busy:
         port = busy.getsockname()[1]
@@ -199,6 +205,7 @@ def test_a_busy_port_names_the_process_to_stop(start, checkout: Path) -> None:
     assert not (checkout / "starts").exists()
 
 
+@pytest.mark.slow
 def test_a_stop_signal_ends_launcher_and_server(start, checkout: Path) -> None:
     """Ctrl-C on the real server: `test_one_command_leads_to_a_video_and_ctrl_c_ends_it_all`."""
     (checkout / "codes").write_text("stay")
@@ -210,6 +217,7 @@ def test_a_stop_signal_ends_launcher_and_server(start, checkout: Path) -> None:
     assert not server.is_running()
 
 
+@pytest.mark.slow
 def test_a_server_whose_launcher_is_killed_ends_too(start, checkout: Path) -> None:
     """A launcher killed with -9 used to leave its server on the port, in nobody's hands."""
     (checkout / "codes").write_text("stay")
@@ -220,6 +228,7 @@ def test_a_server_whose_launcher_is_killed_ends_too(start, checkout: Path) -> No
     server.wait(timeout=DEADLINE_S)
 
 
+@pytest.mark.slow
 def test_a_variable_and_a_file_decide_the_port_as_they_do_for_the_server(start, checkout: Path) -> None:
     (checkout / "my.yaml").write_text("port: 1\nhost: 127.0.0.1\n")
     port = free_port()

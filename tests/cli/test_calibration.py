@@ -16,6 +16,8 @@ from i2v.engine import Engine
 from i2v.engine.source import DEMO_FOLDER
 from i2v.request import GenerateRequest
 
+pytestmark = pytest.mark.slow
+
 SHORT = GenerateRequest(prompt="static camera", width=128, height=128, num_frames=2, steps=2, seed=1)
 
 
@@ -71,7 +73,6 @@ def test_psnr_is_that_of_the_formula() -> None:
     assert psnr(grey, grey) == 99.0
 
 
-@pytest.mark.slow
 def test_the_command_prints_both_scales_and_its_exit_code_tells_whether_to_act(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

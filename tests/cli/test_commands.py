@@ -493,10 +493,10 @@ def test_control_characters_of_a_stored_prompt_do_not_reach_the_terminal(run: Ru
 
 def test_doctor_prints_every_check_and_fails_when_one_does(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     checks = [doctor.Check("disk", True, "9 GB free"), doctor.Check("port", False, "port 1 is taken")]
-    monkeypatch.setattr(doctor, "run", lambda settings: checks)
+    monkeypatch.setattr(doctor, "checks", lambda settings: checks)
     ended = run("doctor")
     assert (ended.code, ended.out) == (1, "[SUCCESS] disk: 9 GB free\n[ERROR] port: port 1 is taken\n")
-    monkeypatch.setattr(doctor, "run", lambda settings: checks[:1])
+    monkeypatch.setattr(doctor, "checks", lambda settings: checks[:1])
     assert run("doctor").code == 0
 
 

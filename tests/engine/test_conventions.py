@@ -17,6 +17,8 @@ from i2v.request import GenerateRequest
 from i2v.settings import Settings
 from tests.engine.tiny_folder import draw_photo, write_tiny_folder
 
+pytestmark = pytest.mark.slow
+
 REQUEST = GenerateRequest(prompt="the sun", width=64, height=64, num_frames=2, steps=2, guidance_scale=5.0, seed=3)
 
 

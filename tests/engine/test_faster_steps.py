@@ -33,6 +33,8 @@ from i2v.ui.texts import TABLE
 from tests.conftest import ROOT
 from tests.engine.tiny_folder import SCHEDULER, draw_photo, write_tiny_folder
 
+pytestmark = pytest.mark.slow
+
 CPU, CUDA = torch.device("cpu"), torch.device("cuda:0")
 # whole and reusing steps, guided and not: every kind of step there is
 ALL_KINDS = Sampling(solver="unipc", guidance_interval=(0.5, 1.0), deep_cache=CacheRule(interval=2))
@@ -630,7 +632,6 @@ print([name for name in ("torch._inductor.compile_fx", "i2v.engine.unet.triton_k
 # --- compiled steps (Inductor's C++ back end)
 
 
-@pytest.mark.slow
 def test_a_compiled_step_equals_the_plain_one_and_a_broken_weight_shows(unet: I2VGenXLUNet) -> None:
     """Of every kind; the one kind that the exact preset has is among them."""
     steps = Accelerator(Compiled(), "in a test", Clock())

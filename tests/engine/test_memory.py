@@ -19,6 +19,8 @@ from i2v.request import GenerateRequest
 from tests.engine import full_size
 from tests.engine.accounting import Accountant, FusedAttention
 
+pytestmark = pytest.mark.slow
+
 # The published model in float16.
 FULL = Shape(
     weights={

@@ -18,6 +18,8 @@ from i2v.engine.residency import resident
 from i2v.engine.unet.model import DeepCache, I2VGenXLUNet
 from tests.engine.unet.unet_pairs import CONFIGS, Inputs, difference, inputs, own, upstream
 
+pytestmark = pytest.mark.slow
+
 META = torch.device("meta")
 
 

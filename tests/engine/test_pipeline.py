@@ -20,6 +20,8 @@ from i2v.notes import say
 from i2v.request import GenerateRequest
 from tests.engine.tiny_folder import draw_photo, write_tiny_folder
 
+pytestmark = pytest.mark.slow
+
 SMALL = GenerateRequest(
     prompt="the sun", negative_prompt="", width=64, height=64, num_frames=4, steps=3, guidance_scale=5.0, seed=7
 )

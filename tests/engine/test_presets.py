@@ -17,6 +17,8 @@ from i2v.notes import say
 from i2v.request import GenerateRequest
 from tests.conftest import ASSETS
 
+pytestmark = pytest.mark.slow
+
 SIDE = 128
 
 

@@ -192,6 +192,7 @@ def engine() -> Engine:
 CLIP = GenerateRequest(prompt="static camera", width=128, height=128, num_frames=3, steps=2, seed=1)
 
 
+@pytest.mark.slow
 def test_no_word_of_the_demo_model_fails_or_is_labelled(engine: Engine, photo: Image.Image) -> None:
     assert {"fade to black", "night falls", "the scene at sunset"} <= set(engine.info.vocabulary)
     for word in engine.info.vocabulary:

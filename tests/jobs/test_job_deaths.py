@@ -15,6 +15,8 @@ from i2v.jobs.queue import JobQueue
 from i2v.settings import Settings
 from tests.jobs.job_doubles import RunServer
 
+pytestmark = pytest.mark.slow
+
 # What the first job's attempts come to after one death at that point.
 POINTS = {
     "claiming": 1,  # before the claim's commit: it never started

@@ -10,6 +10,8 @@ import requests
 
 from tests.qa.live_server import LiveServer, small_photo, start
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def launch(tmp_path):
@@ -106,7 +108,6 @@ def test_a_second_server_on_the_same_data_is_refused(launch):
     assert first.ready()
 
 
-@pytest.mark.slow
 def test_a_model_that_is_not_there_ends_it_with_a_sentence(launch, tmp_path):
     server = launch("--model", str(tmp_path / "nowhere"), "--offline", wait=False)
     assert ended(server) == 1

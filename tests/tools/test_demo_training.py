@@ -22,6 +22,8 @@ from tools.demo_model.__main__ import app
 from tools.demo_model.captions import CLASSES, PHRASES, caption
 from tools.demo_model.pictures import Pictures, procedural
 
+pytestmark = pytest.mark.slow
+
 STILL = {name: (torch.eye(4), torch.zeros(4)) for name in scenes.LIGHTS}
 
 
@@ -251,7 +253,6 @@ def test_phrases_are_read_as_their_class_and_others_as_drift() -> None:
     assert text.read(model, tokenizer, unknown) == ["drift"] * 4
 
 
-@pytest.mark.slow
 def test_the_whole_command_makes_a_folder_that_the_engine_runs(tmp_path: Path) -> None:
     arguments = ["--work", str(tmp_path / "work"), "--out", str(tmp_path / "model"), "--quick"]
     first = CliRunner().invoke(app, arguments)

@@ -23,6 +23,8 @@ from i2v.ui.mount.mounting import check_closed, mount_ui, remember_signatures
 from tests.conftest import ASSETS, ROOT
 from tests.ui.conftest import Site, fill, servers
 
+pytestmark = pytest.mark.slow
+
 SECRET = "root:x:0:0"
 
 

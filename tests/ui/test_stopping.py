@@ -12,6 +12,8 @@ from i2v.settings import Settings
 from tests.conftest import ROOT
 from tests.serving import serving
 
+pytestmark = pytest.mark.slow
+
 
 def test_a_page_keeps_no_stream_open_and_nobody_can_open_one(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """The framework held one for each tab; a stop cut it off after five seconds, with a long traceback in the log."""
