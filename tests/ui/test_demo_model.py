@@ -107,7 +107,7 @@ def test_jobs_wait_their_turn_and_a_sweep_runs_the_chosen_draft_in_full(
     site = serve(engine=engine, model="demo")
     page = open_page(site.url)
     fill(page, PHOTO, "night falls")
-    choose(page, size="128x128", frames=8, steps=20)
+    choose(page, size="128x128", frames=8, steps=12)
     with subtests.test("three jobs wait their turn and a reload in mid-job loses none"):
         words = ["night falls", "the scene brightens", "fade to black"]
         for prompt in words:
@@ -132,8 +132,8 @@ def test_jobs_wait_their_turn_and_a_sweep_runs_the_chosen_draft_in_full(
         drafts = site.queue.list(limit=4)
         assert {job.request.steps for job in drafts} == {10}
         page.locator("#stage .tile button").first.click()
-        expect(page.locator("#stage .facts")).to_contain_text("20 steps")  # the drafts play on the sheet already
+        expect(page.locator("#stage .facts")).to_contain_text("12 steps")  # the drafts play on the sheet already
         page.wait_for_function(PLAYS)
         full = site.queue.list()[0]
-        assert full.request.steps == 20
+        assert full.request.steps == 12
         assert full.request.seed in {job.request.seed for job in drafts}

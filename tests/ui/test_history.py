@@ -78,6 +78,7 @@ def test_a_link_opens_a_video_in_another_browser_where_it_is_the_readers_own(
         expect(page.locator("#stage video")).to_be_visible()
         page.reload()
         expect(page.locator("#stage .said")).to_have_text("the sun rises")
+        assert page.url == f"{site.url}/"
     with subtests.test("it is deleted only after a second yes"):
         gone = site.queue.list()[0]
         page.click("#delete")
