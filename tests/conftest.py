@@ -12,6 +12,10 @@ from PIL import Image
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+# A developer's own I2V_* variables must not change what a test or a server that a test starts sees.
+for name in [name for name in os.environ if name.upper().startswith("I2V_")]:
+    del os.environ[name]
+
 # A runner in the background of a shell, or under nohup, ignores these signals, and so would every server it starts.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -32,13 +36,6 @@ def pytest_xdist_auto_num_workers() -> int:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The long ones first, so that no test process is left alone with one at the end."""
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
-
-
-@pytest.fixture(autouse=True)
-def _no_i2v_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A developer's own I2V_* variables must not change what a test sees."""
-    for name in [name for name in os.environ if name.upper().startswith("I2V_")]:
-        monkeypatch.delenv(name)
 
 
 @pytest.fixture
