@@ -4,7 +4,6 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -16,30 +15,23 @@ triton = pytest.importorskip("triton", reason="Triton has no package for this sy
 KERNELS = ("group_norm", "add_layer_norm", "gelu_gate", "temporal_attention")
 
 
-@pytest.fixture(scope="module")
-def interpreted() -> dict[str, Any]:
-    command = [sys.executable, "-m", "tests.engine.unet.interpreted"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240, check=False)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
-
-
 # Attention in bfloat16 is for a GPU alone to tell: see interpreted.py.
 CASES = [(kernel, dtype) for kernel in KERNELS for dtype in ("float32", "float16")]
 CASES += [(kernel, "bfloat16") for kernel in KERNELS if kernel != "temporal_attention"]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("kernel", "dtype"), CASES)
-def test_a_kernel_equals_the_plain_formula(interpreted: dict[str, Any], kernel: str, dtype: str) -> None:
-    assert interpreted["examined"][f"{kernel} {dtype}"].startswith(f"{kernel}: Triton (within ")
-
-
-@pytest.mark.slow
-def test_a_unet_on_fused_kernels_equals_the_plain_one(interpreted: dict[str, Any]) -> None:
-    unet = interpreted["unet"]
-    assert set(unet["calls"]) == set(KERNELS)
-    assert 0 < unet["apart"] <= 1e-5  # not 0: other kernels did run
+def test_interpreted_kernels_equal_the_plain_formulas_alone_and_in_a_unet(subtests: pytest.Subtests) -> None:
+    command = [sys.executable, "-m", "tests.engine.unet.interpreted"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr
+    interpreted = json.loads(done.stdout)
+    for kernel, dtype in CASES:
+        with subtests.test(kernel=kernel, dtype=dtype):
+            assert interpreted["examined"][f"{kernel} {dtype}"].startswith(f"{kernel}: Triton (within ")
+    with subtests.test("a UNet"):
+        assert set(interpreted["unet"]["calls"]) == set(KERNELS)
+        assert 0 < interpreted["unet"]["apart"] <= 1e-5  # not 0: other kernels did run
 
 
 # Parameters in order: p is a tensor of the model's dtype, f one of fp32, i a number, e a real number; then constants.
