@@ -5,7 +5,7 @@ call them through a thread; `wait` and `events` are coroutines. Nothing here pol
 """
 
 import threading
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -366,7 +366,7 @@ class JobQueue:
         """The job once it is final. Raises `NotFound`; `NotReady` when the server ends before the job does."""
         return await self._waiting.wait(id)
 
-    def events(self, id: str) -> AsyncIterator[Job]:
+    def events(self, id: str) -> AsyncGenerator[Job]:
         """A snapshot now and after every change (quick ones give one), the final one last. Raises as `wait` does."""
         return self._waiting.events(id)
 

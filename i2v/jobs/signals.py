@@ -6,7 +6,8 @@ A signal carries no data: a watcher reads the job itself afterwards, so one that
 import asyncio
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import contextmanager, suppress
 
 from i2v.jobs.job import Job
@@ -15,26 +16,26 @@ Wake = Callable[[], None]  # quick, thread-safe
 
 
 class Watchers:
-    """Watchers of jobs. All methods may be called from any thread."""
+    """Watchers of jobs. All methods may be called from any thread.
+
+    Leaving takes no lock: the garbage collector may end a forgotten watcher in a thread that holds it.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._watchers: dict[str, dict[object, tuple[Wake, bool]]] = {}
+        self._left: deque[tuple[str, object]] = deque()  # by id and ticket: those who left since the last look
 
     @contextmanager
     def watch(self, id: str, wake: Wake, *, steps: bool) -> Iterator[None]:
         """Call `wake` when the job changes state, with `steps` also after each step, until the block is left."""
         ticket = object()
-        with self._lock:
-            self._watchers.setdefault(id, {})[ticket] = (wake, steps)
+        with self._present() as present:
+            present.setdefault(id, {})[ticket] = (wake, steps)
         try:
             yield
         finally:
-            with self._lock:
-                watchers = self._watchers.get(id, {})
-                watchers.pop(ticket, None)
-                if not watchers:
-                    self._watchers.pop(id, None)
+            self._left.append((id, ticket))
 
     @contextmanager
     def signal(self, id: str, *, steps: bool) -> Iterator[asyncio.Event]:
@@ -62,20 +63,32 @@ class Watchers:
 
     def everyone(self, *, steps_only: bool = False) -> None:
         """Something that concerns every watcher: the queue goes down; or only those who follow steps: it has moved."""
-        with self._lock:
-            found = [watcher for watchers in self._watchers.values() for watcher in watchers.values()]
+        with self._present() as present:
+            found = [watcher for watchers in present.values() for watcher in watchers.values()]
         for wake, steps in found:
             if steps or not steps_only:
                 wake()
 
     def __len__(self) -> int:
         """How many are watching; 0 when nobody waits."""
-        with self._lock:
-            return sum(len(watchers) for watchers in self._watchers.values())
+        with self._present() as present:
+            return sum(map(len, present.values()))
 
     def _of(self, id: str) -> list[tuple[Wake, bool]]:
+        with self._present() as present:
+            return list(present.get(id, {}).values())
+
+    @contextmanager
+    def _present(self) -> Iterator[dict[str, dict[object, tuple[Wake, bool]]]]:
+        """Those who watch, without those who left, by job and ticket; nobody else changes them in the block."""
         with self._lock:
-            return list(self._watchers.get(id, {}).values())
+            while self._left:
+                id, ticket = self._left.popleft()
+                watchers = self._watchers[id]
+                del watchers[ticket]
+                if not watchers:
+                    del self._watchers[id]
+            yield self._watchers
 
 
 class Waiting:
@@ -95,7 +108,7 @@ class Waiting:
                     return job
                 await changed.wait()
 
-    async def events(self, id: str) -> AsyncIterator[Job]:
+    async def events(self, id: str) -> AsyncGenerator[Job]:
         """The job now and at each change, the final one last. Raises as `read`."""
         with self._watchers.signal(id, steps=True) as changed:
             last = None

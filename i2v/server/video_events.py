@@ -2,7 +2,8 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from typing import Any
 
 from starlette.concurrency import run_in_threadpool
@@ -19,26 +20,26 @@ KEEP_ALIVE_S = 15.0  # proxies close connections that are silent for a minute
 _V1 = "/v1/videos"
 
 
-async def stream(context: Context, job_id: str) -> AsyncIterator[bytes]:
+async def stream(context: Context, job_id: str) -> AsyncGenerator[bytes]:
     """`status`, `progress` and one `done`; `error` when the server stops before the job has ended."""
-    changes = context.queue.events(job_id)
     status = None
     try:
-        async for job in _with_pauses(changes, context.stopping):
-            if job is None:
-                yield b": still here\n\n"
-            elif job.is_final:
-                yield _event("done", (await shown(job, context.queue, context.settings)).model_dump())
-            elif job.status != status:
-                status = job.status
-                yield _event("status", (await shown(job, context.queue, context.settings)).model_dump())
-            else:
-                yield _event("progress", await run_in_threadpool(_progress, context, job))
+        async with aclosing(_with_pauses(context.queue.events(job_id), context.stopping)) as changes:
+            async for job in changes:
+                if job is None:
+                    yield b": still here\n\n"
+                elif job.is_final:
+                    yield _event("done", (await shown(job, context.queue, context.settings)).model_dump())
+                elif job.status != status:
+                    status = job.status
+                    yield _event("status", (await shown(job, context.queue, context.settings)).model_dump())
+                else:
+                    yield _event("progress", await run_in_threadpool(_progress, context, job))
     except I2VError as error:
         yield _event("error", error_body(error, _V1))
 
 
-async def _with_pauses(changes: AsyncIterator[Job], stopping: asyncio.Event) -> AsyncIterator[Job | None]:
+async def _with_pauses(changes: AsyncGenerator[Job], stopping: asyncio.Event) -> AsyncGenerator[Job | None]:
     """The changes, and None whenever nothing has changed for a while. Raises `NotReady` when the server stops."""
     stopped = asyncio.ensure_future(stopping.wait())
     following = asyncio.ensure_future(_next(changes))
@@ -57,9 +58,10 @@ async def _with_pauses(changes: AsyncIterator[Job], stopping: asyncio.Event) -> 
                 yield None
     finally:
         await cancel(stopped, following)
+        await changes.aclose()  # left to the garbage collector, it would go on watching
 
 
-async def _next(changes: AsyncIterator[Job]) -> Job | None:
+async def _next(changes: AsyncGenerator[Job]) -> Job | None:
     return await anext(changes, None)
 
 

@@ -1,6 +1,7 @@
 """`/v1/videos` in OpenAI's shape: every route, its errors, idempotency, events, extensions."""
 
 import asyncio
+import gc
 import io
 import json
 import re
@@ -13,6 +14,7 @@ from PIL import Image
 from i2v.errors import BadRequest
 from i2v.jobs.job import FINAL
 from i2v.notes import say
+from i2v.server.video_events import stream
 from i2v.server.video_object import VideoObject
 from i2v.server.video_request import receive
 from i2v.server.video_variants import Variants
@@ -530,6 +532,20 @@ async def test_events_tell_status_progress_with_preview_and_done(client, create,
 async def test_events_of_a_finished_job_are_its_end(client, finished):
     answer = await client.get(f"/v1/videos/{(await finished()).id}/events")
     assert [name for name, _ in parse_events(answer.text)] == ["done"]
+
+
+async def test_a_stream_that_nobody_reads_any_more_watches_no_longer(app, create, queue, gate):
+    """Left to the garbage collector, it ended in whichever thread that ran in."""
+    job = (await create()).json()["id"]
+    gc.disable()
+    try:
+        reading = stream(app.state.context, job)
+        await anext(reading)
+        assert len(queue._watchers) == 1
+        await reading.aclose()
+        assert len(queue._watchers) == 0
+    finally:
+        gc.enable()
 
 
 async def test_events_end_with_an_error_when_the_server_stops(app, client, create, gate):
