@@ -7,10 +7,10 @@ and by the engine for the fit. Messages say what was received and what is accept
 import base64
 import binascii
 import io
+import logging
 import re
 import threading
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
 
@@ -20,6 +20,8 @@ from PIL import Image, ImageCms, ImageOps
 
 from i2v.errors import InvalidImage, json_type
 from i2v.notes import Note
+
+log = logging.getLogger(__name__)
 
 FORMATS = ("PNG", "JPEG", "WEBP")  # anything else Pillow could open is more attack surface than use
 MIN_SIDE = 16  # pixels; smaller is a tracking dot or a mistake, and the model sees nothing in it
@@ -68,8 +70,12 @@ def decode(data: bytes, *, max_pixels: int) -> Image.Image:
         with _DECODING, Image.open(io.BytesIO(data), formats=FORMATS) as image:
             _check_size(image.size, max_pixels)
             image.load()
-            with suppress(Exception):  # a broken EXIF block: the photo is good, so it is shown as it is stored
+            try:
                 ImageOps.exif_transpose(image, in_place=True)
+            except MemoryError:
+                raise
+            except Exception:  # a broken EXIF block: the photo is good, so it is shown as it is stored
+                log.debug("the photo's EXIF block cannot be read")
             return to_rgb(image)
     except InvalidImage:
         raise

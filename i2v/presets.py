@@ -26,8 +26,10 @@ class _Strict(BaseModel):
 
 
 class CacheRule(_Strict):
-    """Every `interval`-th step is a whole one, the others reuse its deep features and run `branch` layers of a level
-    (arXiv 2312.00858); interval 1 is off.
+    """Every `interval`-th step is a whole one, the others reuse its deep features and run only the first `branch`
+    layers on the way down and the last `branch` + 1 on the way up (arXiv 2312.00858).
+
+    Interval 1 is off; `branch` means nothing then, and is 0.
     """
 
     interval: int = Field(1, ge=1, le=10)
@@ -44,7 +46,7 @@ class Sampling(_Strict):
 
     `max_steps` caps the request's steps (None: as asked). `guidance_interval` is the part of the steps, as fractions
     from the first to the last, that is guided (arXiv 2404.07724). `guidance_rescale` mixes in the prediction at the
-    conditional one's spread (arXiv 2305.08891, section 3.4).
+    conditional one's spread (arXiv 2305.08891, section 3.4). `deep_cache`: see `CacheRule`.
     """
 
     solver: Solver

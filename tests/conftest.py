@@ -29,7 +29,9 @@ PHOTOS = ("astronaut", "chelsea", "coffee", "rocket")
 
 
 def pytest_xdist_auto_num_workers() -> int:
-    """One process more than there are cores: tests wait for clocks and for other programs a quarter of their time."""
+    """One process more than there are cores, five at most: tests wait for clocks and other programs for a quarter of
+    their time.
+    """
     return min(5, (os.cpu_count() or 1) + 1)
 
 
@@ -40,7 +42,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 # What the libraries made when they were imported, 740,000 objects in each test process, stays to the end: the garbage
-# collector looks through it neither meanwhile nor later, which takes a sixth of the time from tests of the routes.
+# collector looks through it neither meanwhile nor later. Tests of the routes take a sixth less time.
 gc.disable()
 
 

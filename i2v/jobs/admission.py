@@ -18,7 +18,7 @@ from i2v.settings import Settings
 
 
 class Admission:
-    """The bounds of queue and disk. `free_space(folder)` in bytes."""
+    """The bounds of queue and disk. `free_space(folder)` in bytes; None asks the disk."""
 
     def __init__(
         self, settings: Settings, folder: Path, positions: Positions, free_space: Callable[[Path], int] | None

@@ -146,12 +146,13 @@ def _read(file: Path) -> str:
     return found.decode("ascii")
 
 
-def write_whole(file: Path, text: str) -> None:
-    """A small file that everybody may read, whole or not at all, whenever the machine stops. Raises OSError."""
+def write_whole(file: Path, text: str, mode: int | None = None) -> None:
+    """A small file, whole or not at all, whenever the machine stops. `mode` None: as the umask says. Raises OSError."""
     part = file.with_name(f"{file.name}.part")
     try:
         with open(part, "w", encoding="utf-8") as new:
-            os.fchmod(new.fileno(), 0o644)  # whatever the umask
+            if mode is not None:
+                os.fchmod(new.fileno(), mode)
             new.write(text)
             new.flush()
             os.fsync(new.fileno())

@@ -218,7 +218,7 @@ def _write_sidecar(path: Path, job: Job, result: JobResult) -> None:
     }
     if job.extends is not None:
         kept["extends"] = job.extends
-    write_whole(path, json.dumps(kept, indent=2, ensure_ascii=False))
+    write_whole(path, json.dumps(kept, indent=2, ensure_ascii=False), 0o644)
 
 
 def _in_words(result: JobResult) -> dict[str, Any]:

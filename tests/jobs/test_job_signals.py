@@ -51,7 +51,7 @@ def test_a_watcher_that_the_garbage_collector_ends_while_others_are_listed_stops
     assert len(watchers) == 0
 
 
-async def test_a_coroutine_that_is_forgotten_watches_no_longer() -> None:
+async def test_a_cancelled_coroutine_watches_no_longer() -> None:
     watchers = Watchers()
 
     async def follow() -> None:

@@ -120,7 +120,7 @@ def remember_signatures(blocks: gr.Blocks) -> None:
 
 
 def theme() -> gr.themes.Base:
-    """Fonts of the reader's own system, as the framework's themes load theirs from the internet; and `theme.yaml`."""
+    """The values of `theme.yaml`, and fonts of the reader's own system: the framework's own come from the internet."""
     found = yaml.safe_load(THEME.read_text(encoding="utf-8"))
     dark = {f"{name}_dark": value for name, value in (found["both"] | found["dark"]).items()}
     sans = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "Noto Sans", "Noto Sans CJK SC", "sans-serif"]
