@@ -396,6 +396,7 @@ def test_the_pixel_limit_is_the_callers() -> None:
 
 
 @pytest.mark.parametrize("kind", [b"zTXt", b"iTXt", b"iCCP"])
+@pytest.mark.slow
 def test_a_text_or_profile_bomb_is_refused_within_a_little_memory(kind: bytes, tmp_path: Path) -> None:
     packed = zlib.compress(bytes(300_000_000), 1)
     body = b"k\0\1\0\0\0" + packed if kind == b"iTXt" else b"k\0\0" + packed
@@ -454,6 +455,7 @@ def test_a_real_photo_with_much_metadata_is_taken() -> None:
 
 
 @pytest.mark.parametrize("kind", ["PNG", "WEBP"])
+@pytest.mark.slow
 def test_sixty_four_pixel_bombs_at_once_are_refused_within_a_little_memory(kind: str, tmp_path: Path) -> None:
     """A PNG of 140 kB with 12000x12000 pixels decoded to more than a gigabyte."""
     options = {"compress_level": 9} if kind == "PNG" else {"lossless": True, "quality": 0, "method": 0}
@@ -499,6 +501,7 @@ _ORIGINALS = {
     st.sampled_from(sorted(_ORIGINALS)),
     st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 7)), min_size=1, max_size=8),
 )
+@pytest.mark.slow
 def test_flipped_bits_give_a_picture_or_invalid_image_and_nothing_else(
     name: str, flips: list[tuple[float, int]]
 ) -> None:

@@ -141,6 +141,7 @@ def test_the_settings_come_back_from_the_file(clip: Frames, tmp_path: Path) -> N
 
 @settings(max_examples=40, deadline=None)
 @given(st.dictionaries(st.text(min_size=1), st.text(), max_size=6))
+@pytest.mark.slow
 def test_any_settings_come_back(tmp_path_factory: pytest.TempPathFactory, stored: dict[str, str]) -> None:
     path = tmp_path_factory.mktemp("v") / "a.mp4"
     video.write_video(np.zeros((1, 16, 16, 3), np.uint8), path, fps=8, metadata=stored)

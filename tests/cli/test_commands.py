@@ -332,6 +332,7 @@ def test_a_job_that_is_stopped_leaves_no_file_and_the_mutex_free(tmp_path: Path,
 # Through a server
 
 
+@pytest.mark.slow
 def test_generate_through_a_server_downloads_the_same_video_as_here(run: Run, server: str, tmp_path: Path) -> None:
     options = "--size 128x128 --num-frames 8 --steps 10 --seed 7 --fit pad --preset turbo --motion-fps 3"
     ended = run("generate", PHOTO, "the sun sets", f"-o a.mp4 --url {server} {options}")
@@ -342,6 +343,7 @@ def test_generate_through_a_server_downloads_the_same_video_as_here(run: Run, se
     assert np.array_equal(video.read_frames(tmp_path / "a.mp4"), video.read_frames(tmp_path / "b.mp4"))
 
 
+@pytest.mark.slow
 def test_a_video_of_a_server_runs_again_through_it(run: Run, server: str, tmp_path: Path) -> None:
     run("generate", PHOTO, "x", f"-o a.mp4 --url {server} --size 128x128 --num-frames 8 --steps 10")
     ended = run("generate", PHOTO, f"--from a.mp4 -o b.mp4 --url {server}")
@@ -354,6 +356,7 @@ def test_a_refusal_of_the_server_is_one_sentence(run: Run, server: str) -> None:
     assert (ended.code, ended.err) == (2, "[ERROR] steps is 5; 10 to 100 is wanted\n")
 
 
+@pytest.mark.slow
 def test_jobs_lists_shows_downloads_cancels_and_deletes(
     run: Run, server: str, engine: FakeEngine, tmp_path: Path
 ) -> None:
@@ -406,6 +409,7 @@ def _one_attempt(init: Callable[..., None]) -> Callable[..., None]:
     return lambda self, *arguments, **options: init(self, *arguments, attempts=1, **options)
 
 
+@pytest.mark.slow
 def test_the_client_and_the_real_server_agree(server: str, tmp_path: Path) -> None:
     """The scripted server of test_client.py answers what we wrote down; this one answers for itself."""
     with Client(server) as client:
@@ -433,6 +437,7 @@ def test_the_client_and_the_real_server_agree(server: str, tmp_path: Path) -> No
         assert (refused["success"], refused["status"], refused["field"]) == (False, 422, "resolution")
 
 
+@pytest.mark.slow
 def test_control_c_in_the_client_stops_the_job_on_the_server(server: str, engine: FakeEngine) -> None:
     engine.step_s = 0.5
 

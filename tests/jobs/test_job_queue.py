@@ -92,6 +92,7 @@ def test_64_callers_at_once_fill_8_places_and_the_rest_are_told_when_to_come_aga
     assert [job.id for job in sorted(done, key=lambda job: job.started_at or job.created_at)] == order
 
 
+@pytest.mark.slow
 def test_64_callers_who_honour_retry_after_all_get_their_video(make_queue: MakeQueue, dot: Image.Image) -> None:
     queue = make_queue(settings={"queue": {"length": 8}})
 

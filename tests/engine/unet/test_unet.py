@@ -116,6 +116,7 @@ def test_the_image_concat_scale_multiplies_the_image_branch_alone(published):
     assert difference(result, job.upstream(reference)) > 100 * LIMIT
 
 
+@pytest.mark.slow
 def test_every_weight_outside_the_levels_takes_part():
     """A comparison that a broken weight passes proves nothing: each parameter, changed alone, is noticed.
 
@@ -234,6 +235,7 @@ LAST_LAYERS = ("conv2", "conv4.3", "attn1.to_out.0", "attn2.to_out.0", "ff.net.2
 
 
 @pytest.mark.parametrize("last", LAST_LAYERS)
+@pytest.mark.slow
 def test_leaving_out_what_ends_in_zero_gives_the_same_to_the_bit(published, last):
     """Also where no cross-attention adds anything any more: the guidance halves part there all the same."""
     config, reference, _ = published
