@@ -139,6 +139,15 @@ def test_every_exif_orientation_comes_back_upright(kind: str, orientation: int) 
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF")
+def test_a_photo_that_memory_cannot_turn_is_refused_and_not_shown_sideways(monkeypatch: pytest.MonkeyPatch) -> None:
+    def exhausted(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(images.ImageOps, "exif_transpose", exhausted)
+    with pytest.raises(InvalidImage, match="too large when unpacked"):
+        decode(encoded(quarters()), max_pixels=MAX)
+
+
 @pytest.mark.parametrize(
     "exif", [b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0garbage", b"Exif\0\0", b"Exif\0\0MM\0*\0\0\0\x08\xff\xff"]
 )

@@ -112,6 +112,16 @@ async def test_docs_show_the_video_object_with_every_field(client):
     assert "number or null" in part
 
 
+async def test_docs_escape_what_they_show_and_say_what_may_be_left_out(client):
+    page = (await client.get("/docs")).text
+    assert "data:image/&lt;type&gt;;base64" in page
+    assert "<type>" not in page
+    part = page.partition('<h3 id="CreateVideo">')[2].partition("<h3 id=")[0]
+    shown = dict(re.findall(r"<dt><code>(\w+)</code>(.*?)</dt>", part))
+    assert "may be left out" not in shown["prompt"]
+    assert "may be left out" in shown["seed"]
+
+
 async def test_docs_show_this_operator_s_sizes(tmp_path):
     settings = Settings(model="fake", outputs=tmp_path, resolutions=(256, 1024))
     app = create_app(settings, JobQueue(settings))
