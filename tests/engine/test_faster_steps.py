@@ -572,30 +572,6 @@ def test_a_capture_is_made_on_its_device_and_stream_and_leaves_the_callers_strea
     assert cuda.Stream.call_count == 1
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("dtype", ["float32", "float16"])
-def test_cuda_graphs_give_the_plain_steps_latents_for_two_requests_and_every_kind_of_step(
-    folder: Path, dtype: str
-) -> None:
-    unet = Engine.load(folder, device="cuda", dtype=dtype, conventions="upstream").parts.unet
-    device = torch.device("cuda", torch.cuda.current_device())
-    steps = Accelerator(Graph(faster_steps.CudaCapture(device)), "in a test", Clock())
-
-    def on_gpu(seed: int, accelerator: Accelerator | None) -> Tensor:
-        one = given(seed)
-        text, embedding, images = (x.to(device) for x in (one.text, one.image_embedding, one.image_latents))
-        conditioning = replace(one, text=text, image_embedding=embedding, image_latents=images)
-        table = schedule(SCHEDULER, ALL_KINDS, 12)
-        return denoise(unet, *table, noise().to(device), conditioning, ALL_KINDS, accelerator=accelerator)
-
-    bound = 1e-4 if dtype == "float32" else 2e-2
-    for seed in (1, 2, 1):
-        assert faster_steps.largest_difference([on_gpu(seed, steps)], [on_gpu(seed, None)]) <= bound
-    assert len(steps.kept) == 4, steps.report()
-    assert steps.held > 0
-
-
 @pytest.mark.parametrize(
     ("wanted", "device", "form"),
     [

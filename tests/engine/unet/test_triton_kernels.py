@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 
 from tests.conftest import ROOT
 
@@ -64,13 +63,3 @@ def test_a_kernel_compiles_for_a_gpu_that_is_not_there(
     compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32))
     assert f"sm_{capability}" in compiled.asm["ptx"]
     assert len(compiled.asm["cubin"]) > 1000
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_every_kernel_proves_itself_on_a_gpu(dtype: torch.dtype) -> None:
-    from i2v.engine.unet import fused
-
-    with fused.using(fused.Fused()):
-        assert [v.kernel for v in fused.report(torch.device("cuda"), dtype) if not v.triton] == []
