@@ -1,13 +1,70 @@
 """What an exception of PyTorch's means: memory ran short, the GPU is lost, or neither. Reads types and texts alone."""
 
+import logging
+import re
+from typing import NamedTuple
+
 import torch
 
-_OUT_OF_MEMORY = (
-    "out of memory",
-    "can't allocate memory",  # the CPU allocator
-    "cublas_status_alloc_failed",
-    "cudnn_status_alloc_failed",
-    "cublas_status_not_initialized when calling `cublascreate",  # no room for a handle
+log = logging.getLogger(__name__)
+
+
+class Text(NamedTuple):
+    """A text that means that memory ran short: a pattern for `re.search`, whatever the case, and why it means that."""
+
+    pattern: str
+    meaning: str
+    source: str
+
+
+OUT_OF_MEMORY = (
+    Text(
+        "out of memory",
+        "the allocator, the CUDA runtime (device and page-locked memory) and the driver under Triton say it in words",
+        "c10/cuda/CUDACachingAllocator.cpp, CUDAException.cpp, driver_api.h; Triton's nvidia/driver.c",
+    ),
+    Text(
+        "(cuda|nvrtc)_error_out_of_memory|cudaerrormemoryallocation",
+        "the same by the name of its code",
+        "cuda.h, nvrtc.h, driver_types.h",
+    ),
+    Text(
+        "can('t|not) allocate memory",
+        "the CPU allocator, and a file that could not be mapped (ENOMEM)",
+        "c10/core/impl/alloc_cpu.cpp, aten/src/ATen/MapAllocator.cpp",
+    ),
+    Text("std::bad_alloc", "C++ code had no main memory", "torch/csrc/Exceptions.h makes it a RuntimeError"),
+    Text(
+        "(cublas|cudnn|cusolver)_status_alloc_failed",
+        "a library found no memory for its own use",
+        "ATen/cuda/Exceptions.h: AT_CUDNN_CHECK, TORCH_CUDABLAS_CHECK, TORCH_CUSOLVER_CHECK",
+    ),
+    Text(
+        "cudnn_status_internal_error_(device|host)_allocation_failed",
+        "the same from cuDNN 9, which counts it among its internal errors",
+        "cudnn_graph.h; AT_CUDNN_CHECK and AT_CUDNN_FRONTEND_CHECK",
+    ),
+    Text(
+        "cublas_status_not_initialized when calling `cublas(lt)?create",
+        "no room for cuBLAS' handle",
+        "ATen/cuda/CublasHandlePool.cpp",
+    ),
+    Text("cudnn_status_not_initialized", "no room for cuDNN's handle", "ATen/cudnn/Handle.cpp"),
+    Text(
+        "(get|find) was unable to find an engine to execute this computation",
+        "cuDNN's algorithms were tried one by one, and the OutOfMemoryError of each workspace was swallowed",
+        "ATen/native/cudnn/Conv_v8.cpp: try_plans, try_configs",
+    ),
+    Text(
+        "unable to find a valid cudnn algorithm to run convolution",
+        "the same where cuDNN's older interface is chosen",
+        "ATen/native/cudnn/Conv_v7.cpp: try_all",
+    ),
+    Text(
+        "nvml_success == .*cudacachingallocator",
+        "the message of an OutOfMemoryError was to name other processes; containers and MIG forbid to ask for them",
+        "c10/cuda/CUDACachingAllocator.cpp: reportProcessMemoryInfo",
+    ),
 )
 
 # After these the CUDA context is lost: every later call fails until the process ends.
@@ -57,14 +114,25 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def _ran_short(error: BaseException) -> bool:
+    """What only its text tells is logged: such a text may have another cause, a broken cuDNN for example."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    return isinstance(error, RuntimeError) and any(text in str(error).lower() for text in _OUT_OF_MEMORY)
+    text = _recognise(error)
+    if text is not None:
+        log.warning("read as out of memory (%s; %s): %s", text.meaning, text.source, error)
+    return text is not None
+
+
+def _recognise(error: BaseException) -> Text | None:
+    if not isinstance(error, RuntimeError):
+        return None
+    flags = re.IGNORECASE | re.DOTALL
+    return next((text for text in OUT_OF_MEMORY if re.search(text.pattern, str(error), flags)), None)
 
 
 def is_fatal(error: BaseException) -> bool:
     """True when the CUDA context is lost and only a new process can go on. Only PyTorch's own errors are read."""
-    if not isinstance(error, RuntimeError) or _ran_short(error):
+    if not isinstance(error, RuntimeError) or _recognise(error) is not None:
         return False
     text = str(error).lower()
     speaks_of_gpu = isinstance(error, torch.AcceleratorError) or any(w in text for w in ("cuda", "cublas", "cudnn"))
