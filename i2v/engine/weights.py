@@ -163,7 +163,9 @@ def _load(
         # draw at once are drawn before they are emptied: the fork keeps the caller's random state.
         with torch.random.fork_rng(devices=()), init_empty_weights(include_buffers=False):
             module: nn.Module = build(folder)
-    except (TypeError, ValueError, KeyError, RuntimeError) as error:
+    except ModelUnavailable:
+        raise
+    except Exception as error:  # each library has its own errors for a wrong value; unknown keys are ignored by all
         raise ModelUnavailable(f"{folder / 'config.json'} describes no such model: {error}") from error
     wanted = {name: tensor.shape for name, tensor in module.state_dict().items()}
     state: dict[str, torch.Tensor] = {}

@@ -1,6 +1,7 @@
 """Loading is strict: the right tensors under the published names arrive whole, and anything else is a clear error."""
 
 import json
+import logging
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -249,6 +250,38 @@ def test_a_load_leaves_the_global_random_state_alone(folder: Path) -> None:
 def test_a_missing_file_is_named(folder: Path) -> None:
     (folder / TEXT).unlink()
     with pytest.raises(ModelUnavailable, match=r"text_encoder/model\.safetensors is missing"):
+        load(folder)
+
+
+def test_a_key_that_only_a_newer_writer_knows_stops_no_part(
+    folder: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The UNet's was refused. transformers keeps such a key, diffusers logs it and goes on."""
+    monkeypatch.setattr(logging.getLogger("diffusers"), "propagate", True)
+    for part in weights.STEMS:
+        edit_json(folder / part / "config.json", colour="red")
+
+    load(folder)
+
+    naming = {record.name for record in caplog.records if "colour" in record.getMessage()}
+    assert naming == {"diffusers.configuration_utils", "i2v.engine.unet.blocks"}
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "wanted"),
+    [
+        ("text_encoder", {"hidden_size": "wide"}, "hidden_size"),
+        ("image_encoder", {"num_attention_heads": 7}, "multiple of the number of attention heads"),
+        ("vae", {"norm_num_groups": "many"}, "str"),
+        ("unet", {"norm_num_groups": "many"}, "norm_num_groups is 'many'"),
+    ],
+)
+def test_a_wrong_value_of_a_known_key_is_refused_in_every_part(
+    folder: Path, part: str, change: dict[str, object], wanted: str
+) -> None:
+    """transformers' own error for a wrong type came through as it was."""
+    edit_json(folder / part / "config.json", **change)
+    with pytest.raises(ModelUnavailable, match=rf"(?s){part}/config\.json describes no such model: .*{wanted}"):
         load(folder)
 
 

@@ -4,6 +4,7 @@ A level holds its layers under their published names. `model.py` runs the layers
 that no caller's frame keeps an activation alive that nobody needs any more.
 """
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Self, cast
@@ -11,6 +12,8 @@ from typing import Any, Self, cast
 from torch import nn
 
 from i2v.engine.unet.layers import Downsample, ResnetBlock, TemporalConvBlock, Transformer, Upsample
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,12 +52,17 @@ class UNetConfig:
 
     @classmethod
     def from_dict(cls, config: Mapping[str, Any]) -> Self:
-        """From a config file's content. Keys that begin with `_` are its writer's; other unknown ones are refused."""
-        given = {key: value for key, value in config.items() if not key.startswith("_")}
-        unknown = set(given) - {field.name for field in fields(cls)}
+        """From a config file's content. Keys that begin with `_` are its writer's; other unknown ones are only logged.
+
+        So does diffusers with the VAE's config: a newer writer adds keys. One that changes the layers shows in the
+        names and shapes of the weights, which are read strictly. A known key with a wrong value raises TypeError or
+        ValueError.
+        """
+        known = {field.name for field in fields(cls)}
+        unknown = sorted(key for key in config if key not in known and not key.startswith("_"))
         if unknown:
-            raise ValueError(f"unknown key {sorted(unknown)[0]!r} in the UNet's config")
-        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
+            log.warning("the UNet's config has unknown keys, which are ignored: %s", ", ".join(unknown))
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in config.items() if k in known}
         return cls(**values)
 
 

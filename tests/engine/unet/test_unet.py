@@ -327,9 +327,22 @@ def test_the_shipped_demo_model_equals_diffusers():
         ({"down_block_types": ["DownBlock3D"]}, "4 levels"),
         ({"down_block_types": ["DownBlock2D"] * 4}, "DownBlock2D"),
         ({"attention_head_dim": [8, 8, 16, 16]}, "attention_head_dim"),
-        ({"dual_cross_attention": True}, "dual_cross_attention"),
     ],
 )
 def test_a_config_that_is_not_of_the_family_is_refused_by_name(change, said):
     with pytest.raises(ValueError, match=said):
         UNetConfig.from_dict({"_class_name": "I2VGenXLUNet"} | change)
+
+
+def test_unknown_keys_of_a_config_are_logged_by_name_and_change_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    """A config of a newer writer was refused; diffusers warns of the keys that it does not know."""
+    written = {
+        "_class_name": "I2VGenXLUNet",
+        "layers_per_block": 1,
+        "resnet_time_scale_shift": "default",
+        "act_fn": "silu",
+    }
+    assert UNetConfig.from_dict(written) == UNetConfig(layers_per_block=1)
+    assert caplog.messages == ["the UNet's config has unknown keys, which are ignored: act_fn, time_scale"]
+    UNetConfig.from_dict({"_diffusers_version": "0.42.1", "layers_per_block": 1})
+    assert len(caplog.messages) == 1
