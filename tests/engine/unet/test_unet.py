@@ -339,7 +339,7 @@ def test_unknown_keys_of_a_config_are_logged_by_name_and_change_nothing(caplog: 
     written = {
         "_class_name": "I2VGenXLUNet",
         "layers_per_block": 1,
-        "resnet_time_scale_shift": "default",
+        "time_scale": "default",
         "act_fn": "silu",
     }
     assert UNetConfig.from_dict(written) == UNetConfig(layers_per_block=1)
