@@ -178,13 +178,14 @@ def encode_picture(
 
     The sample is drawn in fp32 on the CPU from `generator`, so a seed means the same on any device and dtype.
     """
-    posterior = vae.encode((to_tensor(picture) * 2 - 1).to(device, vae.dtype)).latent_dist
+    pixels = (to_tensor(picture) * 2 - 1).to(device, vae.dtype, memory_format=torch.channels_last)
+    posterior = vae.encode(pixels).latent_dist
     if conventions.vae_sample == "upstream":
         sample: Tensor = posterior.sample()  # the global random state
     else:
         noise = torch.randn(posterior.mean.shape, generator=generator).to(device)
         sample = posterior.mean.float() + posterior.std.float() * noise
-    return sample.float() * latent_scale(vae, conventions)
+    return sample.float().contiguous() * latent_scale(vae, conventions)
 
 
 def latent_scale(vae: Any, conventions: Conventions) -> float:

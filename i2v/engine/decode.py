@@ -26,7 +26,7 @@ def decode_frames(
     The decoder treats frames apart, so `chunk` changes memory and speed alone. Raises InvalidOutput on numbers that are
     not finite.
     """
-    stack = latents[0].transpose(0, 1) / latent_scale  # (F, 4, h, w)
+    stack = (latents[0].transpose(0, 1) / latent_scale).contiguous(memory_format=torch.channels_last)  # (F, 4, h, w)
     pieces: list[Tensor] = []
     starts = range(0, stack.shape[0], chunk)
     for number, start in enumerate(starts, 1):
@@ -53,9 +53,8 @@ class Preview:
     bias: Tensor
 
     def __call__(self, latents: Tensor) -> NDArray[np.uint8]:
-        """The middle frame of scaled latents (1, 4, F, h, w) as uint8 RGB (h, w, 3)."""
-        middle = latents[0, :, latents.shape[2] // 2].detach().float().cpu()  # (4, h, w)
-        colours = torch.tensordot(middle, self.weight, dims=([0], [0])) + self.bias  # (h, w, 3)
+        """One frame's scaled latents (4, h, w), fp32 on the CPU, as uint8 RGB (h, w, 3)."""
+        colours = torch.tensordot(latents, self.weight, dims=([0], [0])) + self.bias  # (h, w, 3)
         picture: NDArray[np.uint8] = (colours.nan_to_num(0.5).clamp(0, 1) * 255).round().to(torch.uint8).numpy()
         return picture
 

@@ -13,12 +13,19 @@ import torch
 from i2v.engine.interface import DeviceMemory
 from i2v.engine.memory import GIB, MemoryBudget
 
+_lost: dict[torch.device, int] = {}  # bytes of this process that PyTorch can neither use nor give back, by card
+
+
+def lose(device: torch.device, held: int) -> None:
+    """From now on `held` bytes of this process's memory on a card do not count as free (see `CudaCapture`)."""
+    _lost[device] = held
+
 
 def read(device: torch.device, max_vram_gb: float | None = None) -> MemoryBudget:
     """The device's memory now. `max_vram_gb` (GiB) pretends that the card has only this much."""
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
-        own = torch.cuda.memory_reserved(device)
+        own = max(0, torch.cuda.memory_reserved(device) - _lost.get(device, 0))
     else:
         machine = psutil.virtual_memory()
         free, total = machine.available, machine.total

@@ -17,6 +17,7 @@ from torch import Tensor
 from i2v.engine import conditioning, decode, device_memory, failures, trained_sizes, verdict, weights
 from i2v.engine import memory as gpu_memory
 from i2v.engine.conventions import Conventions, for_model, for_parity, named
+from i2v.engine.device_work import make_current
 from i2v.engine.faster_steps import Accelerator
 from i2v.engine.inference import Inference
 from i2v.engine.interface import DeviceMemory, Frames, GenerationResult, MemoryNeed, ModelInfo, OnLoad, OnStep
@@ -80,6 +81,7 @@ class Engine:
             str(source), revision=revision, cache_dir=cache_dir, offline=offline, on_load=on_load, device=device
         )
         chosen = weights.choose_device(device)
+        make_current(chosen)
         device_memory.limit(chosen, max_vram_gb)
         home = torch.device("cpu") if memory == "low-vram" else chosen  # parts are copied to `chosen` in turn
         parts = weights.load_parts(folder, home, weights.choose_dtype(dtype, chosen), on_load)
@@ -101,7 +103,8 @@ class Engine:
         memory_mode: str = "auto",
         max_vram_gb: float | None = None,
     ) -> Self:
-        """An engine around loaded parts; fits the preview to their VAE."""
+        """An engine around loaded parts: lays their VAE out channels last, and fits the preview to it."""
+        parts.vae.to(memory_format=torch.channels_last)
         conventions = for_model(conventions, parts.card.conventions)
         scale = conditioning.latent_scale(parts.vae, conventions)
         offload: Offload = "model" if memory_mode == "low-vram" and device.type == "cuda" else "none"
@@ -180,6 +183,7 @@ class Engine:
         upstream's rounding, and the VAE's posterior sample comes from torch's global random state, as upstream's does
         (seed it with `torch.manual_seed` right before on both sides).
         """
+        make_current(self.device)  # of this thread, which need not be the one that loaded
         guidance_scale, notes = keep_guidance(request.guidance_scale, self.info.guidance_range)
         request = self.as_run(request)
         first = self.choose_plan(request)

@@ -1,219 +1,94 @@
-"""Two faster forms of the denoising step, compiled or captured as a CUDA graph, and the trial each has to pass.
+"""Runs each denoising step plainly or in a faster form (`step_forms.py`), and holds the trial that a form has to pass.
 
-The first time a form meets a shape it is made, compared with the plain step on the job's own tensors, and timed against
-it. It is kept where it agrees and is faster; otherwise the plain step goes on and the reason is kept. Called by
+The job's own steps are the trial. The first steps of a shape run plainly and are timed; where a form can still win back
+what it costs to make, it is made, compared with the plain step on the job's own tensors, and timed on the steps that
+follow. It is kept where it agrees and is faster; otherwise the plain step goes on and the reason is kept. Called by
 `sampler.denoise` for every step and by `engine.py` around a job. Knows nothing of what a step computes.
 """
 
 import logging
 import time
-import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from i2v.engine import device_memory, failures
+from i2v.engine.device_work import wait
+from i2v.engine.step_forms import WARM_UP, Call, Graph, StepForm, Tensors, choose_form
 from i2v.notes import Note, say
-
-Tensors = tuple[Tensor, ...]
-Call = Callable[[Sequence[Tensor]], Tensors]  # a step as a function of tensors alone
 
 log = logging.getLogger(__name__)
 
 KEPT = 8  # forms at once: turbo needs four for one shape. Also the number of versions torch.compile keeps of a function
-REASONS = 256  # shapes remembered for which no faster form was found
-TRIALS = 3  # timed runs of each side; the best one counts
+SHAPES = 256  # shapes remembered for which no faster form was found, or not yet
+TIMED = 3
 WORTH = 1.03  # times as fast as the plain step, at least: less is the clock's noise
-WARM_UP = 3  # runs before a capture, so that libraries have made their workspaces
-COMPILED, CUDA_GRAPH = Note("compiled"), Note("cuda_graph")
+
+# A recording saves the host's work. Where the device is still busy when the host has queued a step, there is none to
+# save: the next step is queued in that time.
+HOST_BOUND = 0.9  # of a plain step's time went into queueing it, at least
+MOST_WON = 0.5  # of a plain step's time, at most: what is assumed before a form has been seen
+COST = WARM_UP + 2  # plain steps that making a recording takes: warm-up, capture, comparison
+NO_GAIN = ("plain_device_bound", "plain_not_faster")  # reasons that are no fault of the form
 
 # Largest relative difference from the plain step. A graph replays the same kernels; a compiled step keeps more digits
 # between its layers, and guidance (9 times a difference of two predictions) magnifies either side's rounding.
 BOUNDS = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 
 
-class StepForm(Protocol):
-    """One way of making a step faster."""
+@dataclass(slots=True)
+class PlainSteps:
+    """What is known of the plain step of one shape: seconds to queue it and to finish it, at best."""
 
-    name: Note
+    seen: int = 0  # the first is not timed: libraries make their plans in it
+    queued: float = float("inf")
+    finished: float = float("inf")
 
-    def make(self, call: Call, inputs: Tensors) -> tuple[Call, int]:
-        """A faster `call` for tensors shaped like `inputs`, and the bytes it holds. Raises what goes wrong."""
-
-    def needs(self, activations: int) -> int:
-        """Bytes that one form keeps of a step whose activations are so many."""
-
-    def forget(self, kept: "OrderedDict[Hashable, Kept]", most: int) -> None:
-        """Drop the least recently used of `kept` until `most` are left, or all of them."""
+    @property
+    def host_bound(self) -> bool:
+        return self.queued >= HOST_BOUND * self.finished
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Kept:
-    """A form that passed its trial: `gain` is how many times as fast as the plain step it was, `held` bytes."""
+    """A form that agrees with the plain step, and the bytes it holds. `plain` and `seconds` are a step's, at best.
+
+    `timed` of its steps have been timed so far; when there are enough it is faster, or not kept any longer.
+    """
 
     run: Call
     held: int
-    gain: float
+    plain: float
+    seconds: float = float("inf")
+    timed: int = 0
 
-
-class Compiled:
-    """torch.compile, one version a shape. Inductor is imported when the first is made: it needs a C++ compiler."""
-
-    name = COMPILED
-
-    def make(self, call: Call, inputs: Tensors) -> tuple[Call, int]:
-        def tensors(*flat: Tensor) -> Tensors:
-            return call(flat)
-
-        compiled = torch.compile(tensors, dynamic=False, fullgraph=True)
-        return (lambda given: compiled(*given)), 0
-
-    def needs(self, activations: int) -> int:
-        return 0  # it records nothing
-
-    def forget(self, kept: "OrderedDict[Hashable, Kept]", most: int) -> None:
-        if len(kept) > most:  # versions of one function share one cache, which is emptied as a whole
-            kept.clear()
-            torch.compiler.reset()
-
-
-class Captured(Protocol):
-    """A recorded step: `replay` runs it again on the same memory and leaves its results in `outputs`."""
-
-    outputs: Tensors
-    held: int
-
-    def replay(self) -> None: ...
-
-
-class Capture(Protocol):
-    """Records what `run` does; `reset` when no recording is left, so that their common memory may go."""
-
-    def __call__(self, run: Callable[[], Tensors]) -> Captured: ...
-
-    def reset(self) -> None: ...
-
-
-@dataclass(slots=True)
-class Graph:
-    """CUDA graphs. Inputs are copied into buffers of its own, results out of them, so callers see ordinary tensors.
-
-    An input that is the same tensor as last time, unwritten since, is not copied again. It is known by a weak
-    reference: between jobs no request's tensors are kept.
-    """
-
-    capture: Capture
-    name: Note = CUDA_GRAPH
-
-    def make(self, call: Call, inputs: Tensors) -> tuple[Call, int]:
-        own = tuple(tensor.clone() for tensor in inputs)
-        captured = self.capture(lambda: call(own))
-        last: list[tuple[weakref.ref[Tensor], int] | None] = [None] * len(own)
-
-        def run(given: Sequence[Tensor]) -> Tensors:
-            for place, (buffer, tensor) in enumerate(zip(own, given, strict=True)):
-                known = last[place]
-                if known is None or known[0]() is not tensor or known[1] != tensor._version:
-                    buffer.copy_(tensor)
-                    last[place] = weakref.ref(tensor), tensor._version
-            captured.replay()
-            return tuple(output.clone() for output in captured.outputs)
-
-        return run, captured.held + sum(buffer.untyped_storage().nbytes() for buffer in own)
-
-    def needs(self, activations: int) -> int:
-        return activations  # a second set, for the recording alone
-
-    def forget(self, kept: "OrderedDict[Hashable, Kept]", most: int) -> None:
-        while len(kept) > most:
-            kept.popitem(last=False)
-        if not kept:
-            self.capture.reset()
-
-
-@dataclass(slots=True)
-class CudaCapture:
-    """`torch.cuda.graph` with one memory pool for all recordings. Not yet run on a GPU.
-
-    One pool is sound because results are copied out before another graph is replayed.
-    """
-
-    device: torch.device
-    pool: Any = None
-    side: Any = None  # the stream of all warm-ups and captures
-
-    def __call__(self, run: Callable[[], Tensors]) -> Captured:
-        with torch.cuda.device(self.device):
-            return self._record(run)
-
-    def _record(self, run: Callable[[], Tensors]) -> Captured:
-        caller = torch.cuda.current_stream(self.device)
-        if self.side is None:
-            self.side = torch.cuda.Stream(self.device)
-        if self.pool is None:
-            self.pool = torch.cuda.graph_pool_handle()
-        self.side.wait_stream(caller)
-        with torch.cuda.stream(self.side):
-            for _ in range(WARM_UP):
-                run()
-        caller.wait_stream(self.side)
-        # A capture empties the cache as it begins; what it takes shows only against what is left after that
-        torch.cuda.synchronize(self.device)
-        torch.cuda.empty_cache()
-        before = torch.cuda.memory_reserved(self.device)
-        graph = torch.cuda.CUDAGraph()
-        try:
-            with torch.cuda.graph(graph, pool=self.pool, stream=self.side, capture_error_mode="thread_local"):
-                outputs = run()
-        finally:
-            torch.cuda.set_stream(caller)  # a capture that fails as it ends leaves its own stream current
-        return CudaCaptured(graph, outputs, max(0, torch.cuda.memory_reserved(self.device) - before))
-
-    def reset(self) -> None:
-        self.pool = None
-
-
-@dataclass(slots=True)
-class CudaCaptured:
-    """A `torch.cuda.CUDAGraph` and the tensors it writes."""
-
-    graph: Any
-    outputs: Tensors
-    held: int
-
-    def replay(self) -> None:
-        self.graph.replay()
-
-
-def choose_form(wanted: str, device: torch.device) -> tuple[StepForm | None, str]:
-    """The form for a device, and why. `auto` is a graph on CUDA, none elsewhere. Raises ValueError for other names."""
-    if wanted not in ("auto", "off", "compile", "graph"):
-        raise ValueError(f"accelerate is {wanted!r}; it must be auto, off, compile or graph")
-    if wanted == "off":
-        return None, "accelerate is off"
-    if wanted == "compile":
-        return Compiled(), "accelerate is compile"
-    if device.type == "cuda":
-        return Graph(CudaCapture(device)), f"accelerate is {wanted}"
-    if wanted == "graph":
-        return None, f"CUDA graphs need a CUDA device, and this is {device.type}"
-    return None, f"accelerate is auto: {device.type} has no kernel launches to save, and compiling takes minutes"
+    @property
+    def gain(self) -> float:
+        """How many times as fast as the plain step; 0 before it was timed."""
+        return self.plain / self.seconds
 
 
 @dataclass(slots=True)
 class Accelerator:
-    """Runs steps, in the faster form where one has passed its trial. `start` begins a job, `report` ends it."""
+    """Runs steps, in the faster form where one has passed its trial. `start` begins a job, `report` ends it.
+
+    With `thrifty` no form is made that the job cannot win back; without it (the operator named the form) every shape
+    gets its trial.
+    """
 
     form: StepForm | None = None
     reason: str = "accelerate is off"
     clock: Callable[[], float] = time.perf_counter
+    thrifty: bool = False
+    timed: int = TIMED  # steps that are timed of each side; the fastest counts
     kept: OrderedDict[Hashable, Kept] = field(default_factory=OrderedDict)
     refused: dict[Hashable, Note] = field(default_factory=dict)
-    warm_up: float = 0.0  # seconds of this job that went into making and trying forms
+    warm_up: float = 0.0  # seconds of this job that went into making forms and comparing them
+    _plain: dict[Hashable, PlainSteps] = field(default_factory=dict)
     _weights: tuple[int, ...] = ()
     _forbidden: Note | None = None
     _used: bool = False  # whether the job took any step in the faster form
@@ -224,7 +99,7 @@ class Accelerator:
     @classmethod
     def of(cls, wanted: str, device: torch.device) -> "Accelerator":
         form, reason = choose_form(wanted, device)
-        return cls(form, reason)
+        return cls(form, reason, thrifty=wanted == "auto")
 
     @property
     def held(self) -> int:
@@ -235,9 +110,11 @@ class Accelerator:
         """A new job; `forbidden` says why its steps have to be plain. Steps of equal `job` come in the same shapes."""
         self.warm_up, self._job = 0.0, job
         self.refused = {key: reason for key, reason in self.refused.items() if not _is_passing(reason)}
-        if len(self._met) >= REASONS:
-            self._met.clear()
-        self.forbid(forbidden)
+        for bounded in (self._met, self._plain):
+            if len(bounded) >= SHAPES:
+                bounded.clear()
+        broken = self.form is not None and self.form.lost() is not None
+        self.forbid(forbidden or (Note("plain_capture_failed") if broken else None))
 
     def forbid(self, reason: Note | None) -> None:
         """From here on the job's steps are plain, and its plan and notes describe only these."""
@@ -267,10 +144,13 @@ class Accelerator:
                 self.drop()
                 self._weights = addresses
 
-    def run(self, step: Callable[..., tuple[Any, ...]], unet: Any, kind: Hashable, inputs: tuple[Any, ...]) -> Any:
+    def run(
+        self, step: Callable[..., tuple[Any, ...]], unet: Any, kind: Hashable, inputs: tuple[Any, ...], left: int
+    ) -> Any:
         """`step(unet, kind, *inputs)` in the fastest form that is known to agree with it.
 
-        `inputs` are the request's state and then tensors, the last of which may be None; so are the results.
+        `inputs` are the request's state and then tensors, the last of which may be None; so are the results. `left`
+        steps of this kind follow in the job.
         """
         if self.form is None or self._forbidden is not None:
             return step(unet, kind, *inputs)
@@ -286,27 +166,47 @@ class Accelerator:
         key = (kind, state.ff_chunks, state.guidance_passes, *(described(tensor) for tensor in given))
         if self._job is not None:
             self._met.setdefault(self._job, set()).add(key)
-        found = self.kept.get(key)
-        if found is not None:
-            self.kept.move_to_end(key)
-            self._used = True
-            results = found.run(given)
-        else:
+        if key in self.kept:
+            results = self._run_kept(self.form, key, given)
+        elif key in self.refused:
+            self._tell(self.refused[key])
             results = call(given)
-            if key in self.refused:
-                self._tell(self.refused[key])
-            elif bool(torch.isfinite(results[0]).all()):  # nothing can be compared with numbers that are not finite
-                self._try(self.form, key, call, given, results, state.image_term.dtype)
+        else:
+            results = self._run_plain(self.form, key, call, given, left, state.image_term.dtype)
         return (*results, *[None] * (4 - len(results)))
 
-    def _try(
-        self, form: StepForm, key: Hashable, call: Call, given: Tensors, wanted: Tensors, dtype: torch.dtype
-    ) -> None:
-        """Make a form for `key` and keep it if it gives what `wanted` holds, and faster."""
+    # --- the trial
+
+    def _run_plain(
+        self, form: StepForm, key: Hashable, call: Call, given: Tensors, left: int, dtype: torch.dtype
+    ) -> Tensors:
+        """A plain step of a shape that is not decided yet: timed, and the last of these decides what comes of it."""
+        plain, device = self._plain.setdefault(key, PlainSteps()), given[0].device
+        plain.seen += 1
+        wait(device)
+        start = self.clock()
+        results = call(given)
+        queued = self.clock() - start
+        wait(device)
+        if plain.seen > 1:
+            plain.queued, plain.finished = min(plain.queued, queued), min(plain.finished, self.clock() - start)
+        if plain.seen <= self.timed:
+            return results
+        if self.thrifty and not plain.host_bound:
+            share = round(100 * plain.queued / plain.finished)
+            self._refuse(key, Note("plain_device_bound", {"form": form.name, "share": share}), device)
+        elif self.thrifty and left * MOST_WON <= COST:
+            self._tell(Note("plain_too_few", {"form": form.name}))
+        elif bool(torch.isfinite(results[0]).all()):  # nothing can be compared with numbers that are not finite
+            self._try(form, key, call, given, results, BOUNDS[dtype])
+        return results
+
+    def _try(self, form: StepForm, key: Hashable, call: Call, given: Tensors, wanted: Tensors, bound: float) -> None:
+        """Make a form for `key`, and keep it for now if it gives what `wanted` holds."""
         start, device = self.clock(), given[0].device
         form.forget(self.kept, KEPT - 1)
         try:
-            reason = self._examine(form, key, call, given, wanted, BOUNDS[dtype])
+            reason = self._make(form, key, call, given, wanted, bound)
         except Exception as error:
             if failures.is_fatal(error):
                 raise
@@ -316,31 +216,49 @@ class Accelerator:
                 reason = Note("plain_no_memory", {"form": form.name})
         if reason is not None:
             self._refuse(key, reason, device)
+        if (lost := form.lost()) is not None:
+            self.drop()
+            device_memory.lose(device, lost)
+            self.forbid(Note("plain_capture_failed"))
         self.warm_up += self.clock() - start
 
-    def _examine(
+    def _make(
         self, form: StepForm, key: Hashable, call: Call, given: Tensors, wanted: Tensors, bound: float
     ) -> Note | None:
-        """Keep what `form` makes, or say why not. Other numbers go first: a form that does nothing would show."""
-        fast, held = form.make(call, given)
+        """Keep what `form` makes, or say why not. It is made on other numbers: one that does nothing would show."""
         others = tuple(tensor * 0.5 + 0.01 if tensor.is_floating_point() else tensor for tensor in given)
-        difference = largest_difference(fast(others), call(others))
-        if difference <= bound:
-            difference = max(difference, largest_difference(fast(given), wanted))
+        run, held = form.make(call, others)
+        difference = largest_difference(run(given), wanted)
         if not difference <= bound:
             return Note("plain_differed", {"form": form.name, "difference": f"{difference:.1e}"})
-        device = given[0].device
-        gain = self._best(call, given, device) / self._best(fast, given, device)
-        if not gain >= WORTH:
-            return Note("plain_not_faster", {"form": form.name, "gain": round(gain, 2)})
-        self.kept[key] = Kept(fast, held, gain)
-        log.info("steps run as %s: %.2f times as fast, within %.1e", say(form.name), gain, difference)
+        self.kept[key] = Kept(run, held, self._plain[key].finished)
         return None
+
+    def _run_kept(self, form: StepForm, key: Hashable, given: Tensors) -> Tensors:
+        """A step in the form of `key`; its first ones are timed, and the last of these decides whether it stays."""
+        kept, device = self.kept[key], given[0].device
+        self.kept.move_to_end(key)
+        self._used = True
+        if kept.timed == self.timed:
+            return kept.run(given)
+        wait(device)
+        start = self.clock()
+        results = kept.run(given)
+        wait(device)
+        kept.seconds, kept.timed = min(kept.seconds, self.clock() - start), kept.timed + 1
+        if kept.timed == self.timed:
+            if kept.gain >= WORTH:
+                log.info("steps run as %s: %.2f times as fast", say(form.name), kept.gain)
+            else:
+                reason = Note("plain_not_faster", {"form": form.name, "gain": round(kept.gain, 2)})
+                del kept, self.kept[key]
+                self._refuse(key, reason, device)
+        return results
 
     def _refuse(self, key: Hashable, reason: Note, device: torch.device) -> None:
         """Here the attempt and its exception are gone, so what they held can be given back."""
-        log.warning("%s", say(reason))
-        if len(self.refused) >= REASONS:
+        log.log(logging.INFO if reason.code in NO_GAIN else logging.WARNING, "%s", say(reason))
+        if len(self.refused) >= SHAPES:
             self.refused.clear()
         self.refused[key] = reason
         self._tell(reason)
@@ -351,17 +269,6 @@ class Accelerator:
     def _tell(self, reason: Note) -> None:
         if reason not in self._told:
             self._told.append(reason)
-
-    def _best(self, call: Call, given: Tensors, device: torch.device) -> float:
-        """Seconds of the fastest of `TRIALS` runs, the device's queued work included."""
-        taken = []
-        for _ in range(TRIALS):
-            wait(device)
-            start = self.clock()
-            call(given)
-            wait(device)
-            taken.append(self.clock() - start)
-        return min(taken)
 
 
 def _is_passing(reason: Note) -> bool:
@@ -381,8 +288,3 @@ def largest_difference(found: Iterable[Tensor], wanted: Iterable[Tensor]) -> flo
         error = float((one.float() - other.float()).norm() / other.float().norm().clamp(min=1e-12))
         largest = max(largest, error if error == error else float("inf"))
     return largest
-
-
-def wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

@@ -15,7 +15,8 @@ from torch import Tensor
 from i2v.engine import conditioning, decode, sampler
 from i2v.engine.conditioning import Conditioning, FittedPhoto, TextCache
 from i2v.engine.conventions import Conventions
-from i2v.engine.faster_steps import Accelerator, wait
+from i2v.engine.device_work import wait
+from i2v.engine.faster_steps import Accelerator
 from i2v.engine.interface import Frames, OnStep, Progress
 from i2v.engine.memory import Plan
 from i2v.engine.residency import resident, settle
@@ -60,7 +61,7 @@ class Inference:
         with self.timed("encode"):
             conditioned = self.encode(plan, generator)
             noise = self.start(conditioned.image_latents.shape, generator).to(self.device)
-            self.report(Progress("encode", 1, 1))
+        self.report(Progress("encode", 1, 1))
         unet, scheduler = self.parts.unet, self.parts.scheduler
         with self.timed("denoise"), resident(unet, self.device, plan.offload):
             latents = sampler.denoise(
@@ -113,8 +114,8 @@ class Inference:
         parts = self.sampling.approximates(self.request.steps, guided=self.request.guidance_scale > 1.0)
         return (Note("preset", {"preset": self.request.preset, "parts": parts}),) if parts else ()
 
-    def stepped(self, step: int, steps: int, estimate: Tensor) -> None:
-        self.report(Progress("denoise", step, steps, lambda: self.preview(estimate)))
+    def stepped(self, step: int, steps: int, middle: Tensor) -> None:
+        self.report(Progress("denoise", step, steps, lambda: self.preview(middle)))
 
     def decoded(self, chunk: int, chunks: int) -> None:
         self.report(Progress("decode", chunk, chunks))

@@ -7,6 +7,7 @@ outside. Knows nothing of pictures.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from i2v.engine import solvers
 from i2v.engine.conditioning import Conditioning
+from i2v.engine.device_work import Pacer
 from i2v.engine.faster_steps import Accelerator
 from i2v.engine.solvers import HISTORY, Schedule
 from i2v.engine.unet.model import DeepCache, RequestState
@@ -22,7 +24,7 @@ from i2v.presets import PRESETS, Sampling
 
 __all__ = ["PRESETS", "Sampling", "StepKind", "denoise", "denoise_step", "draw_noise", "guide", "schedule"]
 
-# (step from 1, steps, estimate of the clean latents (1, 4, F, h, w))
+# (step from 1, steps, the middle frame of the estimate of the clean latents: (4, h, w) on the CPU)
 OnDenoised = Callable[[int, int, Tensor], None]
 
 
@@ -67,12 +69,14 @@ def denoise(
     ff_chunks: int = 1,
     on_step: OnDenoised | None = None,
     accelerator: Accelerator | None = None,
+    pace: Pacer | None = None,
 ) -> Tensor:
     """All steps from `noise` (1, 4, F, h, w) to clean latents of the same shape, fp32 on the noise's device.
 
     `guidance_passes` 2 runs both halves of guidance one after the other, at half the activations; `ff_chunks` cuts the
-    feed-forwards; the `accelerator` may run a step in a faster form. Raises InvalidOutput when the latents are not
-    finite.
+    feed-forwards; the `accelerator` may run a step in a faster form. `on_step` hears of a step when the device has done
+    it; what it raises ends the loop while at most one more step is queued. `pace` is another one in tests. Raises
+    InvalidOutput when the latents are not finite.
     """
     state = begin(unet, conditioning, timesteps, guidance_passes, ff_chunks)
     if accelerator is not None:
@@ -81,9 +85,10 @@ def denoise(
     history = latents.new_zeros(HISTORY, *latents.shape)
     table = table.to(latents.device, latents.dtype)
     scale = torch.tensor(conditioning.guidance_scale, device=latents.device)
+    kinds = kinds_of(sampling, len(timesteps), conditioning.guided)
+    pace = Pacer.on(latents.device) if pace is None else pace
     deep: Tensor | None = None
-    for index in range(len(timesteps)):
-        kind = kind_of(sampling, index, len(timesteps), conditioning.guided, deep)
+    for index, kind in enumerate(kinds):
         if kind.refresh:
             deep = None  # else the old features would wait beside the new ones
         # one row of every table: a step's tensors have the same shapes whatever the number of steps
@@ -91,28 +96,39 @@ def denoise(
         latents, estimate, history, kept = (
             denoise_step(unet, kind, *inputs)
             if accelerator is None
-            else accelerator.run(denoise_step, unet, kind, inputs)
+            else accelerator.run(denoise_step, unet, kind, inputs, left=kinds[index + 1 :].count(kind))
         )
         deep = deep if kept is None else kept
-        if on_step is not None:
-            on_step(index + 1, len(timesteps), estimate)
+        middle = estimate[0, :, estimate.shape[2] // 2].to("cpu", non_blocking=True)  # there when the step is done
+        pace.step(partial(on_step or no_report, index + 1, len(kinds), middle))
+    pace.finish()
     if not bool(torch.isfinite(latents).all()):
         raise InvalidOutput("the model's latents are not finite numbers; another seed or a wider dtype may help")
     return latents
 
 
-def kind_of(sampling: Sampling, index: int, steps: int, guided: bool, deep: Tensor | None) -> StepKind:
-    """What step `index` is: guided or not, whole or with the deep features that are kept.
+def no_report(step: int, steps: int, middle: Tensor) -> None:
+    """Nobody asked to hear of the steps."""
+
+
+def kinds_of(sampling: Sampling, steps: int, guided: bool) -> list[StepKind]:
+    """What each step is: guided or not, whole or with the deep features that are kept.
 
     An unguided step's features have one row and do not serve a guided one.
     """
-    guided = guided and sampling.guides(index, steps)
-    rescale = sampling.guidance_rescale if guided else 0.0
-    cache = sampling.deep_cache
-    if cache.interval == 1:
-        return StepKind(guided, rescale)
-    serves = deep is not None and (not guided or len(deep) == 2)
-    return StepKind(guided, rescale, cache.branch, refresh=index % cache.interval == 0 or not serves)
+    cache, rows = sampling.deep_cache, 0
+    kinds = []
+    for index in range(steps):
+        guides = guided and sampling.guides(index, steps)
+        rescale = sampling.guidance_rescale if guides else 0.0
+        if cache.interval == 1:
+            kinds.append(StepKind(guides, rescale))
+            continue
+        wanted = 2 if guides else 1
+        refresh = index % cache.interval == 0 or rows < wanted
+        rows = wanted if refresh else rows
+        kinds.append(StepKind(guides, rescale, cache.branch, refresh))
+    return kinds
 
 
 def denoise_step(

@@ -82,11 +82,11 @@ def test_frames_that_are_not_finite_are_refused(engine: Engine, latents: torch.T
         decode_frames(engine.parts.vae, broken, 1.0)
 
 
-def test_a_preview_shows_the_middle_frame_by_a_linear_map() -> None:
+def test_a_preview_shows_a_frame_by_a_linear_map() -> None:
     weight, bias = torch.zeros(4, 3), torch.tensor([0.0, 0.5, 1.0])
     weight[2, 0] = 0.5
-    latents = torch.zeros(1, 4, 5, 2, 3)
-    latents[0, 2, 2] = 1.0
+    latents = torch.zeros(4, 2, 3)
+    latents[2] = 1.0
     picture = Preview(weight, bias)(latents)
     assert picture.shape == (2, 3, 3)
     assert picture.tolist() == [[[128, 128, 255]] * 3] * 2
@@ -95,7 +95,7 @@ def test_a_preview_shows_the_middle_frame_by_a_linear_map() -> None:
 
 def test_the_fitted_preview_looks_like_the_photo(engine: Engine, latents: torch.Tensor, pictures: torch.Tensor) -> None:
     for frame in range(3):
-        shown = engine.preview(latents[:, :, frame : frame + 1])
+        shown = engine.preview(latents[0, :, frame])
         wanted = to_uint8(torch.nn.functional.avg_pool2d(pictures[frame : frame + 1], 8) * 2 - 1)[0].numpy()
         grey = np.full_like(wanted, round(float(wanted.mean())))
         assert psnr(shown, wanted) > psnr(grey, wanted) + 3

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import weakref
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -20,11 +20,12 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from i2v.engine import Engine, device_memory, faster_steps, memory, sampler
+from i2v.engine import Engine, device_memory, faster_steps, memory, sampler, step_forms
 from i2v.engine.conditioning import Conditioning
-from i2v.engine.faster_steps import CUDA_GRAPH, KEPT, Accelerator, Compiled, Graph, Tensors, choose_form
+from i2v.engine.faster_steps import KEPT, Accelerator
 from i2v.engine.memory import Plan
 from i2v.engine.sampler import denoise, schedule
+from i2v.engine.step_forms import CUDA_GRAPH, Compiled, Graph, Tensors, choose_form
 from i2v.engine.unet.model import I2VGenXLUNet, RequestState
 from i2v.notes import Note, say
 from i2v.presets import PRESETS, CacheRule, Sampling
@@ -59,13 +60,14 @@ class Recording:
 class Recorder:
     """Captures that replay on fixed memory; `error` is added to what they give, `fails` is raised instead.
 
-    An `idle` one replays nothing; each says that it holds `held` bytes.
+    An `idle` one replays nothing; each says that it holds `held` bytes. With `breaks` a failure is the recording's own.
     """
 
     error: float = 0.0
     idle: bool = False
     held: int = 1000
     fails: BaseException | None = None
+    breaks: bool = False
     captures: int = 0
     replays: int = 0
     resets: int = 0
@@ -79,10 +81,13 @@ class Recorder:
     def reset(self) -> None:
         self.resets += 1
 
+    def lost(self) -> int | None:
+        return self.held if self.breaks and self.fails is not None else None
+
 
 @dataclass
 class Clock:
-    """Every look at it takes one second more, or one less, than the look before: plain runs are timed first."""
+    """Every look at it takes one second more, or one less, than the look before: plain steps are timed first."""
 
     faster: bool = True
     looks: int = 0
@@ -95,7 +100,7 @@ class Clock:
 
 
 def accelerator(recorder: Recorder, *, faster: bool = True) -> Accelerator:
-    return Accelerator(Graph(recorder), "in a test", Clock(faster))
+    return Accelerator(Graph(recorder), "in a test", Clock(faster), timed=1)
 
 
 @pytest.fixture(scope="module")
@@ -226,7 +231,7 @@ def test_a_step_reads_no_number_back_and_makes_no_tensor_from_the_host(engine: E
     recorder = Watched()
     steps = accelerator(recorder)
     sampling = ALL_KINDS.model_copy(update={"deep_cache": CacheRule(interval=2, branch=1), "guidance_rescale": rescale})
-    sample(engine.parts.unet, 8, given(1), steps, sampling)
+    sample(engine.parts.unet, 12, given(1), steps, sampling)
     assert steps.report() == ((Note("steps_as", {"form": CUDA_GRAPH}),), ())
     assert recorder.captures == 4
     with pytest.raises(AssertionError, match="_local_scalar_dense"), NothingFromTheHost():
@@ -283,33 +288,99 @@ def test_a_refused_form_is_gone_before_its_memory_is_asked_back(
     assert recorder.resets > 0  # nothing is kept: the recordings' common memory may go
 
 
-def test_a_gain_within_the_clocks_noise_is_none() -> None:
-    @dataclass
-    class Steady:
-        """Plain runs take `plain` seconds, the form's 1; two looks a run, and the first is the trial's."""
+@dataclass
+class Card:
+    """A device with a queue, and a clock. Seconds that the host takes to queue a plain step, that the device takes for
+    one, and that it takes for a recorded one, which is queued at once.
+    """
 
-        plain: float
-        looks: int = 0
-        now: float = 0.0
+    queue: float
+    busy: float
+    replay: float
+    recorder: Recorder = field(default_factory=Recorder)
+    now: float = 0.0
+    free_at: float = 0.0
+    steps: int = 0
+    replays: int = 0
 
-        def __call__(self) -> float:
-            self.looks += 1
-            ends_a_run = self.looks % 2 == 1 and self.looks > 1
-            self.now += (self.plain if self.looks <= 1 + 2 * faster_steps.TRIALS else 1.0) * ends_a_run
-            return self.now
+    def step(self, *given: Any) -> tuple[Any, ...]:
+        start, self.steps = self.now, self.steps + 1
+        if self.recorder.replays > self.replays:
+            self.replays = self.recorder.replays
+            self.free_at = max(self.free_at, start) + self.replay
+        else:
+            self.now += self.queue
+            self.free_at = max(max(self.free_at, start) + self.busy, self.now)
+        return Times.step(*given)
 
+    def wait(self, device: torch.device) -> None:
+        self.now = max(self.now, self.free_at)
+
+    def capture(self, run: Callable[[], Tensors]) -> Recording:
+        for _ in range(step_forms.WARM_UP):
+            run()
+        return self.recorder(run)
+
+    def job(self, steps: int, monkeypatch: pytest.MonkeyPatch, *, thrifty: bool = True) -> Accelerator:
+        """Run a job of so many steps of one kind, the host at most a step ahead."""
+        monkeypatch.setattr(faster_steps, "wait", self.wait)
+        accelerator = Accelerator(Graph(self), "in a test", lambda: self.now, thrifty)  # type: ignore[arg-type]
+        state, done = RequestState(torch.full((3,), 3.0), torch.zeros(1, 1), ()), 0.0
+        for left in reversed(range(steps)):
+            accelerator.run(self.step, Times(), "kind", (state, torch.ones(3), torch.zeros(1), None), left)
+            self.now, done = max(self.now, done), self.free_at
+        self.wait(CPU)
+        return accelerator
+
+    __call__ = capture
+
+    def reset(self) -> None:
+        self.recorder.reset()
+
+    def lost(self) -> int | None:
+        return None
+
+
+def test_a_gain_within_the_clocks_noise_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     for plain, kept in ((1.02, 0), (1.04, 1)):
-        steps = Accelerator(Graph(Recorder()), "in a test", Steady(plain))
-        one_step(steps, 3)
+        steps = Card(queue=plain, busy=0.5, replay=1.0).job(50, monkeypatch)
         assert len(steps.kept) == kept, steps.report()
+    assert steps.report() == ((Note("steps_as", {"form": CUDA_GRAPH}),), ())
 
 
-def test_a_form_that_is_not_faster_is_not_used(unet: I2VGenXLUNet) -> None:
-    recorder = Recorder()
-    steps = accelerator(recorder, faster=False)
-    sample(unet, 4, given(1), steps, PRESETS["exact"])
-    assert steps.report()[0] == ()
-    assert "was not faster" in say(steps.report()[1][0])
+def test_nothing_is_recorded_where_the_device_is_busy_while_the_host_queues(monkeypatch: pytest.MonkeyPatch) -> None:
+    card = Card(queue=2.0, busy=10.0, replay=9.0)
+    steps = card.job(50, monkeypatch)
+    assert (card.recorder.captures, card.steps) == (0, 50)  # not one step more than the job has
+    assert [note.code for note in steps.report()[1]] == ["plain_device_bound"]
+    assert "20 % of a step is queueing" in say(steps.report()[1][0])
+    named = Card(queue=2.0, busy=10.0, replay=9.0)  # whoever names the form gets its trial
+    assert named.job(50, monkeypatch, thrifty=False).kept
+    assert named.recorder.captures == 1
+
+
+def test_a_short_job_is_spared_the_trial(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It took twelve steps, also of a job that has four."""
+    card = Card(queue=10.0, busy=2.0, replay=2.0)
+    steps = card.job(4, monkeypatch)
+    assert (card.recorder.captures, card.steps, card.now) == (0, 4, 40.0)
+    assert [note.code for note in steps.report()[1]] == ["plain_too_few"]
+
+
+@pytest.mark.parametrize("replay", [5.0, 2.0])
+def test_a_trial_never_takes_more_than_its_job_wins_back(replay: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    recorded = 0
+    for count in range(1, 61):
+        card = Card(queue=10.0, busy=min(replay, 2.0), replay=replay)
+        card.job(count, monkeypatch)
+        recorded += card.recorder.captures
+        assert card.now <= 10.0 * count
+    assert recorded > 45
+
+
+def test_a_form_that_is_not_faster_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = Card(queue=10.0, busy=2.0, replay=10.0).job(50, monkeypatch)
+    assert "was not faster (1.00 times)" in say(steps.report()[1][0])
     assert not steps.kept
 
 
@@ -368,8 +439,8 @@ def test_an_input_that_was_written_to_since_is_copied_again() -> None:
     steps = accelerator(Recorder())
     state, latents = RequestState(torch.full((3,), 3.0), torch.zeros(1, 1), ()), torch.ones(3)
     inputs = (state, latents, torch.zeros(1), None)
-    for factor in (1.0, 2.0, 2.0):
-        assert steps.run(Times.step, Times(), "kind", inputs)[0].tolist() == [3.0 * factor] * 3
+    for factor in (1.0, 2.0, 2.0, 2.0):
+        assert steps.run(Times.step, Times(), "kind", inputs, left=9)[0].tolist() == [3.0 * factor] * 3
         latents.fill_(2.0)
     assert steps.kept
 
@@ -379,12 +450,12 @@ def test_no_tensor_of_a_request_outlives_it(unet: I2VGenXLUNet) -> None:
     seen: list[weakref.ref[Tensor]] = []
 
     class Watched(Accelerator):
-        def run(self, step: Any, unet: Any, kind: Any, inputs: tuple[Any, ...]) -> Any:
+        def run(self, step: Any, unet: Any, kind: Any, inputs: tuple[Any, ...], left: int) -> Any:
             state, *rest = inputs
             seen.extend(weakref.ref(x) for x in (*state.tensors(), *rest) if x is not None)
-            return super().run(step, unet, kind, inputs)
+            return super().run(step, unet, kind, inputs, left)
 
-    steps = Watched(Graph(Recorder()), "in a test", Clock())
+    steps = Watched(Graph(Recorder()), "in a test", Clock(), timed=1)
     sample(unet, 8, given(1), steps)
     assert len(steps.kept) == 4
     assert len(seen) > 100
@@ -417,7 +488,9 @@ class Times:
 
 def one_step(steps: Accelerator, width: int) -> Tensor:
     state = RequestState(torch.full((width,), 3.0), torch.zeros(1, 1), ())
-    return steps.run(Times.step, Times(), "kind", (state, torch.ones(width), torch.zeros(1), None))[0]
+    for _ in range(2):  # the second is timed and decides
+        results = steps.run(Times.step, Times(), "kind", (state, torch.ones(width), torch.zeros(1), None), left=9)
+    return results[0]
 
 
 def test_a_bounded_number_is_kept_and_the_one_used_longest_ago_goes_first() -> None:
@@ -546,17 +619,25 @@ def test_running_out_of_memory_and_closing_drop_every_form(folder: Path) -> None
     assert not engine.texts.kept
 
 
+@pytest.fixture
+def cuda(monkeypatch: pytest.MonkeyPatch) -> mock.MagicMock:
+    """Stands in for `torch.cuda`: what it is asked for, in which order. Nothing is broken or lost before or after."""
+    cuda = mock.MagicMock()
+    cuda.graph.return_value.__exit__.return_value = False
+    monkeypatch.setattr(torch, "cuda", cuda)
+    monkeypatch.setattr(step_forms.CudaCapture, "broken", {})
+    monkeypatch.setattr(device_memory, "_lost", {})
+    return cuda
+
+
 def test_a_capture_is_made_on_its_device_and_stream_and_leaves_the_callers_stream_when_it_fails(
-    monkeypatch: pytest.MonkeyPatch,
+    cuda: mock.MagicMock,
 ) -> None:
-    """`torch.cuda` is replaced: what it is asked for, in which order."""
-    cuda, asked = mock.MagicMock(), []
+    asked = []
     cuda.memory_reserved.side_effect = [100, 160]
     cuda.empty_cache.side_effect = lambda: asked.append("emptied")
     cuda.graph.return_value.__enter__.side_effect = lambda: asked.append("captured")
-    cuda.graph.return_value.__exit__.return_value = False
-    monkeypatch.setattr(torch, "cuda", cuda)
-    capture = faster_steps.CudaCapture(CUDA)
+    capture = step_forms.CudaCapture(CUDA)
     assert capture(lambda: ()).held == 60
     cuda.device.assert_called_once_with(CUDA)
     assert asked == ["emptied", "captured"]
@@ -570,6 +651,58 @@ def test_a_capture_is_made_on_its_device_and_stream_and_leaves_the_callers_strea
         capture(lambda: ())
     cuda.set_stream.assert_called_once_with(cuda.current_stream.return_value)
     assert cuda.Stream.call_count == 1
+
+
+def test_after_a_recording_that_broke_off_its_pool_is_kept_and_counts_as_lost(cuda: mock.MagicMock) -> None:
+    """PyTorch can give nothing of it back, so a job that counted on it would run out of memory."""
+    capture = step_forms.CudaCapture(CUDA)
+    cuda.memory_reserved.side_effect = [100, 160]
+    capture(lambda: ())
+    cuda.memory_reserved.side_effect = [200, 500]
+    cuda.graph.return_value.__exit__.side_effect = RuntimeError("operation failed during capture")
+    with pytest.raises(RuntimeError, match="during capture"):
+        capture(lambda: ())
+    assert capture.lost() == 60 + 300
+    assert step_forms.CudaCapture(CUDA).lost() == 60 + 300  # another engine of the process
+    assert step_forms.CudaCapture(torch.device("cuda:1")).lost() is None
+    assert step_forms.CudaCapture.broken[CUDA][0] is cuda.graph_pool_handle.return_value
+
+
+def test_what_is_lost_does_not_count_as_free(cuda: mock.MagicMock) -> None:
+    cuda.mem_get_info.return_value = (1000, 5000)
+    cuda.memory_reserved.return_value = 500
+    assert device_memory.read(CUDA).available == 1500
+    device_memory.lose(CUDA, 360)
+    assert device_memory.read(CUDA).available == 1500 - 360
+    assert device_memory.read(torch.device("cuda:1")).available == 1500
+
+
+def test_a_warm_up_that_fails_breaks_nothing(cuda: mock.MagicMock) -> None:
+    capture = step_forms.CudaCapture(CUDA)
+    with pytest.raises(ZeroDivisionError):
+        capture(lambda: 1 // 0)  # type: ignore[arg-type,return-value]
+    assert capture.lost() is None
+
+
+def test_after_a_recording_that_broke_off_all_steps_are_plain(
+    unet: I2VGenXLUNet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lost: dict[torch.device, int] = {}
+    monkeypatch.setattr(device_memory, "_lost", lost)
+    recorder, exact = Recorder(breaks=True), PRESETS["exact"]
+    steps = accelerator(recorder)
+    sample(unet, 4, given(1), steps, exact)
+    assert steps.kept
+    recorder.fails = RuntimeError("operation failed during capture")
+    three = given(1, frames=3)
+    wanted = sample(unet, 4, three, None, exact)
+    assert torch.equal(sample(unet, 4, three, steps, exact), wanted)
+    told = ((), (Note("plain_capture_failed"),))
+    assert (steps.kept, recorder.captures, steps.report()) == ({}, 2, told)
+    assert lost == {CPU: recorder.held}
+    steps.start()
+    assert torch.equal(sample(unet, 4, three, steps, exact), wanted)
+    assert (recorder.captures, steps.report()) == (2, told)
 
 
 @pytest.mark.parametrize(
@@ -617,7 +750,7 @@ def test_a_compiled_step_equals_the_plain_one_and_a_broken_weight_shows() -> Non
     half a minute for each kind. Recorded steps are compared in all four.
     """
     unet = least_unet("{}Block3D")
-    steps = Accelerator(Compiled(), "in a test", Clock())
+    steps = Accelerator(Compiled(), "in a test", Clock(), timed=1)
     guided = ALL_KINDS.model_copy(update={"guidance_interval": (0.0, 1.0)})
     plain = sample(unet, 4, given(1), None, guided)
     compiled = sample(unet, 4, given(1), steps, guided)

@@ -11,12 +11,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from i2v.engine import faster_steps
 from i2v.engine.conditioning import Conditioning
-from i2v.engine.faster_steps import Accelerator, Graph, largest_difference
+from i2v.engine.faster_steps import Accelerator, largest_difference
 from i2v.engine.paging import blocks_of
 from i2v.engine.residency import resident
 from i2v.engine.sampler import denoise, schedule
+from i2v.engine.step_forms import CudaCapture, Graph
 from i2v.engine.unet import fused
 from i2v.engine.unet.model import DeepCache, I2VGenXLUNet
 from i2v.presets import CacheRule, Sampling
@@ -100,7 +100,7 @@ def test_recorded_steps_give_the_plain_steps_latents_for_two_requests_and_every_
     dtype: torch.dtype,
 ) -> None:
     unet = random_unet(16, 32, 48, 48, groups=8, head_dim=8).to(CUDA, dtype)
-    steps = Accelerator(Graph(faster_steps.CudaCapture(CUDA)), "in a test", every_look_is_quicker())
+    steps = Accelerator(Graph(CudaCapture(CUDA)), "in a test", every_look_is_quicker(), timed=1)
 
     def latents(seed: int, accelerator: Accelerator | None) -> Tensor:
         table = schedule(SCHEDULER, ALL_KINDS, 12)

@@ -1,5 +1,6 @@
 """One engine, many requests: seeds, progress, cancelling, notes, memory trouble, broken output."""
 
+import threading
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
@@ -12,6 +13,7 @@ import torch
 from PIL import Image
 
 from i2v.engine import Engine, conditioning, memory
+from i2v.engine import engine as engine_module
 from i2v.engine.conditioning import PROMPT, TextCache, encode_text
 from i2v.engine.interface import Progress
 from i2v.errors import FatalEngineError, InvalidOutput, InvalidRequest, JobCancelled, OutOfMemory
@@ -189,6 +191,43 @@ def test_a_vae_of_another_factor_sets_its_own_multiples(tmp_path: Path, photo: I
     with pytest.raises(InvalidRequest, match="multiples of 16") as caught:
         engine.generate(SMALL.model_copy(update={"height": 72}), photo)
     assert caught.value.field == "height"
+
+
+@pytest.mark.parametrize("way", ["encode", "decode"])
+def test_the_vae_works_channels_last(
+    engine: Engine, photo: Image.Image, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights and what goes through them, both ways: its convolutions then copy nothing into another layout."""
+    vae, seen = engine.parts.vae, []
+    original = getattr(vae, way)
+
+    def watched(x: torch.Tensor, **options: Any) -> Any:
+        seen.append(x.is_contiguous(memory_format=torch.channels_last))
+        return original(x, **options)
+
+    monkeypatch.setattr(vae, way, watched)
+    engine.generate(SMALL, photo)
+    assert seen == [True]
+    kernels = [weight for weight in vae.parameters() if weight.dim() == 4]
+    assert kernels
+    assert all(weight.is_contiguous(memory_format=torch.channels_last) for weight in kernels)
+
+
+def test_a_card_is_made_current_where_it_loads_and_on_the_thread_of_each_job(
+    tmp_path: Path, photo: Image.Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Triton launches on the thread's current card, and asks that one whether a capture is under way."""
+    current: list[tuple[str, torch.device]] = []
+    monkeypatch.setattr(
+        engine_module, "make_current", lambda device: current.append((threading.current_thread().name, device))
+    )
+    loaded = Engine.load(write_tiny_folder(tmp_path / "tiny"), device="cpu")
+    here = threading.current_thread().name
+    assert current == [(here, torch.device("cpu"))]
+    worker = threading.Thread(target=loaded.generate, args=(SMALL, photo), name="worker")
+    worker.start()
+    worker.join()
+    assert current[1:] == [("worker", torch.device("cpu"))]
 
 
 def test_progress_counts_every_step_once_and_in_order(engine: Engine, photo: Image.Image) -> None:

@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from i2v.engine.conditioning import Conditioning
+from i2v.engine.device_work import Pacer
 from i2v.engine.sampler import PRESETS, Sampling, denoise, guide, schedule
 from i2v.engine.solvers import Schedule
-from i2v.errors import InvalidOutput, InvalidRequest
+from i2v.errors import InvalidOutput, InvalidRequest, JobCancelled
 from i2v.notes import Note, say
 from i2v.presets import EXACT, SOLVERS, CacheRule
 from tests.engine.tiny_folder import SCHEDULER
@@ -118,6 +119,75 @@ def test_the_deep_cache_is_filled_anew_where_guidance_begins(noise: torch.Tensor
     )
     assert [guided for guided, _ in unet.calls] == [False] * 4 + [True] * 4
     assert [whole for _, whole in unet.calls] == [True, False, False, True, True, False, True, False]
+
+
+@dataclass
+class Device:
+    """Writes down what is queued, done and reported; its work is done when somebody waits for it."""
+
+    log: list[str] = field(default_factory=list)
+    queued: int = 0
+
+    def step(self) -> None:
+        self.queued += 1
+        self.log.append(f"queued {self.queued}")
+
+    def mark(self) -> Any:
+        number = self.queued
+        return SimpleNamespace(synchronize=lambda: self.log.append(f"done {number}"))
+
+
+def run_on(device: Device, steps: int, on_step: Any, noise: torch.Tensor) -> torch.Tensor:
+    class Queueing(IdealUNet):
+        def step(self, *given: Any, **options: Any) -> Any:
+            device.step()
+            return super().step(*given, **options)
+
+    table = schedule(SCHEDULER, EXACT, steps)
+    return denoise(Queueing(), *table, noise, conditioning(), EXACT, on_step=on_step, pace=Pacer(device.mark))
+
+
+def test_the_host_is_one_step_ahead_of_the_device_and_a_step_is_reported_when_it_is_done(noise: torch.Tensor) -> None:
+    """A recorded step is queued in no time: all of a job's steps were, and its progress jumped to the end."""
+    device = Device()
+    run_on(device, 4, lambda step, steps, _: device.log.append(f"reported {step} of {steps}"), noise)
+    assert device.log == [
+        "queued 1",
+        *("queued 2", "done 1", "reported 1 of 4"),
+        *("queued 3", "done 2", "reported 2 of 4"),
+        *("queued 4", "done 3", "reported 3 of 4"),
+        *("done 4", "reported 4 of 4"),
+    ]
+
+
+def test_a_cancel_takes_effect_within_two_steps(noise: torch.Tensor) -> None:
+    device = Device()
+
+    def cancel_at_third(step: int, steps: int, middle: torch.Tensor) -> None:
+        if step == 3:
+            raise JobCancelled("by its owner")
+
+    with pytest.raises(JobCancelled):
+        run_on(device, 50, cancel_at_third, noise)
+    assert device.log[-2:] == ["queued 4", "done 3"]
+
+
+def test_without_a_queue_a_step_is_reported_before_the_next_begins(noise: torch.Tensor) -> None:
+    unet, seen = IdealUNet(), []
+    table = schedule(SCHEDULER, EXACT, 3)
+    denoise(unet, *table, noise, conditioning(), EXACT, on_step=lambda step, *_: seen.append((step, len(unet.calls))))
+    assert seen == [(1, 1), (2, 2), (3, 3)]
+
+
+def test_a_steps_report_shows_the_middle_frame_of_what_it_estimates(noise: torch.Tensor) -> None:
+    shown: list[torch.Tensor] = []
+    table = schedule(SCHEDULER, EXACT, 30)
+    latents = denoise(
+        IdealUNet(), *table, noise, conditioning(), EXACT, on_step=lambda step, steps, middle: shown.append(middle)
+    )
+    assert {tuple(middle.shape) for middle in shown} == {(4, *SHAPE[3:])}
+    assert torch.allclose(shown[-1], latents[0, :, SHAPE[2] // 2], atol=0.05)
+    assert not torch.allclose(shown[0], shown[-1], atol=0.05)
 
 
 def test_latents_that_are_not_finite_are_refused(noise: torch.Tensor) -> None:
