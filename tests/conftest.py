@@ -52,6 +52,15 @@ def pytest_collection_finish() -> None:
     gc.enable()
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """The tables that tests have recorded are printed, though the tests passed."""
+    for report in terminalreporter.getreports("passed") + terminalreporter.getreports("failed"):
+        for name, table in report.user_properties:
+            if name == "table":
+                terminalreporter.section(report.nodeid)
+                terminalreporter.write_line(table)
+
+
 @pytest.fixture
 def photo() -> Image.Image:
     """A real 640x480 RGB photo that no model here was trained on."""

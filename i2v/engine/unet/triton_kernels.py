@@ -2,7 +2,8 @@
 
 Imported by `fused.py` alone, where Triton is installed and the tensors are on a GPU (or in the tests' interpreter). All
 tensors are contiguous; arithmetic is in fp32 whatever the dtype. Offsets are 64-bit: a feed-forward at 1280x704 with 32
-frames has over 2^31 numbers.
+frames has over 2^31 numbers. Sizes that the width of no load or store depends on are not specialized: a kernel that was
+compiled for one video then serves those of every size.
 """
 
 from contextlib import AbstractContextManager, nullcontext
@@ -24,7 +25,7 @@ def on(x: Tensor) -> AbstractContextManager[object]:
 # --- GroupNorm with SiLU over channels-last tokens
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens", "chunks"])
 def channel_moments(x, moments, tokens, channels, chunks, TOKENS: tl.constexpr, CHANNELS: tl.constexpr):
     """Mean and sum of squared deviations of each channel over a chunk of tokens: (N, T, C) -> (N, chunks, 2, C)."""
     row = tl.program_id(0).to(tl.int64)  # sample and chunk
@@ -41,7 +42,7 @@ def channel_moments(x, moments, tokens, channels, chunks, TOKENS: tl.constexpr, 
     tl.store(moments + (2 * row + 1) * channels + c, tl.sum(deviation * deviation, 0), mask=c < channels)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens", "chunks"])
 def group_scales(
     moments, shift, weight, bias, scales, tokens, channels, chunks, width, eps,
     HAS_SHIFT: tl.constexpr, TOKENS: tl.constexpr, CHUNKS: tl.constexpr, WIDTH: tl.constexpr,
@@ -55,11 +56,12 @@ def group_scales(
     c, own = group * width + lane, lane < width
     moved = tl.load(shift + c, mask=own, other=0.0).to(tl.float32) if HAS_SHIFT else tl.zeros([WIDTH], tl.float32)
     numbers = 1.0 * tokens * width
+    moments += 2 * sample * chunks * channels  # within a sample 32 bits reach everywhere
     total = tl.zeros([WIDTH], tl.float32)
     for first in range(0, chunks, CHUNKS):
         chunk = first + tl.arange(0, CHUNKS)
         inside = (chunk < chunks)[:, None] & own[None, :]
-        at = 2 * (sample * chunks + chunk)[:, None] * channels + c[None, :]
+        at = 2 * chunk[:, None] * channels + c[None, :]
         mean = tl.load(moments + at, mask=inside, other=0.0)
         count = tl.minimum(tokens - chunk * TOKENS, TOKENS).to(tl.float32)
         total += tl.sum(tl.where(inside, (mean + moved[None, :]) * count[:, None], 0.0), 0)
@@ -68,7 +70,7 @@ def group_scales(
     for first in range(0, chunks, CHUNKS):
         chunk = first + tl.arange(0, CHUNKS)
         inside = (chunk < chunks)[:, None] & own[None, :]
-        at = 2 * (sample * chunks + chunk)[:, None] * channels + c[None, :]
+        at = 2 * chunk[:, None] * channels + c[None, :]
         distance = tl.load(moments + at, mask=inside, other=0.0) + moved[None, :] - middle
         within = tl.load(moments + at + channels, mask=inside, other=0.0)
         count = tl.minimum(tokens - chunk * TOKENS, TOKENS).to(tl.float32)
@@ -80,7 +82,7 @@ def group_scales(
     tl.store(scales + (2 * sample + 1) * channels + c, summand, mask=own)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens", "chunks"])
 def scale_activate(
     x, scales, y, tokens, channels, chunks, SILU: tl.constexpr, TOKENS: tl.constexpr, CHANNELS: tl.constexpr
 ):
@@ -115,7 +117,7 @@ def group_norm(
         channel_moments[tiles](x, moments, tokens, channels, chunks, TOKENS=TOKENS, CHANNELS=CHANNELS)
         group_scales[(samples, groups)](
             moments, weight if shift is None else shift, weight, bias, scales, tokens, channels, chunks, width, eps,
-            HAS_SHIFT=shift is not None, TOKENS=TOKENS, CHUNKS=max(1, 2048 // lanes), WIDTH=lanes,
+            HAS_SHIFT=shift is not None, TOKENS=TOKENS, CHUNKS=max(1, 1024 // lanes), WIDTH=lanes,
         )  # fmt: skip
         scale_activate[tiles](x, scales, y, tokens, channels, chunks, SILU=silu, TOKENS=TOKENS, CHANNELS=CHANNELS)
     return y
@@ -124,17 +126,17 @@ def group_norm(
 # --- residual and LayerNorm
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "residual_rows"])
 def add_normalise(
     x, residual, normed, weight, bias, rows, residual_rows, channels, eps, ROWS: tl.constexpr, CHANNELS: tl.constexpr
 ):
     """x += residual (its rows repeated), and LayerNorm of the sum as it was stored."""
-    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     c = tl.arange(0, CHANNELS)
     own = c < channels
     inside = (row < rows)[:, None] & own[None, :]
-    at = row[:, None] * channels + c[None, :]
-    other = (row % residual_rows)[:, None] * channels + c[None, :]
+    at = row.to(tl.int64)[:, None] * channels + c[None, :]
+    other = (row % residual_rows).to(tl.int64)[:, None] * channels + c[None, :]
     total = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
     total += tl.load(residual + other, mask=inside, other=0.0).to(tl.float32)
     total = total.to(x.dtype.element_ty)
@@ -187,7 +189,7 @@ def gelu_gate(gate: Tensor, value: Tensor) -> Tensor:
 # --- attention over a few frames
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["frames", "pixels", "heads"])
 def attend_frames(
     q, k, v, out, frames, pixels, channels, heads, head_dim, scale, FRAMES: tl.constexpr, LANES: tl.constexpr
 ):
@@ -216,6 +218,9 @@ def temporal_attention(q: Tensor, k: Tensor, v: Tensor, head_dim: int) -> Tensor
         attend_frames[(clips * pixels * heads,)](
             q, k, v, out, frames, pixels, channels, heads, head_dim, head_dim**-0.5,
             FRAMES=max(16, triton.next_power_of_2(frames)),  # a matrix product needs 16 at least
-            LANES=max(16, triton.next_power_of_2(head_dim)), num_warps=1,
+            LANES=max(16, triton.next_power_of_2(head_dim)),
+            # In 16 bits tensor cores multiply a tile. In fp32 its product is unrolled over the threads: with 32 frames
+            # one warp would spill 2.4 KiB of each thread's numbers to memory.
+            num_warps=1 if q.element_size() == 2 else 4,
         )  # fmt: skip
     return out
