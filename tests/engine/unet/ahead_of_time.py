@@ -81,20 +81,16 @@ class NoDevice:
 
 
 @contextmanager
-def recorded() -> Iterator[dict[str, Form]]:
-    """Launches inside the block are not run: their forms are gathered, each once."""
-    found: dict[str, Form] = {}
+def recorded() -> Iterator[dict[tuple[str, str], Form]]:
+    """Launches inside the block are not run: their forms are gathered, by the kernel and Triton's own key of a form."""
+    found: dict[tuple[str, str], Form] = {}
 
-    def record(*, fn: Any, compile: dict[str, Any], **_: Any) -> bool:
-        options = json.loads(compile["specialization_data"])["options"]
-        form = Form(
-            fn.jit_function,
-            compile["signature"],
-            compile["constants"],
-            compile["configs"][0],
-            {name: options[name] for name in LAUNCH_OPTIONS},
-        )
-        found.setdefault(str(form), form)
+    def record(*, key: str, fn: Any, compile: dict[str, Any], **_: Any) -> bool:
+        if (fn.name, key) not in found:
+            asked = json.loads(compile["specialization_data"])["options"]
+            options = {name: asked[name] for name in LAUNCH_OPTIONS}
+            types, constants, attributes = compile["signature"], compile["constants"], compile["configs"][0]
+            found[fn.name, key] = Form(fn.jit_function, types, constants, attributes, options)
         return True  # to Triton: somebody else compiles it, there is nothing to launch
 
     driver.set_active(NoDevice())
@@ -107,7 +103,7 @@ def recorded() -> Iterator[dict[str, Form]]:
 
 
 @torch.no_grad()
-def forms(dtype: torch.dtype, sizes: Iterable[tuple[int, int, int]] = SIZES) -> dict[str, Form]:
+def forms(dtype: torch.dtype, sizes: Iterable[tuple[int, int, int]] = SIZES) -> dict[tuple[str, str], Form]:
     """Of all kernels in `begin` and one guided `step` of the published UNet at `sizes` (frames, height, width)."""
     with META:
         unet = I2VGenXLUNet.from_config(UNET).to(dtype)
@@ -227,7 +223,7 @@ def table(outcomes: Mapping[torch.dtype, list[Outcome]]) -> str:
             most = [max((code.registers for c, code in codes if c == gpu), default="none") for gpu in gpus]
             shared = max((code.shared for _, code in codes), default="none")
             spilled = max((code.spilled for _, code in codes), default="none")
-            count = len({str(outcome.form) for outcome in own})
+            count = len(own) // len(gpus)
             row = [name, str(dtype).removeprefix("torch."), count, ", ".join(map(str, most)), shared, spilled]
             rows.append(list(map(str, row)))
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)

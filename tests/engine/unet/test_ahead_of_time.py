@@ -66,7 +66,7 @@ def test_what_a_launch_depends_on_is_derived_as_on_a_gpu() -> None:
             keep_all[(1,)](tensor, count, NUMBERS=64)
         keep_all[(1,)](x[16:], 96, NUMBERS=64)  # as the first
         keep_all[(1,)](x, 48, NUMBERS=64, num_warps=1)
-    assert list(found) == [
+    assert [str(form) for form in found.values()] == [
         "keep_all(x: *bf16 by 16, count: i32 by 16, NUMBERS=64; num_warps=4)",
         "keep_all(x: *bf16 by 16, count=1, NUMBERS=64; num_warps=4)",
         "keep_all(x: *bf16, count: i32, NUMBERS=64; num_warps=4)",
