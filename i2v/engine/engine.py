@@ -24,6 +24,7 @@ from i2v.engine.interface import DeviceMemory, Frames, GenerationResult, MemoryN
 from i2v.engine.memory import Offload, Plan
 from i2v.engine.residency import resident
 from i2v.engine.source import device_name
+from i2v.engine.unet import choices
 from i2v.errors import FatalEngineError, InvalidRequest, ModelUnavailable, OutOfMemory
 from i2v.notes import Note
 from i2v.presets import PRESETS, Sampling
@@ -81,6 +82,8 @@ class Engine:
             str(source), revision=revision, cache_dir=cache_dir, offline=offline, on_load=on_load, device=device
         )
         chosen = weights.choose_device(device)
+        if chosen.type == "cuda":
+            choices.adopt(choices.DEFAULT)
         make_current(chosen)
         device_memory.limit(chosen, max_vram_gb)
         home = torch.device("cpu") if memory == "low-vram" else chosen  # parts are copied to `chosen` in turn

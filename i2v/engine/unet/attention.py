@@ -1,7 +1,8 @@
 """Scaled dot-product attention over token-major activations, and the one place that chooses its kernel and says why.
 
 Activations are (B, F, H, W, C), contiguous, with C = heads x head dim. Each of the three attentions of the model is a
-strided view of them, (N, heads, length, head dim): nothing is copied before the kernel or after it.
+strided view of them, (N, heads, length, head dim): nothing is copied before the kernel or after it. q, k and v may
+be parts of one product's rows (`choices.joined_qkv`); temporal attention without its fused kernel then copies them.
 """
 
 from dataclasses import dataclass
@@ -33,7 +34,7 @@ def choose(device: torch.device, dtype: torch.dtype) -> Kernel:
     if device.type != "cuda":
         return Kernel("sdpa", f"{device.type}: the native kernel works in blocks and takes strided views", None)
     if dtype in (torch.float16, torch.bfloat16):
-        return Kernel("sdpa", f"CUDA and {dtype}: torch dispatches to its flash kernels", CUDA_GRID)
+        return Kernel("sdpa", f"CUDA and {dtype}: torch takes cuDNN's or its flash kernels, see choices.py", CUDA_GRID)
     return Kernel("sdpa", f"CUDA and {dtype}: flash needs 16 bits, torch takes the memory-efficient kernel", CUDA_GRID)
 
 

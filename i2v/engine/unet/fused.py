@@ -179,9 +179,10 @@ def gates(module: Any, random: Random) -> Pairs:
 
 
 def temporal_attentions(module: Any, random: Random) -> Pairs:
-    """The published shape, and frames and heads that fill no tile."""
-    for frames, heads, head_dim in ((16, 5, 64), (5, 3, 8), (32, 2, 20), (1, 1, 64)):
-        q, k, v = (random(2, frames, 2, 3, heads * head_dim) for _ in range(3))
+    """The published shape, and frames and heads that fill no tile; q, k and v alone, and as parts of one tensor."""
+    for frames, heads, head_dim, joined in ((16, 5, 64, True), (5, 3, 8, False), (32, 2, 20, True), (1, 1, 64, False)):
+        q, k, v = random(2, frames, 2, 3, 3 * heads * head_dim).chunk(3, dim=-1)
+        q, k, v = (q, k, v) if joined else (q.contiguous(), k.contiguous(), v.contiguous())
         rows = [x.float().flatten(2, 4).unflatten(-1, (-1, head_dim)).transpose(1, 2) for x in (q, k, v)]
         weights = (rows[0] @ rows[1].transpose(2, 3) * head_dim**-0.5).softmax(-1)
         expected = (weights @ rows[2]).transpose(1, 2).reshape(q.shape)

@@ -2,14 +2,14 @@
 
 Each has one meaning and one signature. On a CPU in fp32 the matrix products go through oneDNN, which takes the bias and
 the residual into its epilogue. On CUDA the passes over memory between the products are Triton kernels where `fused.py`
-found them good; everywhere else, and under torch.compile, they are plain PyTorch.
+found them good; everywhere else, and under torch.compile, they are plain PyTorch. `choices.py` has the switches.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from i2v.engine.unet import fused
+from i2v.engine.unet import choices, fused
 
 # Tokens of one feed-forward piece on a CPU: its 8 C wide activations then stay in the cache (measured: 1.5 to 3.5
 # times as fast as one piece at C = 64, no loss at C = 256).
@@ -40,33 +40,50 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, residual: Tens
     return result
 
 
+def fuses_residual(x: Tensor) -> bool:
+    """Whether products add to a residual in place (`add_product`); oneDNN's take bias and residual as it is."""
+    return choices.current().fused_residual and not _onednn(x)
+
+
+def add_product(total: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    """Adds x W^T to `total` in place, inside the product: (..., M), (..., K) and (M, K)."""
+    total.flatten(0, -2).addmm_(x.flatten(0, -2), weight.t())
+    return total
+
+
 def feed_forward(x: Tensor, proj: nn.Linear, out: nn.Linear, residual: Tensor, chunks: int = 1) -> Tensor:
     """GEGLU feed-forward with its residual: out(h * gelu(g)) + residual, (h, g) = proj(x).
 
-    Rows are independent, so they are taken in `chunks` pieces (more on a CPU, for the cache): the 8 C wide
-    intermediate of one piece is all that exists at a time. The two halves of `proj` are two products, so the
-    activation and the gate work in place.
+    Rows are independent, so they are taken in `chunks` pieces (more on a CPU, for the cache, and as `choices` say): the
+    8 C wide intermediate of one piece is all that exists at a time. The two halves of `proj` are two products, so the
+    activation and the gate work in place. Where `fuses_residual`, the sum is written into `residual`, and the caller
+    adds `out`'s bias.
     """
     tokens, base = x.flatten(0, -2), residual.flatten(0, -2)
-    size = -(-len(tokens) // chunks)
+    size = -(-len(tokens) // max(chunks, choices.current().ff_chunks))
     if x.device.type == "cpu":
         size = min(size, CPU_TOKENS)
-    if size >= len(tokens):
-        return _geglu(tokens, proj, out, base).view_as(residual)
+    pieces = [slice(i, i + size) for i in range(0, len(tokens), size)]
+    if fuses_residual(x):
+        for piece in pieces:
+            add_product(base[piece], _gated(tokens[piece], proj), out.weight)
+        return residual
+    if len(pieces) == 1:
+        return linear(_gated(tokens, proj), out.weight, out.bias, base).view_as(residual)
     result = torch.empty_like(base)
-    for i in range(0, len(tokens), size):
-        result[i : i + size] = _geglu(tokens[i : i + size], proj, out, base[i : i + size])
+    for piece in pieces:
+        result[piece] = linear(_gated(tokens[piece], proj), out.weight, out.bias, base[piece])
     return result.view_as(residual)
 
 
-def _geglu(x: Tensor, proj: nn.Linear, out: nn.Linear, residual: Tensor) -> Tensor:
+def _gated(x: Tensor, proj: nn.Linear) -> Tensor:
     (w_value, w_gate), (b_value, b_gate) = proj.weight.chunk(2), proj.bias.chunk(2)
-    gate = linear(x, w_gate, b_gate)
+    gate: Tensor = linear(x, w_gate, b_gate)
     if fused.serves("gelu_gate", x):
         gate = fused.kernels().gelu_gate(gate, linear(x, w_value, b_value))
     else:
         gate = torch.ops.aten.gelu_(gate).mul_(linear(x, w_value, b_value))
-    return linear(gate, out.weight, out.bias, residual)
+    return gate
 
 
 def fuses_shift(x: Tensor) -> bool:

@@ -5,7 +5,7 @@ linear and both attentions are views of the same memory: no layer copies to chan
 published checkpoint's. `model.py` puts the layers together.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import cast
@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from i2v.engine.unet import attention, kernels
+from i2v.engine.unet import attention, choices, kernels
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +59,11 @@ class ResnetBlock(nn.Module):
         shift, late = inputs.shifts[self.slot], kernels.fuses_shift(h)
         h = conv2d(h, self.conv1.weight, None if late else shift)
         h = kernels.group_norm(h, self.norm2, over_frames=False, shift=shift if late else None)
+        if self.conv_shortcut is not None and kernels.fuses_residual(h):
+            # cuDNN adds a bias in a pass of its own, which takes the shortcut's along
+            bias = cast(Tensor, self.conv2.bias) + cast(Tensor, self.conv_shortcut.bias)
+            h = conv2d(h, self.conv2.weight, bias)
+            return kernels.add_product(h, x, self.conv_shortcut.weight.flatten(1))
         h = conv2d(h, self.conv2.weight, self.conv2.bias)
         if self.conv_shortcut is None:
             return h.add_(x)
@@ -150,8 +155,23 @@ class Attention(nn.Module):
         return k.unflatten(-1, shape).transpose(1, 2), v.unflatten(-1, shape).transpose(1, 2)
 
     def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        q, k, v = (kernels.linear(x, w) for w in (self.to_q.weight, self.to_k.weight, self.to_v.weight))
+        """q, k and v of x (..., dim), each (..., inner): three products, or parts of one where `choices` say so."""
+        weights = self.to_q.weight, self.to_k.weight, self.to_v.weight
+        joined = None
+        if choices.current().joined_qkv and not torch.compiler.is_compiling():  # a compiled step has no addresses
+            joined = as_one(weights)
+        q, k, v = (
+            (kernels.linear(x, w) for w in weights) if joined is None else kernels.linear(x, joined).chunk(3, dim=-1)
+        )
         return q, k, v
+
+    def arrange(self) -> None:
+        """After loading, in a self-attention: the weights of q, k and v are laid out as neighbours in one buffer."""
+        layers = self.to_q, self.to_k, self.to_v
+        if as_one([layer.weight for layer in layers]) is None:
+            whole = torch.cat([layer.weight for layer in layers])
+            for layer, part in zip(layers, whole.chunk(len(layers)), strict=True):
+                layer.weight.data = part
 
     def out(self, x: Tensor, residual: Tensor) -> Tensor:
         out = cast(nn.Linear, self.to_out[0])
@@ -163,6 +183,20 @@ class Attention(nn.Module):
             return self.out(x, residual), None
         out = cast(nn.Linear, self.to_out[0])
         return kernels.linear_layer_norm(x, out.weight, out.bias, residual, norm)
+
+
+def as_one(weights: Sequence[Tensor]) -> Tensor | None:
+    """Weights (M, K) as (n M, K), where they lie one behind the other in one buffer; None where they do not any more.
+
+    They do not after a move to another device or dtype, which takes them one by one.
+    """
+    first = weights[0]
+    buffer, place = first.untyped_storage().data_ptr(), first.storage_offset()
+    for number, weight in enumerate(weights):
+        at = weight.untyped_storage().data_ptr(), weight.storage_offset()
+        if at != (buffer, place + number * first.numel()) or not weight.is_contiguous():
+            return None
+    return first.as_strided((len(weights) * len(first), first.shape[1]), first.stride())
 
 
 class Projection(nn.Module):
@@ -211,6 +245,10 @@ class TransformerBlock(nn.Module):
         x = x if normed is None else self.ff.forward(normed, x, inputs.ff_chunks)
         return x if self.over_frames else widened(x, len(inputs.context[self.slot][0]))
 
+    def bias_left_out(self, x: Tensor) -> Tensor | None:
+        """What `run` did not add to a result like x: the feed-forward's bias, where its product adds the residual."""
+        return cast(nn.Linear, self.ff.net[2]).bias if self.ff.acts and kernels.fuses_residual(x) else None
+
     def _attentions(self, inputs: StepInputs) -> list[tuple[Attention, nn.LayerNorm, Callable[[Tensor], Tensor]]]:
         if self.over_frames:
             return [(self.attn1, self.norm1, self.attn1.temporal), (self.attn2, self.norm2, self.attn2.temporal)]
@@ -219,9 +257,12 @@ class TransformerBlock(nn.Module):
 
     @torch.no_grad()
     def arrange(self) -> None:
-        """After loading: attentions and a feed-forward whose last projection is zero are left out."""
+        """After loading: attentions and a feed-forward whose last projection is zero are left out, others laid out."""
         self.attn1.acts, self.attn2.acts = (not is_zero(part.to_out) for part in (self.attn1, self.attn2))
         self.ff.acts = not is_zero(self.ff.net[2])
+        self.attn1.arrange()
+        if self.over_frames:
+            self.attn2.arrange()
 
 
 def widened(x: Tensor, rows: int) -> Tensor:
@@ -252,7 +293,11 @@ class Transformer(nn.Module):
         h = kernels.group_norm(x, self.norm, over_frames=self.over_frames, silu=False)
         # No name is kept for the projection's result, so it is gone when the block has added its first attention.
         h = self.block.run(kernels.linear(h, self.proj_in.weight, self.proj_in.bias), inputs)
-        return kernels.linear(h, self.proj_out.weight, self.proj_out.bias, residual=x)
+        bias: Tensor = self.proj_out.bias
+        late = self.block.bias_left_out(h)
+        if late is not None:
+            bias = F.linear(late, self.proj_out.weight, bias)  # the projection is linear: one vector instead of a pass
+        return kernels.linear(h, self.proj_out.weight, bias, residual=x)
 
     @torch.no_grad()
     def arrange(self) -> None:

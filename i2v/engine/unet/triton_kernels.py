@@ -1,9 +1,9 @@
 """The fused kernels for CUDA, in Triton: the four pieces that eager PyTorch spreads over several passes of memory.
 
 Imported by `fused.py` alone, where Triton is installed and the tensors are on a GPU (or in the tests' interpreter). All
-tensors are contiguous; arithmetic is in fp32 whatever the dtype. Offsets are 64-bit: a feed-forward at 1280x704 with 32
-frames has over 2^31 numbers. Sizes that the width of no load or store depends on are not specialized: a kernel that was
-compiled for one video then serves those of every size.
+tensors are contiguous unless said; arithmetic is in fp32 whatever the dtype. Offsets are 64-bit: a feed-forward at
+1280x704 with 32 frames has over 2^31 numbers. Sizes that the width of no load or store depends on are not specialized:
+a kernel that was compiled for one video then serves those of every size.
 """
 
 from contextlib import AbstractContextManager, nullcontext
@@ -12,6 +12,8 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from i2v.engine.unet import choices
 
 TOKENS, CHANNELS = 64, 64  # a tile of a normalisation: 32 numbers for each of 128 threads
 ELEMENTS = 1024  # of a program of the gated activation
@@ -26,20 +28,34 @@ def on(x: Tensor) -> AbstractContextManager[object]:
 
 
 @triton.jit(do_not_specialize=["tokens", "chunks"])
-def channel_moments(x, moments, tokens, channels, chunks, TOKENS: tl.constexpr, CHANNELS: tl.constexpr):
-    """Mean and sum of squared deviations of each channel over a chunk of tokens: (N, T, C) -> (N, chunks, 2, C)."""
+def channel_moments(
+    x, moments, tokens, channels, chunks, TOKENS: tl.constexpr, CHANNELS: tl.constexpr, TILES: tl.constexpr
+):
+    """Mean and sum of squared deviations of each channel over a chunk of tokens: (N, T, C) -> (N, chunks, 2, C).
+
+    A chunk is `TILES` tiles of `TOKENS`; moments of two sets merge as in Chan, Golub and LeVeque 1979.
+    """
     row = tl.program_id(0).to(tl.int64)  # sample and chunk
-    start = (row % chunks) * TOKENS
-    t = start + tl.arange(0, TOKENS)
     c = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
-    inside = (t < tokens)[:, None] & (c < channels)[None, :]
-    at = ((row // chunks) * tokens + t)[:, None] * channels + c[None, :]
-    values = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
-    count = tl.minimum(tokens - start, TOKENS).to(tl.float32)
-    mean = tl.sum(values, 0) / count
-    deviation = tl.where(inside, values - mean[None, :], 0.0)
+    mean = tl.zeros([CHANNELS], tl.float32)
+    squares = tl.zeros([CHANNELS], tl.float32)
+    seen = 0.0
+    for tile in range(TILES):
+        start = (row % chunks) * (TOKENS * TILES) + tile * TOKENS
+        t = start + tl.arange(0, TOKENS)
+        inside = (t < tokens)[:, None] & (c < channels)[None, :]
+        at = ((row // chunks) * tokens + t)[:, None] * channels + c[None, :]
+        values = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
+        count = tl.maximum(tl.minimum(tokens - start, TOKENS), 0).to(tl.float32)  # 0 in a tile behind the last token
+        own = tl.sum(values, 0) / tl.maximum(count, 1.0)
+        deviation = tl.where(inside, values - own[None, :], 0.0)
+        share = count / (seen + count)
+        apart = own - mean
+        squares += tl.sum(deviation * deviation, 0) + apart * (apart * (seen * share))
+        mean += apart * share
+        seen += count
     tl.store(moments + 2 * row * channels + c, mean, mask=c < channels)
-    tl.store(moments + (2 * row + 1) * channels + c, tl.sum(deviation * deviation, 0), mask=c < channels)
+    tl.store(moments + (2 * row + 1) * channels + c, squares, mask=c < channels)
 
 
 @triton.jit(do_not_specialize=["tokens", "chunks"])
@@ -84,21 +100,23 @@ def group_scales(
 
 @triton.jit(do_not_specialize=["tokens", "chunks"])
 def scale_activate(
-    x, scales, y, tokens, channels, chunks, SILU: tl.constexpr, TOKENS: tl.constexpr, CHANNELS: tl.constexpr
-):
-    """x * factor + summand by channel, then SiLU: (N, T, C)."""
+    x, scales, y, tokens, channels, chunks,
+    SILU: tl.constexpr, TOKENS: tl.constexpr, CHANNELS: tl.constexpr, TILES: tl.constexpr,
+):  # fmt: skip
+    """x * factor + summand by channel, then SiLU: (N, T, C), in chunks of `TILES` tiles of `TOKENS`."""
     row = tl.program_id(0).to(tl.int64)
     sample = row // chunks
-    t = (row % chunks) * TOKENS + tl.arange(0, TOKENS)
     c = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
-    inside = (t < tokens)[:, None] & (c < channels)[None, :]
-    at = (sample * tokens + t)[:, None] * channels + c[None, :]
     factor = tl.load(scales + 2 * sample * channels + c, mask=c < channels, other=0.0)
     summand = tl.load(scales + (2 * sample + 1) * channels + c, mask=c < channels, other=0.0)
-    values = tl.load(x + at, mask=inside, other=0.0).to(tl.float32) * factor[None, :] + summand[None, :]
-    if SILU:
-        values = values / (1.0 + tl.exp(-values))
-    tl.store(y + at, values.to(y.dtype.element_ty), mask=inside)
+    for tile in range(TILES):
+        t = (row % chunks) * (TOKENS * TILES) + tile * TOKENS + tl.arange(0, TOKENS)
+        inside = (t < tokens)[:, None] & (c < channels)[None, :]
+        at = (sample * tokens + t)[:, None] * channels + c[None, :]
+        values = tl.load(x + at, mask=inside, other=0.0).to(tl.float32) * factor[None, :] + summand[None, :]
+        if SILU:
+            values = values / (1.0 + tl.exp(-values))
+        tl.store(y + at, values.to(y.dtype.element_ty), mask=inside)
 
 
 def group_norm(
@@ -107,19 +125,21 @@ def group_norm(
     """GroupNorm of x + shift over tokens x (N, T, C), shift (C); then SiLU."""
     x = x.contiguous()
     samples, tokens, channels = x.shape
-    chunks, width = triton.cdiv(tokens, TOKENS), channels // groups
+    tiles = choices.current().norm_chunks
+    chunks, width = triton.cdiv(tokens, TOKENS * tiles), channels // groups
     moments = torch.empty(samples, chunks, 2, channels, device=x.device, dtype=torch.float32)
     scales = torch.empty(samples, 2, channels, device=x.device, dtype=torch.float32)
     y = torch.empty_like(x)
-    tiles = (samples * chunks, triton.cdiv(channels, CHANNELS))
+    grid = (samples * chunks, triton.cdiv(channels, CHANNELS))
+    shape = {"TOKENS": TOKENS, "CHANNELS": CHANNELS, "TILES": tiles}
     lanes = triton.next_power_of_2(width)
     with on(x):
-        channel_moments[tiles](x, moments, tokens, channels, chunks, TOKENS=TOKENS, CHANNELS=CHANNELS)
+        channel_moments[grid](x, moments, tokens, channels, chunks, **shape)
         group_scales[(samples, groups)](
             moments, weight if shift is None else shift, weight, bias, scales, tokens, channels, chunks, width, eps,
-            HAS_SHIFT=shift is not None, TOKENS=TOKENS, CHUNKS=max(1, 1024 // lanes), WIDTH=lanes,
+            HAS_SHIFT=shift is not None, TOKENS=TOKENS * tiles, CHUNKS=max(1, 1024 // lanes), WIDTH=lanes,
         )  # fmt: skip
-        scale_activate[tiles](x, scales, y, tokens, channels, chunks, SILU=silu, TOKENS=TOKENS, CHANNELS=CHANNELS)
+        scale_activate[grid](x, scales, y, tokens, channels, chunks, SILU=silu, **shape)
     return y
 
 
@@ -191,14 +211,19 @@ def gelu_gate(gate: Tensor, value: Tensor) -> Tensor:
 
 @triton.jit(do_not_specialize=["frames", "pixels", "heads"])
 def attend_frames(
-    q, k, v, out, frames, pixels, channels, heads, head_dim, scale, FRAMES: tl.constexpr, LANES: tl.constexpr
+    q, k, v, out, frames, pixels, stride, channels, heads, head_dim, scale, FRAMES: tl.constexpr, LANES: tl.constexpr
 ):
-    """One pixel and head: softmax(q k^T scale) v over the frames, all of them in one tile. (B, F, pixels, C)."""
+    """One pixel and head: softmax(q k^T scale) v over the frames, all of them in one tile. (B, F, pixels, C).
+
+    Rows of q, k and v begin `stride` numbers apart, those of the result `channels`.
+    """
     index = tl.program_id(0).to(tl.int64)
     head, pixel, clip = index % heads, (index // heads) % pixels, index // (heads * pixels)
     f, d = tl.arange(0, FRAMES), tl.arange(0, LANES)
     inside = (f < frames)[:, None] & (d < head_dim)[None, :]
-    at = ((clip * frames + f)[:, None] * pixels + pixel) * channels + head * head_dim + d[None, :]
+    # From the first frame on, unlike the result's offsets: with both in one form ptxas spills at 32 frames
+    first = clip * frames * pixels + pixel
+    at = first * stride + head * head_dim + (f.to(tl.int64) * pixels * stride)[:, None] + d[None, :]
     queries = tl.load(q + at, mask=inside, other=0.0)
     keys = tl.load(k + at, mask=inside, other=0.0)
     values = tl.load(v + at, mask=inside, other=0.0)
@@ -206,17 +231,21 @@ def attend_frames(
     scores = tl.where((f < frames)[None, :], scores, float("-inf"))
     weights = tl.exp(scores - tl.max(scores, 1)[:, None])
     mixed = tl.dot(weights.to(values.dtype), values, input_precision="ieee") / tl.sum(weights, 1)[:, None]
-    tl.store(out + at, mixed.to(out.dtype.element_ty), mask=inside)
+    own = ((clip * frames + f)[:, None] * pixels + pixel) * channels + head * head_dim + d[None, :]
+    tl.store(out + own, mixed.to(out.dtype.element_ty), mask=inside)
 
 
 def temporal_attention(q: Tensor, k: Tensor, v: Tensor, head_dim: int) -> Tensor:
-    """Every pixel attends to itself in all frames: q, k, v and the result are (B, F, ..., C). One tile holds F."""
+    """Every pixel attends to itself in all frames: q, k, v and the result are (B, F, ..., C). One tile holds F.
+
+    q, k and v may be parts of the rows of one contiguous tensor.
+    """
     clips, frames, channels = q.shape[0], q.shape[1], q.shape[-1]
     pixels, heads = q[0, 0].numel() // channels, channels // head_dim
-    out = torch.empty_like(q)
+    out = q.new_empty(q.shape)
     with on(q):
         attend_frames[(clips * pixels * heads,)](
-            q, k, v, out, frames, pixels, channels, heads, head_dim, head_dim**-0.5,
+            q, k, v, out, frames, pixels, q.stride(-2), channels, heads, head_dim, head_dim**-0.5,
             FRAMES=max(16, triton.next_power_of_2(frames)),  # a matrix product needs 16 at least
             LANES=max(16, triton.next_power_of_2(head_dim)),
             # In 16 bits tensor cores multiply a tile. In fp32 its product is unrolled over the threads: with 32 frames

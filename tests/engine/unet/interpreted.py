@@ -2,7 +2,7 @@
 
 The interpreter must be chosen before Triton is imported, and nothing can be compiled in the same process afterwards.
 Prints one JSON object: what each kernel's examination said, how far a UNet on fused kernels is from a plain one,
-and how often it called each of them.
+and how often it called each of them; and the same of single layers for the choices that change what a kernel is given.
 """
 
 import json
@@ -15,7 +15,9 @@ os.environ["TRITON_INTERPRET"] = "1"
 
 import torch
 
-from i2v.engine.unet import fused
+from i2v.engine.unet import choices, fused
+from i2v.engine.unet.choices import Choices
+from i2v.engine.unet.layers import StepInputs, Transformer
 from tests.engine.unet.unet_pairs import CONFIGS, alone, difference, inputs
 
 CPU = torch.device("cpu")
@@ -48,6 +50,10 @@ CONFIG = CONFIGS["uneven heads"] | {
 }
 
 
+OTHER = Choices(norm_chunks=2, joined_qkv=True, fused_residual=True)
+LARGER = ((2, torch.float16), (3, torch.float32))  # chunks of a GroupNorm's program; some of them end behind the tokens
+
+
 @torch.no_grad()
 def main() -> None:
     kernels = Counted()
@@ -55,6 +61,11 @@ def main() -> None:
     said = {
         f"{kernel} {dtype}": str(interpreted.examine(kernel, CPU, getattr(torch, dtype))) for kernel, dtype in CASES
     }
+    larger = {}
+    for chunks, dtype in LARGER:
+        with choices.using(Choices(norm_chunks=chunks)):
+            larger[chunks] = str(interpreted.examine("group_norm", CPU, dtype))
+
     unet, job = alone(CONFIG), inputs(CONFIG, 3, 2, 2)
     state = job.begin(unet)
     with fused.using(None):
@@ -62,7 +73,18 @@ def main() -> None:
     kernels.calls.clear()
     with fused.using(interpreted):
         apart = difference(unet.step(state, job.latents, 1), expected)
-    json.dump({"examined": said, "unet": {"apart": apart, "calls": kernels.calls}}, sys.stdout)
+    said_of_unet = {"apart": apart, "calls": dict(kernels.calls)}
+
+    layer, x, none = Transformer(8, 2, 8, 2), torch.randn(1, 3, 5, 5, 8), StepInputs((), ())  # 75 tokens: two chunks
+    layer.arrange()
+    with fused.using(None):
+        expected = layer.forward(x, none)
+    kernels.calls.clear()
+    with fused.using(interpreted), choices.using(OTHER), torch.backends.mkldnn.flags(enabled=False):
+        apart = difference(layer.forward(x, none), expected)
+    said_of_layer = {"apart": apart, "calls": dict(kernels.calls)}
+    found = {"examined": said, "in larger chunks": larger, "unet": said_of_unet, "layer": said_of_layer}
+    json.dump(found, sys.stdout)
 
 
 if __name__ == "__main__":

@@ -85,6 +85,17 @@ def test_temporal_attention_copies_nothing_before_the_kernel(monkeypatch, qkv):
     assert [row.data_ptr() for row in seen] == [x.data_ptr() for x in qkv] * 2
 
 
+def test_spatial_attention_of_parts_of_one_product_copies_nothing_either(monkeypatch, qkv):
+    parts = torch.cat(qkv, dim=-1).chunk(3, dim=-1)
+    expected = attention.spatial(*qkv, D)
+    seen = []
+    kernel = torch.nn.functional.scaled_dot_product_attention
+    monkeypatch.setattr(attention.F, "scaled_dot_product_attention", lambda *rows: seen.extend(rows) or kernel(*rows))
+    assert near(attention.spatial(*parts, D), expected.double())
+    assert [row.data_ptr() for row in seen] == [x.data_ptr() for x in parts]
+    assert near(attention.temporal(*parts, D), attention.temporal(*qkv, D).double())
+
+
 def test_the_choice_of_kernel_names_its_reason():
     cpu = attention.choose(torch.device("cpu"), torch.float32)
     half, full = (attention.choose(torch.device("cuda"), dtype) for dtype in (torch.float16, torch.float32))

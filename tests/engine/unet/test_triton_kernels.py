@@ -27,6 +27,10 @@ def test_interpreted_kernels_equal_the_plain_formulas_alone_and_in_a_unet(subtes
     for kernel, dtype in CASES:
         with subtests.test(kernel=kernel, dtype=dtype):
             assert interpreted["examined"][f"{kernel} {dtype}"].startswith(f"{kernel}: Triton (within ")
-    with subtests.test("a UNet"):
-        assert set(interpreted["unet"]["calls"]) == set(KERNELS)
-        assert 0 < interpreted["unet"]["apart"] <= 1e-5  # not 0: other kernels did run
+    for chunks, verdict in interpreted["in larger chunks"].items():
+        with subtests.test("group_norm in larger chunks", chunks=chunks):
+            assert verdict.startswith("group_norm: Triton (within ")
+    for what in ("unet", "layer"):  # as it is, and with other choices
+        with subtests.test(what):
+            assert set(interpreted[what]["calls"]) == set(KERNELS)
+            assert 0 < interpreted[what]["apart"] <= 1e-5  # not 0: other kernels did run
