@@ -2,6 +2,7 @@
 
 Prints what bounds the work first (counted arithmetic and bytes, measured matmul and copy rate), then the contest in
 alternating rounds, medians and peak memory; the last line is one JSON object. On a shared CPU trust the ratios only.
+What a GPU has to answer is in `gpu_sections.py`, which uses the pieces of this file.
 """
 
 import argparse
@@ -26,12 +27,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from i2v.engine import sampler
 from i2v.engine.conditioning import Conditioning
 from i2v.engine.engine import Engine, vae_factor
-from i2v.engine.faster_steps import Accelerator
-from i2v.engine.unet import fused
-from i2v.notes import say
 from i2v.request import GenerateRequest
 
-from tests.engine.accounting import Accountant, FusedAttention  # isort: skip  (random_models puts the tests on the path)
+from accounting import Accountant, FusedAttention  # isort: skip  (random_models puts its folder on the path)
 
 HERE = Path(__file__).resolve().parent
 GUIDANCE = 9.0
@@ -48,7 +46,6 @@ def main() -> None:
     print(f"{result['device']}, {dtype}: {result['rates']}", flush=True)
     if not options.pipeline_only:
         engine, upstream = random_engine(options.model, options.device, dtype)
-        result["kernels"] = [str(choice) for choice in fused.report(engine.device, dtype)]
         result["jobs"] = []
         for size in options.size:
             result["jobs"].append(contest(engine, upstream, size, options, result["rates"]))
@@ -71,9 +68,6 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, help="CPU threads")
     parser.add_argument("--pipeline-only", action="store_true", help="with --reference-python: leave out the contest")
-    parser.add_argument("--compile", action="store_true", help="torch.compile for both sides, warm-up told apart")
-    parser.add_argument("--graph", action="store_true", help="our presets as CUDA graphs too")
-    parser.add_argument("--plain-kernels", action="store_true", help="exact without the fused kernels too")
     parser.add_argument("--reference-python", help="a Python that has diffusers 0.33.1: times its whole pipeline too")
     parser.add_argument("--reference-folder", help="the diffusers folder for that; default: the random model's")
     return parser.parse_args()
@@ -141,20 +135,8 @@ def contest(engine: Engine, upstream: Any, size: str, options: argparse.Namespac
     given = random_conditioning(engine, width, height, options.frames)
     bounds = ceiling(engine, upstream, given, rates)
     print(f"{size}, {options.frames} frames, {options.steps} steps: {bounds}", flush=True)
-    forms: dict[str, Accelerator] = {}
-    runs = contestants(engine, upstream, given, options, forms)
-    warm, failed, told = {}, {}, {}
-    for name, run in list(runs.items()):
-        try:
-            warm[name] = timed(run, options.device)
-            if name in forms:
-                used, plainly = forms[name].report()
-                words = {"used": [say(note) for note in used], "plainly": [say(note) for note in plainly]}
-                told[name] = words | {"warm_up_s": round(forms[name].warm_up, 3)}
-        except RuntimeError as error:  # one contestant less, not one contest less
-            failed[name] = str(error).splitlines()[0][:300]
-            print(f"  {name} left out: {failed[name]}", flush=True)
-            del runs[name]
+    runs = contestants(engine, upstream, given, options)
+    warm = {name: timed(run, options.device) for name, run in runs.items()}
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     peaks: dict[str, float | None] = {}
     for _ in range(options.repeats):
@@ -167,58 +149,28 @@ def contest(engine: Engine, upstream: Any, size: str, options: argparse.Namespac
         peak = "" if peaks[name] is None else f", peak beside the weights {peaks[name]:.2f} GiB"
         print(f"  {name:26} {median:8.3f} s  {speed:5.2f}x  (first run {warm[name]:.2f} s{peak})", flush=True)
     return {"size": size, "frames": options.frames, "steps": options.steps, "bounds": bounds, "medians": medians,
-            "seconds": seconds, "warm_up": warm, "forms": told, "peak_gib": peaks,
-            "left_out": failed}  # fmt: skip
+            "seconds": seconds, "warm_up": warm, "peak_gib": peaks}  # fmt: skip
 
 
 def contestants(
-    engine: Engine, upstream: Any, given: Conditioning, options: argparse.Namespace, forms: dict[str, Accelerator]
+    engine: Engine, upstream: Any, given: Conditioning, options: argparse.Namespace
 ) -> dict[str, Callable[[], object]]:
-    """What takes part, by name; `forms` receives our contestants' accelerators, the ones the product would have."""
+    """What takes part, by name."""
     noise = torch.randn(given.image_latents.shape, generator=torch.Generator().manual_seed(1)).to(options.device)
     config = engine.parts.scheduler.config
     share = options.steps / 50
 
-    def ours(preset: str, accelerate: str = "off", name: str = "") -> Callable[[], object]:
+    def ours(preset: str) -> Callable[[], object]:
         sampling = sampler.PRESETS[preset]  # type: ignore[index]
         if sampling.max_steps is not None:
             sampling = sampling.model_copy(update={"max_steps": max(2, round(sampling.max_steps * share))})
-        accelerator = forms[name or f"ours {preset}"] = Accelerator.of(accelerate, engine.device)
+        walk = sampler.schedule(config, sampling, options.steps)
+        return lambda: sampler.denoise(engine.parts.unet, *walk, noise, given, sampling)
 
-        def run() -> object:
-            accelerator.start()
-            accelerator.watch(engine.parts.unet)
-            walk = sampler.schedule(config, sampling, options.steps)
-            latents = sampler.denoise(engine.parts.unet, *walk, noise, given, sampling, accelerator=accelerator)
-            said = [say(note) for note in accelerator.report()[1]]
-            if said and accelerate in ("compile", "graph"):  # else the plain step would be timed under another name
-                raise RuntimeError(said[0])
-            return latents
-
-        return run
-
-    def plain_kernels() -> object:
-        with fused.using(None):
-            return exact()
-
-    exact = ours("exact")
-    runs: dict[str, Callable[[], object]] = {
-        "upstream eager": lambda: upstream_denoise(upstream, config, noise, given, options.steps)
+    return {
+        "upstream eager": lambda: upstream_denoise(upstream, config, noise, given, options.steps),
+        **{f"ours {preset}": ours(preset) for preset in ("exact", "fast", "turbo")},
     }
-    if options.compile:
-        compiled = torch.compile(upstream)
-        runs["upstream compiled"] = lambda: upstream_denoise(compiled, config, noise, given, options.steps)
-    presets = ("exact", "fast", "turbo")
-    runs |= {f"ours {preset}": ours(preset) for preset in presets}
-    if options.plain_kernels:
-        runs["ours exact, plain kernels"] = plain_kernels
-    if options.graph:
-        runs |= {f"ours {preset}, graph": ours(preset, "graph", f"ours {preset}, graph") for preset in presets}
-    if options.compile:
-        runs["ours exact, compiled"] = ours("exact", "compile", "ours exact, compiled")
-    if not options.graph:  # which is what is served on a GPU
-        runs["ours exact, as served"] = ours("exact", "auto", "ours exact, as served")
-    return runs
 
 
 @torch.no_grad()

@@ -11,9 +11,13 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "engine"))  # others have a `tests`, too
+
 import torch
 from diffusers import AutoencoderKL
 from diffusers import I2VGenXLUNet as UpstreamUNet
+from full_size import TEXT, VAE, VISION
 from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, CLIPVisionModelWithProjection
 
@@ -21,16 +25,15 @@ from i2v.engine.engine import Engine
 from i2v.engine.source import DEMO_FOLDER
 from i2v.engine.unet.model import I2VGenXLUNet
 
-sys.path.append(str(Path(__file__).resolve().parent.parent))
-from tests.engine.full_size import TEXT, VAE, VISION
-
 UNETS: dict[str, dict[str, Any]] = {
     "toy": {
         "block_out_channels": (16, 32),
         "down_block_types": ("CrossAttnDownBlock3D", "DownBlock3D"),
         "up_block_types": ("UpBlock3D", "CrossAttnUpBlock3D"),
+        "layers_per_block": 1,
         "norm_num_groups": 8,
         "attention_head_dim": 8,
+        "cross_attention_dim": 32,
     },
     "reduced": {"block_out_channels": (64, 128, 256, 256), "attention_head_dim": 32},
     "published": {},
@@ -77,9 +80,24 @@ def folder(model: str, path: Path) -> Path:
     shutil.copytree(DEMO_FOLDER, path, ignore=shutil.ignore_patterns("unet", "i2v.json"))
     context = json.loads((DEMO_FOLDER / "unet" / "config.json").read_text())["cross_attention_dim"]
     own, _ = unets(UNETS[model] | {"cross_attention_dim": context}, "cpu", torch.float32)
-    (path / "unet").mkdir()
-    config = {"_class_name": "I2VGenXLUNet"} | asdict(own.config)
-    (path / "unet" / "config.json").write_text(json.dumps(config))
+    write_config(path, "unet", asdict(own.config))
     state = {name: tensor.contiguous() for name, tensor in own.state_dict().items()}
     save_file(state, path / "unet" / "diffusion_pytorch_model.safetensors", metadata={"format": "pt"})
     return path
+
+
+def description(model: str, path: Path) -> Path:
+    """The demo folder without weights, with the configs of `toy` or `published`, for others to build at random."""
+    shutil.copytree(DEMO_FOLDER, path, ignore=shutil.ignore_patterns("*.safetensors", "i2v.json"))
+    config = json.loads((DEMO_FOLDER / "unet" / "config.json").read_text())
+    if model == "toy":
+        write_config(path, "unet", UNETS["toy"] | {"cross_attention_dim": config["cross_attention_dim"]})
+    else:
+        for part, content in {"unet": {}, "vae": VAE, "text_encoder": TEXT, "image_encoder": VISION}.items():
+            write_config(path, part, content)
+    return path
+
+
+def write_config(path: Path, part: str, content: dict[str, Any]) -> None:
+    (path / part).mkdir(exist_ok=True)
+    (path / part / "config.json").write_text(json.dumps(content), encoding="utf-8")
