@@ -28,9 +28,9 @@ def main() -> None:
 def print_table() -> str | None:
     """What cannot be used on some GPU, a line each."""
     sys.path.append(str(Path(__file__).resolve().parent.parent))
-    from tests.engine.unet.ahead_of_time import DTYPES, compiled, forms, table
+    from tests.engine.unet.ahead_of_time import DTYPES, compiled, every_form, table
 
-    outcomes = {dtype: list(compiled(forms(dtype).values())) for dtype in DTYPES}
+    outcomes = {dtype: list(compiled(every_form(dtype))) for dtype in DTYPES}
     print(table(outcomes))
     return "\n".join(o.trouble for found in outcomes.values() for o in found if o.trouble) or None
 

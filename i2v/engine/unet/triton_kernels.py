@@ -58,14 +58,15 @@ def channel_moments(
     tl.store(moments + (2 * row + 1) * channels + c, squares, mask=c < channels)
 
 
-@triton.jit(do_not_specialize=["tokens", "chunks"])
+@triton.jit(do_not_specialize=["tokens", "chunks", "size"])
 def group_scales(
-    moments, shift, weight, bias, scales, tokens, channels, chunks, width, eps,
-    HAS_SHIFT: tl.constexpr, TOKENS: tl.constexpr, CHUNKS: tl.constexpr, WIDTH: tl.constexpr,
+    moments, shift, weight, bias, scales, tokens, channels, chunks, size, width, eps,
+    HAS_SHIFT: tl.constexpr, CHUNKS: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     """A group's moments out of its channels', as the factor and the summand of each channel: (N, 2, C).
 
-    `shift` (C) is added to the values before their statistics, which only moves the channels' means.
+    A chunk has `size` tokens. `shift` (C) is added to the values before their statistics, which only moves the
+    channels' means.
     """
     sample, group = tl.program_id(0).to(tl.int64), tl.program_id(1)
     lane = tl.arange(0, WIDTH)
@@ -79,7 +80,7 @@ def group_scales(
         inside = (chunk < chunks)[:, None] & own[None, :]
         at = 2 * chunk[:, None] * channels + c[None, :]
         mean = tl.load(moments + at, mask=inside, other=0.0)
-        count = tl.minimum(tokens - chunk * TOKENS, TOKENS).to(tl.float32)
+        count = tl.minimum(tokens - chunk * size, size).to(tl.float32)
         total += tl.sum(tl.where(inside, (mean + moved[None, :]) * count[:, None], 0.0), 0)
     middle = tl.sum(total, 0) / numbers
     squares = tl.zeros([WIDTH], tl.float32)
@@ -89,7 +90,7 @@ def group_scales(
         at = 2 * chunk[:, None] * channels + c[None, :]
         distance = tl.load(moments + at, mask=inside, other=0.0) + moved[None, :] - middle
         within = tl.load(moments + at + channels, mask=inside, other=0.0)
-        count = tl.minimum(tokens - chunk * TOKENS, TOKENS).to(tl.float32)
+        count = tl.minimum(tokens - chunk * size, size).to(tl.float32)
         squares += tl.sum(tl.where(inside, within + distance * distance * count[:, None], 0.0), 0)
     factor = 1.0 / tl.sqrt(tl.sum(squares, 0) / numbers + eps)
     factor = factor * tl.load(weight + c, mask=own, other=0.0).to(tl.float32)
@@ -136,8 +137,9 @@ def group_norm(
     with on(x):
         channel_moments[grid](x, moments, tokens, channels, chunks, **shape)
         group_scales[(samples, groups)](
-            moments, weight if shift is None else shift, weight, bias, scales, tokens, channels, chunks, width, eps,
-            HAS_SHIFT=shift is not None, TOKENS=TOKENS * tiles, CHUNKS=max(1, 1024 // lanes), WIDTH=lanes,
+            moments, weight if shift is None else shift, weight, bias, scales,
+            tokens, channels, chunks, TOKENS * tiles, width, eps,
+            HAS_SHIFT=shift is not None, CHUNKS=max(1, 1024 // lanes), WIDTH=lanes,
         )  # fmt: skip
         scale_activate[grid](x, scales, y, tokens, channels, chunks, SILU=silu, **shape)
     return y

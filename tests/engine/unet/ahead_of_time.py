@@ -20,6 +20,8 @@ from triton.backends.compiler import GPUTarget, Language
 from triton.compiler import ASTSource, make_backend
 from triton.runtime.driver import driver
 
+from i2v.engine.unet import choices
+from i2v.engine.unet.choices import Choices
 from i2v.engine.unet.fused import EXAMPLES, Fused, KernelChoice, using
 from i2v.engine.unet.model import I2VGenXLUNet
 from tests.engine.accounting import FusedAttention
@@ -103,18 +105,24 @@ def recorded() -> Iterator[dict[tuple[str, str], Form]]:
 
 
 @torch.no_grad()
-def forms(dtype: torch.dtype, sizes: Iterable[tuple[int, int, int]] = SIZES) -> dict[tuple[str, str], Form]:
+def forms(dtype: torch.dtype, sizes: Iterable[tuple[int, int, int]], chosen: Choices) -> dict[tuple[str, str], Form]:
     """Of all kernels in `begin` and one guided `step` of the published UNet at `sizes` (frames, height, width)."""
     with META:
         unet = I2VGenXLUNet.from_config(UNET).to(dtype)
     serving = {(kernel, META, dtype): KernelChoice(kernel, True, "nothing runs here") for kernel in EXAMPLES}
     text, image = torch.empty(2, 77, 1024, device=META), torch.empty(2, 1024, device=META)
-    with recorded() as found, using(Fused((META.type,), choices=serving)), FusedAttention():
+    with choices.using(chosen), recorded() as found, using(Fused((META.type,), choices=serving)), FusedAttention():
         for size in sizes:
             latents = torch.empty(1, 4, *size, device=META)
             state = unet.begin(text, image, latents, 16.0, torch.arange(50, device=META))
             unet.step(state, latents, 1)
     return found
+
+
+def every_form(dtype: torch.dtype) -> list[Form]:
+    """At three sizes, and with the switches that launch kernels in another way."""
+    switched = forms(dtype, SIZES[:1], Choices(norm_chunks=4, joined_qkv=True))
+    return list((forms(dtype, SIZES, choices.DEFAULT) | switched).values())
 
 
 # --- machine code

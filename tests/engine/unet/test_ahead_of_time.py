@@ -9,30 +9,34 @@ import triton
 import triton.language as tl
 
 from i2v.engine.unet import triton_kernels
-from tests.engine.unet.ahead_of_time import DTYPES, SAME_PTX, SHARED, compiled, forms, lowered, recorded, table
+from i2v.engine.unet.choices import DEFAULT, Choices
+from tests.engine.unet import ahead_of_time
+from tests.engine.unet.ahead_of_time import SAME_PTX, SHARED, SIZES, compiled, forms, lowered, recorded, table
 
 pytestmark = pytest.mark.slow
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
+@pytest.mark.parametrize("dtype", ahead_of_time.DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
 def test_every_kernel_of_a_step_compiles_for_every_gpu_and_spills_nothing(dtype: torch.dtype, record_property) -> None:
-    launched = forms(dtype)
+    launched = ahead_of_time.every_form(dtype)
     kernels = {name for name, value in vars(triton_kernels).items() if isinstance(value, triton.JITFunction)}
-    assert {form.name for form in launched.values()} == kernels
-    outcomes = list(compiled(launched.values()))
+    assert {form.name for form in launched} == kernels
+    outcomes = list(compiled(launched))
     record_property("table", table({dtype: outcomes}))
     assert len(outcomes) == len(launched) * len(SHARED)
     troubles = [outcome.trouble for outcome in outcomes if outcome.trouble]
     assert not troubles, "\n".join(troubles)
 
 
-def test_a_video_of_another_size_needs_no_further_form() -> None:
+def test_a_video_of_another_size_and_most_switches_need_no_further_form() -> None:
     """So none is compiled in a later job, and the table is about every size. Nothing divides these numbers."""
-    assert forms(torch.float16, [(7, 65, 89)]).keys() <= forms(torch.float16, [(16, 32, 32)]).keys()
+    usual = forms(torch.float16, SIZES[:1], DEFAULT).keys()
+    others = Choices(ff_chunks=16, joined_qkv=True, fused_residual=True)
+    assert forms(torch.float16, [(7, 65, 89)], others).keys() <= usual
 
 
 def test_capabilities_that_share_their_ptx_do_so_for_one_form_of_each_kernel() -> None:
-    first = {form.name: form for form in reversed(forms(torch.float16, [(16, 32, 32)]).values())}
+    first = {form.name: form for form in reversed(forms(torch.float16, SIZES[:1], DEFAULT).values())}
     for form in first.values():
         ptx, shared = lowered(form, 80)
         for capability, same in SAME_PTX.items():
