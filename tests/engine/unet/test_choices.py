@@ -154,24 +154,6 @@ def test_the_fused_temporal_attention_is_given_the_parts_of_one_product_themselv
     assert result.is_contiguous()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=["float16", "float32"])
-def test_the_kernels_of_other_choices_spill_nothing(dtype: torch.dtype) -> None:
-    """What the defaults launch is compiled in test_ahead_of_time.py; group_scales has only another constant."""
-    pytest.importorskip("triton", reason="Triton has no package for this system")
-    from tests.engine.unet.ahead_of_time import compiled, forms
-
-    size = [(16, 32, 32)]
-    with choices.using(DEFAULT):
-        plain = forms(dtype, size)
-    with choices.using(Choices(norm_chunks=4, joined_qkv=True, fused_residual=True)):
-        others = forms(dtype, size)
-    new = [form for name, form in others.items() if name not in plain]
-    assert {form.name for form in new} == {"channel_moments", "group_scales", "scale_activate"}
-    larger = [form for form in new if form.name != "group_scales"]
-    assert [outcome.trouble for outcome in compiled(larger, (80, 90, 120)) if outcome.trouble] == []
-
-
 # --- the same results
 
 
