@@ -24,7 +24,7 @@ from i2v.engine.interface import DeviceMemory, Frames, GenerationResult, MemoryN
 from i2v.engine.memory import Offload, Plan
 from i2v.engine.residency import resident
 from i2v.engine.source import device_name
-from i2v.engine.unet import choices
+from i2v.engine.unet import choices, fused
 from i2v.errors import FatalEngineError, InvalidRequest, ModelUnavailable, OutOfMemory
 from i2v.notes import Note
 from i2v.presets import PRESETS, Sampling
@@ -90,6 +90,7 @@ class Engine:
         parts = weights.load_parts(folder, home, weights.choose_dtype(dtype, chosen), on_load)
         parts = replace(parts, info=replace(parts.info, device=device_name(chosen)))
         check_presets(presets, parts)
+        fused.compile_for(parts.unet, chosen)
         engine = replace(
             cls.of(parts, chosen, wanted, memory, max_vram_gb),
             steps=Accelerator.of(accelerate, chosen),

@@ -16,6 +16,7 @@ from i2v.engine import Engine, conditioning, memory
 from i2v.engine import engine as engine_module
 from i2v.engine.conditioning import PROMPT, TextCache, encode_text
 from i2v.engine.interface import Progress
+from i2v.engine.unet import fused
 from i2v.errors import FatalEngineError, InvalidOutput, InvalidRequest, JobCancelled, OutOfMemory
 from i2v.images import fit_image
 from i2v.notes import say
@@ -213,7 +214,7 @@ def test_the_vae_works_channels_last(
     assert all(weight.is_contiguous(memory_format=torch.channels_last) for weight in kernels)
 
 
-def test_a_card_is_made_current_where_it_loads_and_on_the_thread_of_each_job(
+def test_a_card_is_made_ready_where_it_loads_and_current_on_the_thread_of_each_job(
     tmp_path: Path, photo: Image.Image, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Triton launches on the thread's current card, and asks that one whether a capture is under way."""
@@ -221,8 +222,11 @@ def test_a_card_is_made_current_where_it_loads_and_on_the_thread_of_each_job(
     monkeypatch.setattr(
         engine_module, "make_current", lambda device: current.append((threading.current_thread().name, device))
     )
+    compiled: list[tuple[Any, torch.device]] = []
+    monkeypatch.setattr(fused, "compile_for", lambda unet, device: compiled.append((unet, device)))
     loaded = Engine.load(write_tiny_folder(tmp_path / "tiny"), device="cpu")
     here = threading.current_thread().name
+    assert compiled == [(loaded.parts.unet, torch.device("cpu"))]  # so that no step waits for a compiler
     assert current == [(here, torch.device("cpu"))]
     worker = threading.Thread(target=loaded.generate, args=(SMALL, photo), name="worker")
     worker.start()

@@ -70,9 +70,11 @@ class Fused:
         except Exception as error:
             if failures.is_out_of_memory(error) or failures.is_fatal(error):
                 raise
-            words = str(error).strip().splitlines() or [""]
-            choice = KernelChoice(kernel, False, f"it failed here: {type(error).__name__}: {words[0][:200]}")
-        self.choices[kernel, device, dtype] = choice
+            choice = KernelChoice(kernel, False, words_of(error))
+        return self.keep(choice, device, dtype)
+
+    def keep(self, choice: KernelChoice, device: torch.device, dtype: torch.dtype) -> KernelChoice:
+        self.choices[choice.kernel, device, dtype] = choice
         logger.log(logging.INFO if choice.triton else logging.WARNING, "fused kernel %s", choice)
         return choice
 
@@ -113,6 +115,38 @@ def report(device: torch.device, dtype: torch.dtype) -> list[KernelChoice]:
         return [KernelChoice(kernel, False, reason) for kernel in EXAMPLES]
     device = torch.empty(0, device=device).device  # "cuda" has a number
     return [fused.choices.get((k, device, dtype)) or fused.examine(k, device, dtype) for k in EXAMPLES]
+
+
+@torch.no_grad()
+def compile_for(unet: Any, device: torch.device) -> None:
+    """Compile the kernels that guided steps of `unet` launch on `device`, so no job waits for it; nothing on a CPU.
+
+    A UNet of the same config without memory takes one step at 512x512 with 16 frames: for its tensors the kernels are
+    compiled and not launched. Their forms follow the widths, hardly the video's size. Where one does not compile, none
+    serves.
+    """
+    fused = _current.get()
+    if fused is None or device.type not in fused.devices:
+        return
+    examined, meta = report(device, unet.dtype), torch.device("meta")
+    serving = Fused((meta.type,), fused.load, {(choice.kernel, meta, unet.dtype): choice for choice in examined})
+    with meta:
+        blank = type(unet)(unet.config).to(unet.dtype)
+        latents, width = torch.empty(1, 4, 16, 64, 64), unet.config.cross_attention_dim
+        text, image = torch.empty(2, 77, width), torch.empty(2, width)
+    try:
+        with using(serving):
+            blank.step(blank.begin(text, image, latents, 16.0, torch.arange(1)), latents, 0)
+    except Exception as error:
+        if failures.is_out_of_memory(error) or failures.is_fatal(error):
+            raise
+        for choice in examined:
+            fused.keep(KernelChoice(choice.kernel, False, words_of(error)), device, unet.dtype)
+
+
+def words_of(error: Exception) -> str:
+    words = str(error).strip().splitlines() or [""]
+    return f"it failed here: {type(error).__name__}: {words[0][:200]}"
 
 
 # --- the examination

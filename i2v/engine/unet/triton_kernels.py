@@ -6,7 +6,7 @@ tensors are contiguous unless said; arithmetic is in fp32 whatever the dtype. Of
 a kernel that was compiled for one video then serves those of every size.
 """
 
-from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 import triton
@@ -19,9 +19,15 @@ TOKENS, CHANNELS = 64, 64  # a tile of a normalisation: 32 numbers for each of 1
 ELEMENTS = 1024  # of a program of the gated activation
 
 
-def on(x: Tensor) -> AbstractContextManager[object]:
-    """Launches go to the current device, which need not be the tensors'."""
-    return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
+def launch(kernel: Any, grid: tuple[int, ...], *given: Any, **constants: Any) -> None:
+    """Queue a kernel on the thread's current card; for tensors without memory (meta) it is only compiled for that card.
+
+    `make_current` (`device_work.py`) has made the engine's card the current one.
+    """
+    if given[0].is_meta:
+        kernel.warmup(*given, grid=grid, **constants)
+    else:
+        kernel[grid](*given, **constants)
 
 
 # --- GroupNorm with SiLU over channels-last tokens
@@ -134,14 +140,14 @@ def group_norm(
     grid = (samples * chunks, triton.cdiv(channels, CHANNELS))
     shape = {"TOKENS": TOKENS, "CHANNELS": CHANNELS, "TILES": tiles}
     lanes = triton.next_power_of_2(width)
-    with on(x):
-        channel_moments[grid](x, moments, tokens, channels, chunks, **shape)
-        group_scales[(samples, groups)](
-            moments, weight if shift is None else shift, weight, bias, scales,
-            tokens, channels, chunks, TOKENS * tiles, width, eps,
-            HAS_SHIFT=shift is not None, CHUNKS=max(1, 1024 // lanes), WIDTH=lanes,
-        )  # fmt: skip
-        scale_activate[grid](x, scales, y, tokens, channels, chunks, SILU=silu, **shape)
+    launch(channel_moments, grid, x, moments, tokens, channels, chunks, **shape)
+    launch(
+        group_scales, (samples, groups),
+        moments, weight if shift is None else shift, weight, bias, scales,
+        tokens, channels, chunks, TOKENS * tiles, width, eps,
+        HAS_SHIFT=shift is not None, CHUNKS=max(1, 1024 // lanes), WIDTH=lanes,
+    )  # fmt: skip
+    launch(scale_activate, grid, x, scales, y, tokens, channels, chunks, SILU=silu, **shape)
     return y
 
 
@@ -179,11 +185,11 @@ def add_layer_norm(x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, ep
     block = triton.next_power_of_2(channels)
     size = max(1, 4096 // block)
     normed = torch.empty_like(x)
-    with on(x):
-        add_normalise[(triton.cdiv(rows, size),)](
-            x, residual, normed, weight, bias, rows, residual.numel() // channels, channels, eps,
-            ROWS=size, CHANNELS=block,
-        )  # fmt: skip
+    launch(
+        add_normalise, (triton.cdiv(rows, size),),
+        x, residual, normed, weight, bias, rows, residual.numel() // channels, channels, eps,
+        ROWS=size, CHANNELS=block,
+    )  # fmt: skip
     return normed
 
 
@@ -203,8 +209,7 @@ def gate_in_place(gate, value, count, ELEMENTS: tl.constexpr):
 
 def gelu_gate(gate: Tensor, value: Tensor) -> Tensor:
     """gelu(gate) * value, written into `gate`; both of one shape."""
-    with on(gate):
-        gate_in_place[(triton.cdiv(gate.numel(), ELEMENTS),)](gate, value, gate.numel(), ELEMENTS=ELEMENTS)
+    launch(gate_in_place, (triton.cdiv(gate.numel(), ELEMENTS),), gate, value, gate.numel(), ELEMENTS=ELEMENTS)
     return gate
 
 
@@ -245,13 +250,13 @@ def temporal_attention(q: Tensor, k: Tensor, v: Tensor, head_dim: int) -> Tensor
     clips, frames, channels = q.shape[0], q.shape[1], q.shape[-1]
     pixels, heads = q[0, 0].numel() // channels, channels // head_dim
     out = q.new_empty(q.shape)
-    with on(q):
-        attend_frames[(clips * pixels * heads,)](
-            q, k, v, out, frames, pixels, q.stride(-2), channels, heads, head_dim, head_dim**-0.5,
-            FRAMES=max(16, triton.next_power_of_2(frames)),  # a matrix product needs 16 at least
-            LANES=max(16, triton.next_power_of_2(head_dim)),
-            # In 16 bits tensor cores multiply a tile. In fp32 its product is unrolled over the threads: with 32 frames
-            # one warp would spill 2.4 KiB of each thread's numbers to memory.
-            num_warps=1 if q.element_size() == 2 else 4,
-        )  # fmt: skip
+    launch(
+        attend_frames, (clips * pixels * heads,),
+        q, k, v, out, frames, pixels, q.stride(-2), channels, heads, head_dim, head_dim**-0.5,
+        FRAMES=max(16, triton.next_power_of_2(frames)),  # a matrix product needs 16 at least
+        LANES=max(16, triton.next_power_of_2(head_dim)),
+        # In 16 bits tensor cores multiply a tile. In fp32 its product is unrolled over the threads: with 32 frames
+        # one warp would spill 2.4 KiB of each thread's numbers to memory.
+        num_warps=1 if q.element_size() == 2 else 4,
+    )  # fmt: skip
     return out

@@ -10,8 +10,12 @@ import triton.language as tl
 
 from i2v.engine.unet import triton_kernels
 from i2v.engine.unet.choices import DEFAULT, Choices
+from i2v.engine.unet.fused import EXAMPLES, Fused, KernelChoice, compile_for, using
+from i2v.engine.unet.model import I2VGenXLUNet
+from tests.engine.accounting import FusedAttention
+from tests.engine.full_size import UNET
 from tests.engine.unet import ahead_of_time
-from tests.engine.unet.ahead_of_time import SAME_PTX, SHARED, SIZES, compiled, forms, lowered, recorded, table
+from tests.engine.unet.ahead_of_time import META, SAME_PTX, SHARED, SIZES, compiled, forms, lowered, recorded, table
 
 pytestmark = pytest.mark.slow
 
@@ -33,6 +37,16 @@ def test_a_video_of_another_size_and_most_switches_need_no_further_form() -> Non
     usual = forms(torch.float16, SIZES[:1], DEFAULT).keys()
     others = Choices(ff_chunks=16, joined_qkv=True, fused_residual=True)
     assert forms(torch.float16, [(7, 65, 89)], others).keys() <= usual
+
+
+def test_loading_a_model_compiles_what_its_steps_launch() -> None:
+    """The first step of a job took 6 s more; `compile_for` runs when the weights are there."""
+    with META:
+        unet = I2VGenXLUNet.from_config(UNET).to(torch.float16)
+    serving = {(kernel, META, torch.float16): KernelChoice(kernel, True, "nothing runs here") for kernel in EXAMPLES}
+    with recorded() as found, using(Fused((META.type,), choices=serving)), FusedAttention():
+        compile_for(unet, META)
+    assert found.keys() == forms(torch.float16, [(16, 64, 64)]).keys()
 
 
 def test_capabilities_that_share_their_ptx_do_so_for_one_form_of_each_kernel() -> None:

@@ -125,6 +125,40 @@ def test_a_unet_calls_every_fused_kernel_and_gives_the_same() -> None:
     assert difference(result, expected) <= 1e-5
 
 
+def test_kernels_are_compiled_for_a_whole_step_before_the_first_one() -> None:
+    """On tensors without memory, which `launch` compiles for; the first step of a job took 6 s more."""
+    unet, module, without_memory = own(upstream(CONFIGS["published"])), Module(), []
+
+    def note(result: Tensor) -> Tensor:
+        without_memory.append(result.is_meta)
+        return result
+
+    module.wrong = dict.fromkeys(EXAMPLES, note)
+    with fused.using(on_the_cpu(module)):
+        examined = fused.report(CPU, torch.float32)
+        module.calls.clear()
+        without_memory.clear()
+        fused.compile_for(unet, CPU)
+        assert set(module.calls) == set(EXAMPLES)
+        assert all(without_memory)
+        assert fused.report(CPU, torch.float32) == examined
+    assert not any(parameter.is_meta for parameter in unet.parameters())
+
+
+def test_kernels_that_do_not_compile_for_a_step_are_left_out() -> None:
+    def fails_to_compile(result: Tensor) -> Tensor:
+        if result.is_meta:
+            raise RuntimeError("PassManager::run failed")
+        return result
+
+    with fused.using(on_the_cpu(Module(gelu_gate=fails_to_compile))):
+        assert all(choice.triton for choice in fused.report(CPU, torch.float32))
+        fused.compile_for(own(upstream(CONFIGS["published"])), CPU)
+        report = fused.report(CPU, torch.float32)
+    assert not any(choice.triton for choice in report)
+    assert all("PassManager::run failed" in choice.reason for choice in report)
+
+
 def test_a_unet_with_a_bad_kernel_runs_on_the_plain_formula() -> None:
     config = CONFIGS["published"]
     unet, job = own(upstream(config)), inputs(config, 3, 4, 5)
