@@ -8,7 +8,7 @@ compile there or disagrees is left out with its reason. `kernels.py` and `attent
 import importlib
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
@@ -66,7 +66,8 @@ class Fused:
         Running out of memory and a lost device say nothing about the kernel: they are raised.
         """
         try:
-            choice = judge(kernel, self.load(), device, dtype)
+            with torch.cuda.device(device) if device.type == "cuda" else nullcontext():  # where kernels are launched
+                choice = judge(kernel, self.load(), device, dtype)
         except Exception as error:
             if failures.is_out_of_memory(error) or failures.is_fatal(error):
                 raise
