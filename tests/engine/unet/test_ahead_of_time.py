@@ -46,7 +46,7 @@ def test_loading_a_model_compiles_what_its_steps_launch() -> None:
     serving = {(kernel, META, torch.float16): KernelChoice(kernel, True, "nothing runs here") for kernel in EXAMPLES}
     with recorded() as found, using(Fused((META.type,), choices=serving)), FusedAttention():
         compile_for(unet, META)
-    assert found.keys() == forms(torch.float16, [(16, 64, 64)]).keys()
+    assert found.keys() == forms(torch.float16, [(16, 64, 64)], DEFAULT).keys()
 
 
 def test_capabilities_that_share_their_ptx_do_so_for_one_form_of_each_kernel() -> None:
