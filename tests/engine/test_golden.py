@@ -13,6 +13,8 @@ from i2v.engine import Engine
 from i2v.request import GenerateRequest
 from tests.engine.tiny_folder import draw_photo, write_tiny_folder
 
+pytestmark = pytest.mark.slow
+
 GOLDEN = Path(__file__).parent / "golden"
 RECORD = json.loads((GOLDEN / "pipeline.json").read_text(encoding="utf-8"))
 FIELDS = ("prompt", "negative_prompt", "width", "height", "num_frames", "motion_fps", "steps", "guidance_scale")
