@@ -31,15 +31,15 @@ from i2v.notes import say as in_words
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# What only a card can choose, one at a time
+# What only a card can choose, one at a time; what may search for long comes last
 SWITCHES = {
     "cuDNN's attention": Choices(attention="cudnn"),
     "flash attention": Choices(attention="flash"),
-    "cudnn.benchmark": Choices(cudnn_benchmark=True),
     **{f"feed-forward in {count}": Choices(ff_chunks=count) for count in (4, 16, 32)},
     **{f"norm tiles of {count} chunks": Choices(norm_chunks=count) for count in (4, 16)},
     "one product for q, k and v": Choices(joined_qkv=True),
     "residual in the product": Choices(fused_residual=True),
+    "cudnn.benchmark": Choices(cudnn_benchmark=True),
 }
 
 

@@ -143,19 +143,11 @@ def run(suite: Suite, names: list[str], start: BaseContext) -> list[str]:
     logged = suite.log.stat().st_size
     process.start()
     there.close()
-    waiting, current = list(names), None
-    deadline = time.time() + min(START_S, suite.left())
-    while True:
-        hung = not here.poll(max(0.0, deadline - time.time()))
-        if hung:
-            break
-        try:
-            current, limit = here.recv() or (None, START_S)
-        except (EOFError, OSError):
-            break
-        waiting = [name for name in waiting if name != current]
-        deadline = time.time() + limit + GRACE_S
-    status = end(process, hung)
+    hung = True
+    try:
+        waiting, current, hung = follow(suite, names, here)
+    finally:
+        status = end(process, hung)
     if current is None and waiting == names:
         current = waiting.pop(0)  # it came to none: the next process begins after this one
     if current is not None:
@@ -164,6 +156,19 @@ def run(suite: Suite, names: list[str], start: BaseContext) -> list[str]:
         how = "it hung and was killed" if hung else f"its process died: exit code {status}"
         suite.say(current, failed=how, log=(hangs + where)[:3000] if hangs else log[-3000:])
     return waiting
+
+
+def follow(suite: Suite, names: list[str], line: Connection) -> tuple[list[str], str | None, bool]:
+    """Until the process ends or is late: the sections not begun, the one that did not end, and whether it is late."""
+    waiting, current, limit = list(names), None, float(START_S)
+    while True:
+        if not line.poll(max(0.0, min(limit, suite.left()) + GRACE_S)):
+            return waiting, current, True
+        try:
+            current, limit = line.recv() or (None, START_S)
+        except (EOFError, OSError):
+            return waiting, current, False
+        waiting = [name for name in waiting if name != current]
 
 
 def end(process: Any, hung: bool) -> int | None:
@@ -241,4 +246,5 @@ def break_down(kind: str) -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as it ends, so does the process that it watches
     sys.exit(main())
