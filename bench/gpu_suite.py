@@ -98,8 +98,9 @@ def main(arguments: list[str] | None = None) -> int:
     for name in ALONE:
         run(suite, [name], start)
     lines = [json.loads(line) for line in suite.figures.read_text(encoding="utf-8").splitlines()]
-    failed = sorted({line["section"] for line in lines if "failed" in line})
-    print(f"{len(lines)} lines in {suite.figures}; failed: {', '.join(failed) or 'none'}")
+    failed, skipped = (sorted({line["section"] for line in lines if kind in line}) for kind in ("failed", "skipped"))
+    ended = f"failed: {', '.join(failed) or 'none'}; skipped: {', '.join(skipped) or 'none'}"
+    print(f"{len(lines)} lines in {suite.figures}; {ended}")
     return 1 if failed else 0
 
 
