@@ -39,6 +39,8 @@ class Bench:
         self.size, self.frames, self.steps = ((64, 64), 2, 2) if self.toy else ((512, 512), 16, 50)
         self.repeats = 1 if self.toy else 5
         self.say: Callable[..., None] = suite.say
+        if self.toy:
+            torch.set_num_threads(1)  # several would wait for one another at every small operation
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
 
     @property
