@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from i2v.errors import QueueFull
+from i2v.jobs import store
 from i2v.jobs.queue import JobQueue
 from tests.jobs.job_doubles import SMALL, MakeQueue, until
 
@@ -34,8 +35,9 @@ def run(queue: JobQueue, dot: Image.Image, number: int) -> None:
 
 @pytest.mark.slow
 def test_hundreds_of_jobs_leave_memory_threads_files_and_rows_where_they_were(
-    make_queue: MakeQueue, dot: Image.Image, outputs: Path
+    make_queue: MakeQueue, dot: Image.Image, outputs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(store, "CACHED", KEPT)  # what may grow has its full size after a hundred jobs
     queue = make_queue(settings={"retention": {"count": KEPT}, "queue": {"length": 50}})
     process = psutil.Process()
 
@@ -48,7 +50,7 @@ def test_hundreds_of_jobs_leave_memory_threads_files_and_rows_where_they_were(
     run(queue, dot, 500)
     until(lambda: sum(queue.counts().values()) <= KEPT)
     objects_after, memory_after, threads_after, files_after = weigh()
-    assert objects_after < objects * 1.01 + 300
+    assert objects_after < objects + 300
     assert memory_after < memory + 15_000_000
     assert threads_after <= threads
     assert files_after <= files + 2

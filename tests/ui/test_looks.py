@@ -136,13 +136,18 @@ def assert_readable(page: Page, *, dark: bool) -> None:
         assert len(found) > 12
         code = "\n".join(page.locator("#api .cm-content").all_inner_texts())  # coloured by the framework's own theme
         assert [(round(ratio, 2), text) for ratio, text in found if ratio < 4.5 and text not in code] == []
-    assert has_dark_ground(page) == dark
+    await_ground(page, dark=dark)
 
 
-def has_dark_ground(page: Page, part: str = "gradio-app") -> bool:
-    """Whether `part`, as a rule the one that covers the whole page, is dark."""
-    ground = page.locator(part).evaluate("part => getComputedStyle(part).backgroundColor")
-    return max(map(int, re.findall(r"\d+", ground)[:3])) < 80
+def await_ground(page: Page, *, dark: bool, part: str = "gradio-app") -> None:
+    """Until `part`, as a rule the one that covers the whole page, is dark or is not: styles come after the page."""
+    page.wait_for_function(
+        """([part, dark]) => {
+            const ground = getComputedStyle(document.querySelector(part)).backgroundColor
+            return Math.max(...ground.match(/\\d+/g).slice(0, 3)) < 80 === dark
+        }""",
+        arg=[part, dark],
+    )
 
 
 def test_every_text_stands_out_from_its_ground_in_both_schemes_and_a_reader_may_choose(
@@ -161,7 +166,7 @@ def test_every_text_stands_out_from_its_ground_in_both_schemes_and_a_reader_may_
     with subtests.test("light again"):
         page.get_by_role("link", name="Light").click()
         expect(page.locator("body.dark")).to_have_count(0)
-        assert not has_dark_ground(page)
+        await_ground(page, dark=False)
 
 
 def test_the_keyboard_alone_makes_a_video_of_forty_megapixels_and_shows_where_it_is(
@@ -218,8 +223,8 @@ def test_a_phone_shows_everything_where_its_owner_looks(
     page = open_page(site.url, color_scheme="dark", **phone)
     with subtests.test("in the dark the page is dark"):
         expect(page.locator("body.dark")).to_have_count(1)
-        assert has_dark_ground(page)
-        assert has_dark_ground(page, "body")
+        await_ground(page, dark=True)
+        await_ground(page, dark=True, part="body")
     with subtests.test("photo, then prompt, then the button on the first screen"):
         boxes = []
         for part in ("#photo", "#prompt", "#generate"):
