@@ -20,6 +20,7 @@ from i2v.engine import device_memory, failures, sampler
 from i2v.engine.conditioning import Conditioning
 from i2v.engine.engine import Engine
 from i2v.engine.unet import fused
+from i2v.errors import FatalEngineError
 from i2v.request import GenerateRequest
 
 models = cache(random_models.engine)  # once a process; a rehearsal may make it before it forks
@@ -50,7 +51,7 @@ class Bench:
 
     @cached_property
     def photo(self) -> Image.Image:
-        return Image.effect_noise((512, 512), 60).convert("RGB")
+        return Image.effect_noise((512, 512), 20).convert("RGB")  # no picture: a flat video of it is no fault
 
     def sizes(self, *sizes: Size) -> tuple[Size, ...]:
         return (self.size,) if self.toy else sizes
@@ -134,7 +135,7 @@ class Spoiled(RuntimeError):
 
 def is_lost(error: BaseException) -> bool:
     """Whether another process has to go on: this one cannot use its GPU any more, or should not."""
-    return isinstance(error, Spoiled) or failures.is_fatal(error)
+    return isinstance(error, Spoiled | FatalEngineError) or failures.is_fatal(error)
 
 
 def apart(result: Tensor, expected: Tensor) -> float:

@@ -31,7 +31,7 @@ from i2v.notes import say as in_words
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# What only a card can choose, one at a time; what may search for long comes last
+# What only a card can choose, one at a time; cuDNN's search has a process of its own (`cudnn_search`)
 SWITCHES = {
     "cuDNN's attention": Choices(attention="cudnn"),
     "flash attention": Choices(attention="flash"),
@@ -39,7 +39,6 @@ SWITCHES = {
     **{f"norm tiles of {count} chunks": Choices(norm_chunks=count) for count in (4, 16)},
     "one product for q, k and v": Choices(joined_qkv=True),
     "residual in the product": Choices(fused_residual=True),
-    "cudnn.benchmark": Choices(cudnn_benchmark=True),
 }
 
 
@@ -90,7 +89,8 @@ def parity(bench: Bench) -> None:
             lambda: upstream(pair, at, fps, twice, embedding, text, return_dict=False)[0].double(),
         )
 
-    exact = both(torch.float64)[1]()
+    with torch.backends.cudnn.flags(enabled=False):  # it need not have float64 for each convolution
+        exact = both(torch.float64)[1]()
     bench.recover()
     for dtype in (torch.float32, torch.float16, torch.bfloat16):
         with bench.attempt("parity", dtype=str(dtype)):
@@ -106,8 +106,9 @@ def step(bench: Bench) -> None:
     given = bench.conditioning(bench.size)
     ours, theirs = bench.our_step(given), bench.their_step(given)
     bench.say("step", what="ours", **bench.timed(ours))
-    bench.say("step", what="diffusers", **bench.timed(theirs))
-    with fused.using(None):
+    with bench.attempt("step", what="diffusers"):
+        bench.say("step", what="diffusers", **bench.timed(theirs))
+    with bench.attempt("step", what="ours, plain kernels"), fused.using(None):
         bench.say("step", what="ours, plain kernels", **bench.timed(ours, 1))
     expected = ours()
     for what, switch in SWITCHES.items():
@@ -115,8 +116,6 @@ def step(bench: Bench) -> None:
             run = bench.our_step(given)
             first_s, error = bench.seconds(run), apart(run(), expected)  # the first run holds searches and compilations
             bench.say("step", what=what, first_s=first_s, apart=error, **bench.timed(run, 1))
-            if switch.cudnn_benchmark:
-                bench.say("step", what=f"diffusers, {what}", first_s=bench.seconds(theirs), **bench.timed(theirs, 1))
 
 
 @torch.no_grad()
@@ -242,7 +241,35 @@ def recovery(bench: Bench) -> None:
     bench.say("recovery", product=ended)
 
 
+@torch.no_grad()
+def decoding(bench: Bench) -> None:
+    """Four frames through the VAE's decoder, channels last as the product has it, and as PyTorch makes it."""
+    engine, _ = bench.models
+    vae, (width, height) = engine.parts.vae, bench.size
+    factor, layouts = engine.shape.factor, {"channels last": torch.channels_last, "plain": torch.contiguous_format}
+    for what, layout in layouts.items():
+        vae.to(memory_format=layout)
+        latents = torch.randn(4, 4, height // factor, width // factor).to(
+            bench.device, bench.dtype, memory_format=layout
+        )
+        bench.say("decoding", what=what, **bench.timed(partial(vae.decode, latents), 1))
+    vae.to(memory_format=torch.channels_last)
+
+
 # --- each in a process of its own
+
+
+@torch.no_grad()
+def cudnn_search(bench: Bench) -> None:
+    """A step of each side where cuDNN has timed its algorithms: PyTorch keeps what it found or guessed for a shape, so
+    this comes before any other convolution of its process.
+    """
+    with choices.using(Choices(cudnn_benchmark=True)):
+        given = bench.conditioning(bench.size)
+        for what, made in (("ours", bench.our_step), ("diffusers", bench.their_step)):
+            with bench.attempt("cudnn_search", what=what):
+                run = made(given)
+                bench.say("cudnn_search", what=what, first_s=bench.seconds(run), **bench.timed(run, 1))
 
 
 class Outcomes:

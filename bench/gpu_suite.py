@@ -39,9 +39,10 @@ SHARED = {
     "jobs": 120,
     "peaks": 90,
     "sizes": 60,
+    "decoding": 30,
     "recovery": 90,
 }
-ALONE = {"gpu_tests": 90, "upstream_compiled": 240, "ours_compiled": 300, "old_pipeline": 150}
+ALONE = {"cudnn_search": 120, "gpu_tests": 90, "upstream_compiled": 240, "ours_compiled": 300, "old_pipeline": 150}
 LIMITS = SHARED | ALONE
 
 LEAST_S = {"upstream_compiled": 60, "ours_compiled": 60, "old_pipeline": 60}  # what a section is not begun without
@@ -156,6 +157,8 @@ def run(suite: Suite, names: list[str], start: BaseContext) -> list[str]:
         _, hangs, where = log.rpartition("Timeout (")  # the innermost call comes first
         how = "it hung and was killed" if hung else f"its process died: exit code {status}"
         suite.say(current, failed=how, log=(hangs + where)[:3000] if hangs else log[-3000:])
+    elif hung:
+        suite.say(names[-1], ended="its process hung at its end and was killed")
     return waiting
 
 
@@ -229,7 +232,10 @@ def answer(suite: Suite, name: str, bench: Any, line: Connection) -> bool:
         trouble = {"failed": "".join(traceback.format_exception(error))[-1500:]}
     suite.say(name, took_s=round(time.time() - started, 1), **trouble)
     if trouble and not lost:
-        bench.recover()
+        try:
+            bench.recover()
+        except Exception:  # the GPU was lost after all
+            lost = True
     if lost:
         line.send(None)
     return lost

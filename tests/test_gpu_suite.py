@@ -9,15 +9,20 @@ import os
 import re
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from tests.conftest import ROOT
 
 BENCH = ROOT / "bench"
 BROKEN = {"kernels": "raise", "profile": "hang", "sizes": "kill", "upstream_compiled": "lost"}
+
+ALONE = ["cudnn_search", "gpu_tests", "upstream_compiled", "ours_compiled", "old_pipeline"]
 
 Lines = dict[str, list[dict[str, Any]]]
 
@@ -58,8 +63,8 @@ def of(figures: Lines, section: str, key: str) -> dict[str, dict[str, Any]]:
 
 @pytest.mark.slow
 def test_every_section_answers_and_the_broken_ones_alone_failed(figures: Lines) -> None:
-    shared = ["machine", "kernels", "parity", "step", "profile", "graphs", "jobs", "peaks", "sizes", "recovery"]
-    assert list(figures) == [*shared, "gpu_tests", "upstream_compiled", "ours_compiled", "old_pipeline"]
+    shared = ["machine", "kernels", "parity", "step", "profile", "graphs", "jobs", "peaks", "sizes", "decoding"]
+    assert list(figures) == [*shared, "recovery", *ALONE]
     failed = {section: line["failed"] for section, lines in figures.items() for line in lines if "failed" in line}
     assert set(failed) == set(BROKEN)
     assert failed["kernels"].endswith("RuntimeError: broken on purpose\n")
@@ -97,11 +102,15 @@ def test_each_section_says_its_figures(figures: Lines, subtests: pytest.Subtests
             assert 0 < line["diffusers"] < bound
     with subtests.test("step"):
         steps = of(figures, "step", "what")
-        assert len(steps) == 14  # three sides, ten switches, one of them on diffusers too
+        assert len(steps) == 12  # three sides, nine switches
         assert all(line["ms"] >= line["queued_ms"] > 0 for line in steps.values())
         apart = [line["apart"] for line in steps.values() if "apart" in line]
-        assert len(apart) == 10
+        assert len(apart) == 9
         assert max(apart) < 1e-5
+    with subtests.test("cuDNN's search"):
+        assert list(of(figures, "cudnn_search", "what")) == ["ours", "diffusers"]
+    with subtests.test("decoding"):
+        assert list(of(figures, "decoding", "what")) == ["channels last", "plain"]
     with subtests.test("graphs"):
         assert {line["run"] for line in figures["graphs"][:-1]} == {1, 2}
     with subtests.test("jobs"):
@@ -140,6 +149,30 @@ def test_the_script_finds_its_python_and_hands_its_options_on() -> None:
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     assert "--no-compiler" in done.stdout
+
+
+def test_nothing_that_the_suite_needs_is_missing_among_the_wheels() -> None:
+    """Such a machine has torch, triton, transformers and pytest, each with what it needs."""
+
+    def needs(names: set[str]) -> set[str]:
+        """Of these distributions and all that they need, the names, as far as they are installed here."""
+        found: set[str] = set()
+        while names:
+            name = canonicalize_name(names.pop())
+            if name in found:
+                continue
+            found.add(name)
+            for line in metadata.requires(name) or []:
+                one = Requirement(line)
+                if one.marker is None or one.marker.evaluate({"extra": ""}):
+                    names.add(one.name)
+        return found
+
+    there = needs({"torch", "transformers", "pytest"})
+    listed = {
+        canonicalize_name(line.partition("==")[0]) for line in (BENCH / "gpu_wheels.txt").read_text().splitlines()
+    }
+    assert needs({"accelerate", "diffusers", "pillow", "psutil", "pydantic"}) - there - listed == set()
 
 
 def test_the_wheels_have_the_versions_of_the_constraints() -> None:

@@ -13,7 +13,9 @@ import torch
 
 
 class Mark(Protocol):
-    """A point in a device's queue; `synchronize` returns when all work before it is done."""
+    """A point in a device's queue: `query` says whether all work before it is done, `synchronize` waits for that."""
+
+    def query(self) -> bool: ...
 
     def synchronize(self) -> object: ...
 
@@ -36,12 +38,12 @@ class Pacer:
         return cls((lambda: cuda_mark(device)) if device.type == "cuda" else None)
 
     def step(self, report: Callable[[], object]) -> None:
-        """A step is queued: wait for the one before it and report that. Raises whatever a report raises."""
+        """A step is queued: wait for the one before it, and report what is done. Raises whatever a report raises."""
         if self.mark is None:
             report()
             return
         self.queued.append((self.mark(), report))
-        if len(self.queued) > 1:
+        while len(self.queued) > 1 or (self.queued and self.queued[0][0].query()):
             self._report_oldest()
 
     def finish(self) -> None:

@@ -23,7 +23,7 @@ from i2v.notes import Note, say
 
 log = logging.getLogger(__name__)
 
-KEPT = 8  # forms at once: turbo needs four for one shape. Also the number of versions torch.compile keeps of a function
+KEPT = 8  # forms at once; a preset with DeepCache has four for one shape. Also what torch.compile keeps of a function
 SHAPES = 256  # shapes remembered for which no faster form was found, or not yet
 TIMED = 3
 WORTH = 1.03  # times as fast as the plain step, at least: less is the clock's noise
@@ -180,8 +180,15 @@ class Accelerator:
     def _run_plain(
         self, form: StepForm, key: Hashable, call: Call, given: Tensors, left: int, dtype: torch.dtype
     ) -> Tensors:
-        """A plain step of a shape that is not decided yet: timed, and the last of these decides what comes of it."""
+        """A plain step of a shape that is not decided yet: timed, and the last of these decides what comes of it.
+
+        A job that is too short for the rest of the trial is not held up by its beginning either.
+        """
         plain, device = self._plain.setdefault(key, PlainSteps()), given[0].device
+        left -= max(0, self.timed - plain.seen)  # plain steps that are still to be timed after this one
+        if self.thrifty and left * MOST_WON <= COST:
+            self._tell(Note("plain_too_few", {"form": form.name}))
+            return call(given)
         plain.seen += 1
         wait(device)
         start = self.clock()
@@ -195,8 +202,6 @@ class Accelerator:
         if self.thrifty and not plain.host_bound:
             share = round(100 * plain.queued / plain.finished)
             self._refuse(key, Note("plain_device_bound", {"form": form.name, "share": share}), device)
-        elif self.thrifty and left * MOST_WON <= COST:
-            self._tell(Note("plain_too_few", {"form": form.name}))
         elif bool(torch.isfinite(results[0]).all()):  # nothing can be compared with numbers that are not finite
             self._try(form, key, call, given, results, BOUNDS[dtype])
         return results

@@ -132,7 +132,7 @@ class CudaCapture:
 
     A recording that breaks off leaves PyTorch's allocator unsound for the process: the end of the allocation to its
     pool is left out, so `empty_cache` gives nothing back and the pool's memory never returns (pytorch#180395 and
-    #190348). So none is tried after it, the pool's handle is kept, and what the pool holds counts as lost.
+    #190348). So none is tried on that card after it, the pool's handle is kept, and what the pool holds counts as lost.
     """
 
     broken: ClassVar[dict[torch.device, tuple[Any, int]]] = {}  # by card: the pool of one that broke off, and its bytes

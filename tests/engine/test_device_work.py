@@ -34,16 +34,20 @@ def test_a_cpu_asks_cuda_for_nothing(cuda: mock.MagicMock) -> None:
 
 
 def test_on_a_card_a_step_is_reported_when_its_own_event_has_passed(cuda: mock.MagicMock) -> None:
-    events = [mock.MagicMock(), mock.MagicMock()]
+    events = [mock.MagicMock(), mock.MagicMock(), mock.MagicMock()]
+    for event, done in zip(events, (False, False, True), strict=True):
+        event.query.return_value = done
     cuda.Event.side_effect = events
     pace, reported = Pacer.on(SECOND), []
     pace.step(lambda: reported.append(1))
     assert reported == []
     pace.step(lambda: reported.append(2))
     assert reported == [1]
-    assert [event.synchronize.call_count for event in events] == [1, 0]
+    assert [event.synchronize.call_count for event in events] == [1, 0, 0]
+    pace.step(lambda: reported.append(3))  # done already: nothing is held back
+    assert reported == [1, 2, 3]
     pace.finish()
-    assert reported == [1, 2]
+    assert reported == [1, 2, 3]
     cuda.current_stream.assert_called_with(SECOND)
     for event in events:
         event.record.assert_called_once_with(cuda.current_stream.return_value)

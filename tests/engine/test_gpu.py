@@ -90,7 +90,7 @@ def test_every_kernel_proves_itself(dtype: torch.dtype) -> None:
 
 
 def every_look_is_quicker() -> Any:
-    """A clock whose looks are ever closer together: plain runs are timed first, so each recording wins its trial."""
+    """A clock on which each run takes less time than the one before: plain ones are timed first, so recordings win."""
     times = iter([sum(100 / look for look in range(1, many)) for many in range(2, 1000)])
     return lambda: next(times)
 

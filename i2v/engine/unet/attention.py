@@ -34,7 +34,7 @@ def choose(device: torch.device, dtype: torch.dtype) -> Kernel:
     if device.type != "cuda":
         return Kernel("sdpa", f"{device.type}: the native kernel works in blocks and takes strided views", None)
     if dtype in (torch.float16, torch.bfloat16):
-        return Kernel("sdpa", f"CUDA and {dtype}: torch takes cuDNN's or its flash kernels, see choices.py", CUDA_GRID)
+        return Kernel("sdpa", f"CUDA and {dtype}: torch takes flash kernels, cuDNN's or its own", CUDA_GRID)
     return Kernel("sdpa", f"CUDA and {dtype}: flash needs 16 bits, torch takes the memory-efficient kernel", CUDA_GRID)
 
 

@@ -1,8 +1,8 @@
 """Choices that only a card can make: switches of the UNet's step, each with its reason and what is expected of it.
 
-The defaults are what was never measured against the others. `attention.py`, `kernels.py`, `layers.py` and
-`triton_kernels.py` ask `current()`; the GPU suite tries each one. Times are estimates of a roofline model for a guided
-step at 512x512x16 in float16 on an H100, of 105 to 115 ms in all.
+The defaults are what was never measured against the others. `kernels.py`, `layers.py` and `triton_kernels.py` ask
+`current()`, torch has flags of its own for the rest; the GPU suite tries each one. Times are estimates of a roofline
+model for a guided step at 512x512x16 in float16 on an H100, of 105 to 115 ms in all.
 """
 
 from collections.abc import Iterator
@@ -23,6 +23,7 @@ class Choices:
 
     `cudnn_benchmark`: cuDNN times its algorithms for each new shape instead of guessing: 0 to 10 ms, for seconds in a
     size's first step. Convolutions are the largest share, most of them (3,1); only a card shows how good the guess is.
+    PyTorch keeps what was found or guessed: the choice counts for shapes that have not run in the process before.
 
     `ff_chunks`: pieces of each feed-forward, at least. In 16 to 32 pieces the intermediate stays in the L2 cache, as if
     activation and gate were in the product: up to 6 ms. More pieces are smaller products: how small is too small?

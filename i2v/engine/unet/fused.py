@@ -123,7 +123,7 @@ def compile_for(unet: Any, device: torch.device) -> None:
     """Compile the kernels that guided steps of `unet` launch on `device`, so no job waits for it; nothing on a CPU.
 
     A UNet of the same config without memory takes one step at 512x512 with 16 frames: for its tensors the kernels are
-    compiled and not launched. Their forms follow the widths, hardly the video's size. Where one does not compile, none
+    compiled and loaded, not launched. Their forms follow the widths, hardly the video's size. Where one fails, none
     serves.
     """
     fused = _current.get()
@@ -141,7 +141,7 @@ def compile_for(unet: Any, device: torch.device) -> None:
     except Exception as error:
         if failures.is_out_of_memory(error) or failures.is_fatal(error):
             raise
-        for choice in examined:
+        for choice in filter(lambda choice: choice.triton, examined):
             fused.keep(KernelChoice(choice.kernel, False, words_of(error)), device, unet.dtype)
 
 

@@ -47,7 +47,7 @@ def fuses_residual(x: Tensor) -> bool:
 
 def add_product(total: Tensor, x: Tensor, weight: Tensor) -> Tensor:
     """Adds x W^T to `total` in place, inside the product: (..., M), (..., K) and (M, K)."""
-    total.flatten(0, -2).addmm_(x.flatten(0, -2), weight.t())
+    total.view(-1, total.shape[-1]).addmm_(x.flatten(0, -2), weight.t())  # a view, or the sum would go to a copy
     return total
 
 
@@ -65,8 +65,9 @@ def feed_forward(x: Tensor, proj: nn.Linear, out: nn.Linear, residual: Tensor, c
         size = min(size, CPU_TOKENS)
     pieces = [slice(i, i + size) for i in range(0, len(tokens), size)]
     if fuses_residual(x):
+        total = residual.view(-1, residual.shape[-1])
         for piece in pieces:
-            add_product(base[piece], _gated(tokens[piece], proj), out.weight)
+            add_product(total[piece], _gated(tokens[piece], proj), out.weight)
         return residual
     if len(pieces) == 1:
         return linear(_gated(tokens, proj), out.weight, out.bias, base).view_as(residual)

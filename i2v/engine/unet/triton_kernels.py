@@ -20,12 +20,13 @@ ELEMENTS = 1024  # of a program of the gated activation
 
 
 def launch(kernel: Any, grid: tuple[int, ...], *given: Any, **constants: Any) -> None:
-    """Queue a kernel on the thread's current card; for tensors without memory (meta) it is only compiled for that card.
+    """Queue a kernel on the thread's current card; for tensors without memory (meta) only compile and load it there.
 
     `make_current` (`device_work.py`) has made the engine's card the current one.
     """
     if given[0].is_meta:
-        kernel.warmup(*given, grid=grid, **constants)
+        compiled = kernel.warmup(*given, grid=grid, **constants)
+        _ = compiled and compiled.run  # loads it; None where a hook of Triton's has taken it over
     else:
         kernel[grid](*given, **constants)
 

@@ -133,7 +133,7 @@ def test_each_choice_changes_what_is_called(field: str, monkeypatch: pytest.Monk
         assert look(monkeypatch) == with_it
 
 
-def test_cudnn_attention_is_flash_forbidden() -> None:
+def test_cudnn_attention_is_chosen_by_forbidding_flash() -> None:
     with choices.using(Choices(attention="cudnn")):
         assert (torch.backends.cuda.cudnn_sdp_enabled(), torch.backends.cuda.flash_sdp_enabled()) == (True, False)
 
