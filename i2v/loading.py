@@ -18,6 +18,10 @@ def load_engine(settings: Settings, on_load: OnLoad) -> EngineProtocol:
         return FakeEngine(step_s=settings.fake.step_s, fault=failing(settings.fake.fail, settings.fake.fail_step))
     on_load(Note("importing"), None)
     let_threads_sleep()
+    from i2v.engine import source
+
+    if source.hub_source(settings.model) is None:
+        source.resolve(settings.model)  # a folder that is not there is refused before the libraries are loaded
     from i2v.engine.engine import Engine
     from i2v.presets import read_presets
 
