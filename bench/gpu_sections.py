@@ -295,7 +295,7 @@ def gpu_tests(bench: Bench) -> None:
     outcomes = Outcomes(bench)
     with redirect_stdout(sys.stderr):
         status = pytest.main([*bare, "-m", "gpu", str(ROOT / "tests" / "engine" / "test_gpu.py")], [outcomes])
-    bench.say("gpu_tests", **outcomes.count)
+    bench.say("gpu_tests", tests=dict(outcomes.count))
     if status != 0:
         raise RuntimeError(f"pytest ended with {status!r}")
 

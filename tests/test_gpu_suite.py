@@ -127,13 +127,15 @@ def test_each_section_says_its_figures(figures: Lines, subtests: pytest.Subtests
         assert found["next_job_frames"] == 2
         assert found["product"].startswith("it fitted: all resident, one guidance pass, feed-forward in 4")
     with subtests.test("GPU tests"):
-        assert figures["gpu_tests"][-2]["skipped"] == len(of(figures, "gpu_tests", "test")) >= 6
+        assert figures["gpu_tests"][-2]["tests"]["skipped"] == len(of(figures, "gpu_tests", "test")) >= 6
     with subtests.test("compiled"):
         assert of(figures, "ours_compiled", "compile_s")
         assert of(figures, "upstream_compiled", "ms")
 
 
-def test_sections_that_no_time_is_left_for_say_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sections_that_no_time_is_left_for_say_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.syspath_prepend(BENCH)
     monkeypatch.setenv("TOTAL_S", "1")
     import gpu_suite
@@ -141,6 +143,7 @@ def test_sections_that_no_time_is_left_for_say_so(tmp_path: Path, monkeypatch: p
     assert gpu_suite.main([str(tmp_path)]) == 0
     lines = list(map(json.loads, (tmp_path / "figures.jsonl").read_text().splitlines()))
     assert {line["section"]: line["skipped"] for line in lines} == dict.fromkeys(gpu_suite.LIMITS, "no time is left")
+    assert capsys.readouterr().out.endswith(f"failed: none; skipped: {', '.join(sorted(gpu_suite.LIMITS))}\n")
 
 
 def test_the_script_finds_its_python_and_hands_its_options_on() -> None:
