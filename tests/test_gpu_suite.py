@@ -17,6 +17,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from i2v.errors import FatalEngineError
 from tests.conftest import ROOT
 
 BENCH = ROOT / "bench"
@@ -144,6 +145,20 @@ def test_sections_that_no_time_is_left_for_say_so(
     lines = list(map(json.loads, (tmp_path / "figures.jsonl").read_text().splitlines()))
     assert {line["section"]: line["skipped"] for line in lines} == dict.fromkeys(gpu_suite.LIMITS, "no time is left")
     assert capsys.readouterr().out.endswith(f"failed: none; skipped: {', '.join(sorted(gpu_suite.LIMITS))}\n")
+
+
+@pytest.mark.slow
+def test_a_gpu_that_is_lost_within_a_job_is_known_as_lost(folder: Path) -> None:
+    """The engine has an error of its own for it."""
+    from gpu_bench import Spoiled, is_lost
+
+    lost = [
+        FatalEngineError("the GPU's context is lost"),
+        RuntimeError("CUDA error: an illegal memory access"),
+        Spoiled(),
+    ]
+    assert all(map(is_lost, lost))
+    assert not is_lost(RuntimeError("CUDA out of memory"))
 
 
 def test_the_script_finds_its_python_and_hands_its_options_on() -> None:

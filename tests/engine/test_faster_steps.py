@@ -380,6 +380,7 @@ def test_a_trial_never_takes_more_than_a_form_twice_as_fast_wins_back(
         card = Card(queue=10.0, busy=min(replay, 2.0), replay=replay)
         card.job(count, monkeypatch)
         recorded += card.recorder.captures
+        assert card.recorder.captures or card.waits == 1  # a job without a trial is not held up by its beginning
         assert card.now <= 10.0 * (count + lost)
     assert recorded > 45
 

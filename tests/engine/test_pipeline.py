@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from i2v.engine import Engine, conditioning, memory
+from i2v.engine import Engine, conditioning, inference, memory
 from i2v.engine import engine as engine_module
 from i2v.engine.conditioning import PROMPT, TextCache, encode_text
 from i2v.engine.interface import Progress
@@ -242,6 +242,15 @@ def test_progress_counts_every_step_once_and_in_order(engine: Engine, photo: Ima
     assert stages == sorted(stages, key=["encode", "denoise", "decode"].index)
     assert [p.step for p in seen if p.stage == "decode"] == [0, 1]  # named before its first chunk is done
     assert all(p.preview is not None for p in seen if p.stage == "denoise")
+
+
+def test_encoding_is_reported_when_the_device_has_done_it(
+    engine: Engine, photo: Image.Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log: list[str] = []
+    monkeypatch.setattr(inference, "wait", lambda device: log.append("waited"))
+    engine.generate(SMALL, photo, on_step=lambda progress: log.append(progress.stage))
+    assert log[:3] == ["waited", "encode", "denoise"]
 
 
 def test_a_preview_is_a_small_picture_of_the_latents_size(engine: Engine, photo: Image.Image) -> None:

@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -179,6 +180,29 @@ def test_no_choice_changes_the_result(job: Any, chosen: Choices, onednn: bool) -
         assert torch.equal(unet.step(state, given.latents, 1), first)  # nothing that lasts was written over
     assert difference(first, expected) <= LIMIT
     assert all(torch.equal(a, b) for a, b in zip(before, unet.parameters(), strict=True))
+
+
+def test_a_sum_that_would_go_to_a_copy_is_refused() -> None:
+    total = torch.zeros(2, 3, 4).transpose(0, 1)
+    with pytest.raises(RuntimeError, match="view"):
+        kernels.add_product(total, torch.ones(3, 2, 5), torch.ones(4, 5))
+
+
+def test_a_kernel_for_tensors_without_memory_is_compiled_and_loaded_but_not_launched() -> None:
+    pytest.importorskip("triton", reason="Triton has no package for this system")
+    from i2v.engine.unet.triton_kernels import launch
+
+    kernel = mock.MagicMock()
+    loaded = mock.PropertyMock()
+    type(kernel.warmup.return_value).run = loaded
+    x = torch.empty(3, device="meta")
+    launch(kernel, (2,), x, 5, TOKENS=64)
+    kernel.warmup.assert_called_once_with(x, 5, grid=(2,), TOKENS=64)
+    loaded.assert_called_once_with()
+    kernel.__getitem__.assert_not_called()
+    launch(kernel, (2,), torch.empty(3), 5, TOKENS=64)
+    kernel.__getitem__.assert_called_once_with((2,))
+    assert kernel.warmup.call_count == 1
 
 
 def test_a_feed_forward_of_pieces_adds_to_the_residual_in_place() -> None:

@@ -2,6 +2,7 @@
 
 import types
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -157,6 +158,37 @@ def test_kernels_that_do_not_compile_for_a_step_are_left_out() -> None:
         report = fused.report(CPU, torch.float32)
     assert not any(choice.triton for choice in report)
     assert all("PassManager::run failed" in choice.reason for choice in report)
+
+
+def test_a_kernel_that_was_left_out_before_keeps_its_own_reason() -> None:
+    def fails_to_compile(result: Tensor) -> Tensor:
+        if result.is_meta:
+            raise RuntimeError("PassManager::run failed")
+        return result
+
+    with fused.using(on_the_cpu(Module(gelu_gate=fails_to_compile, group_norm=lambda y: y * 0))):
+        fused.compile_for(own(upstream(CONFIGS["published"])), CPU)
+        reasons = {choice.kernel: choice.reason for choice in fused.report(CPU, torch.float32)}
+    assert "from the plain formula" in reasons.pop("group_norm")
+    assert all("PassManager::run failed" in reason for reason in reasons.values())
+
+
+def test_a_kernel_is_examined_on_the_card_of_its_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Launches go to the current one."""
+    second, current = torch.device("cuda", 1), []
+    cuda = mock.MagicMock()
+    cuda.device.return_value.__enter__.side_effect = lambda: current.append(cuda.device.call_args.args[0])
+    cuda.device.return_value.__exit__.side_effect = lambda *_: current.clear()
+    monkeypatch.setattr(torch, "cuda", cuda)
+    seen: list[list[torch.device]] = []
+
+    def judge(kernel: str, *_: Any) -> fused.KernelChoice:
+        seen.append(list(current))
+        return fused.KernelChoice(kernel, True, "in a test")
+
+    monkeypatch.setattr(fused, "judge", judge)
+    Fused(load=Module().load).examine("gelu_gate", second, torch.float32)
+    assert seen == [[second]]
 
 
 def test_a_unet_with_a_bad_kernel_runs_on_the_plain_formula() -> None:
