@@ -2,7 +2,9 @@
 
 import gc
 import os
+import re
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -52,13 +54,45 @@ def pytest_collection_finish() -> None:
     gc.enable()
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo) -> Iterator[None]:
+    """What a test of a fault has recorded as `after` goes into the table; without it the test fails."""
+    report = yield
+    if call.when == "call" and (marker := item.get_closest_marker("fault")):
+        name, case = marker.args
+        after = dict(item.user_properties).get("after")
+        if report.passed and not after:
+            report.outcome, report.longrepr = (
+                "failed",
+                'a test of a fault says what it saw: record_property("after", ...)',
+            )
+        report.user_properties.append(("fault", (name, case, marker.kwargs["before"], after or report.outcome)))
+    return report
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """The tables that tests have recorded are printed, though the tests passed."""
+    faults = []
     for report in terminalreporter.getreports("passed") + terminalreporter.getreports("failed"):
-        for name, table in report.user_properties:
+        for name, value in report.user_properties:
             if name == "table":
                 terminalreporter.section(report.nodeid)
-                terminalreporter.write_line(table)
+                terminalreporter.write_line(value)
+            elif name == "fault" and report.when == "call":
+                faults.append((*value, report.nodeid.partition("::")[2]))
+    if faults:
+        terminalreporter.section("faults that an attack had found")
+        for line in fault_table(faults):
+            terminalreporter.write_line(line)
+
+
+def fault_table(faults: list[tuple[str, ...]]) -> list[str]:
+    """Rows of (name, case, before, after, test) as the lines of a Markdown table; F2 stands before F10."""
+    ordered = sorted(
+        faults, key=lambda row: [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", row[0])]
+    )
+    rows = [("fault", "case", "before", "after", "test"), ("---",) * 5, *ordered]
+    return ["| " + " | ".join(str(cell).replace("|", "/") for cell in row) + " |" for row in rows]
 
 
 @pytest.fixture
