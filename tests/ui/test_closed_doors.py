@@ -4,13 +4,14 @@ import base64
 import inspect
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 import pytest
 import requests
+from fastapi import FastAPI
 from gradio.state_holder import SessionState
 from playwright.sync_api import Page, expect
 from starlette.routing import Mount
@@ -19,6 +20,7 @@ from i2v.engine.fake import FakeEngine
 from i2v.engine.interface import GenerationResult
 from i2v.server.app import create_app
 from i2v.ui.mount.assets import may_be_kept
+from i2v.ui.mount.gate import OPEN, PROGRESS, Gate, is_open
 from i2v.ui.mount.mounting import check_closed, mount_ui, remember_signatures
 from tests.conftest import ASSETS, ROOT
 from tests.ui.conftest import Site, fill, servers
@@ -33,6 +35,23 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     """One server for all that only knock at it."""
     with servers(tmp_path_factory.mktemp("doors")) as start:
         yield start()
+
+
+def blocks_of(app: FastAPI) -> gr.Blocks:
+    mount = app.routes[-1]
+    assert isinstance(mount, Mount)
+    assert isinstance(mount.app, Gate)
+    return mount.app.framework.get_blocks()  # type: ignore[attr-defined,no-any-return]
+
+
+def every_route(routes: Iterable[Any]) -> Iterator[tuple[str, str]]:
+    """Method and path of each route, those of mounts and of included routers inside too."""
+    for route in routes:
+        inner = getattr(getattr(route, "original_router", route), "routes", None)
+        if inner is not None:
+            yield from every_route(inner)
+        else:
+            yield from ((method, route.path) for method in sorted(route.methods))
 
 
 def config_of(site: Site) -> dict[str, Any]:
@@ -79,6 +98,70 @@ def test_no_path_of_the_machine_is_served(site: Site) -> None:
     (site.settings.outputs / "secret.txt").write_text(SECRET)
     for path in ("/etc/passwd", str(site.settings.outputs / "jobs.sqlite3"), str(site.settings.outputs / "secret.txt")):
         assert requests.get(f"{site.url}/gradio_api/file={path}", timeout=30).status_code in (403, 404)
+
+
+@pytest.mark.fault("F1", "any route of the framework", before="all 79 answer; one runs ffmpeg on what it is sent")
+def test_no_route_of_the_framework_answers_but_those_the_page_asks_for(
+    site: Site, record_property: Callable[[str, object], None]
+) -> None:
+    """It brings a new one with every version; each is looked up in its own table, so that none is forgotten."""
+    app = mount_ui(create_app(site.settings, site.queue), site.settings, site.queue)
+    mount = app.routes[-1]
+    assert isinstance(mount, Mount)
+    found = [(method, path) for method, path in every_route(mount.routes) if path != "/openapi.json"]  # it is ours
+    named = {path.partition("{")[0] for _, path in found}
+    assert {"/gradio_api/process_recording", "/gradio_api/dev/reload", "/gradio_api/call/", "/login"} <= named
+    closed = 0
+    for method, path in found:
+        asked = re.sub(r"\{.*?\}", "x", path)
+        if is_open(method, asked) or asked == PROGRESS:
+            continue
+        with requests.request(method, site.url + asked, json={}, timeout=30, stream=True) as answer:
+            assert answer.status_code == 404, (method, asked)
+            assert method == "HEAD" or answer.json()["detail"][0]["type"] == "not_found", asked
+        closed += 1
+    for path, methods in OPEN.items():
+        for method in methods:
+            assert requests.request(method, site.url + path, json={}, timeout=30).status_code != 404, path
+    for method in ("PUT", "DELETE", "PATCH", "OPTIONS"):
+        assert requests.request(method, f"{site.url}/gradio_api/upload", timeout=30).status_code == 404
+    record_property("after", f"{len(found) - closed} of {len(found)} routes answer")
+
+
+@pytest.mark.fault("F1", "a playlist as a recording", before="ffmpeg runs on it, and reads the file that it names")
+def test_a_recording_that_somebody_sends_is_not_touched(
+    site: Site, monkeypatch: pytest.MonkeyPatch, record_property: Callable[[str, object], None]
+) -> None:
+    started: list[str] = []
+
+    async def start(*command: str, **_: object) -> None:
+        started.append(command[0])
+        raise OSError("not in a test")
+
+    monkeypatch.setattr("asyncio.create_subprocess_exec", start)
+    monkeypatch.setattr("shutil.which", lambda name, *_: f"/usr/bin/{name}")
+    playlist = b"#EXTM3U\n#EXT-X-TARGETDURATION:5\n#EXTINF:5,\nfile:///somewhere/else.mp4\n#EXT-X-ENDLIST\n"
+    cut = {"remove_segment_start": "0", "remove_segment_end": "1"}
+    answer = requests.post(
+        f"{site.url}/gradio_api/process_recording", files={"video": ("a.mp4", playlist)}, data=cut, timeout=60
+    )
+    record_property("after", f"{answer.status_code}, {len(started)} encoders")
+    assert (answer.status_code, started) == (404, [])
+
+
+@pytest.mark.fault("F1", "streams of the framework", before="/gradio_api/dev/reload never ends")
+def test_no_address_of_the_framework_is_an_endless_stream(
+    site: Site, record_property: Callable[[str, object], None]
+) -> None:
+    """An upload's bar was one too, for an upload that never came to its end; its names were kept for ever."""
+    paths = ("dev/reload", "heartbeat/x", "queue/data?session_hash=x", "call/x/y", "upload_progress?upload_id=x")
+    ended = [requests.get(f"{site.url}/gradio_api/{path}", timeout=30).status_code for path in paths]
+    record_property("after", f"{len(ended)} streams ended: {ended}")
+    assert ended == [404, 404, 404, 404, 200]
+    named = requests.post(
+        f"{site.url}/gradio_api/upload?upload_id=named", files={"files": ("a.png", b"123")}, timeout=60
+    )
+    assert named.status_code == 200
 
 
 def test_an_upload_over_the_limit_is_refused(serve: Callable[..., Site]) -> None:
@@ -183,7 +266,6 @@ def test_the_pages_scripts_are_kept_by_browsers_and_no_path_leads_out_of_their_f
     assert {name: again.headers[name] for name in again.headers if name.lower() not in own} == {
         name: answer.headers[name] for name in answer.headers if name.lower() not in own
     }
-    assert requests.get(f"{site.url}/gradio_api/deep_link?session_hash=x", timeout=30).status_code == 404
     for path in ("..%2findex.html", "%2e%2e/%2e%2e/%2e%2e/routes.py", "%2fetc%2fpasswd", "nothing.js", ""):
         answer = requests.get(f"{site.url}/assets/{path}", timeout=30)
         assert answer.status_code == 404, path
@@ -249,7 +331,7 @@ def test_the_page_and_its_scripts_are_sent_compressed_to_those_who_take_it(site:
 
 def test_a_visitors_session_describes_no_component_and_the_page_still_does(site: Site) -> None:
     app = mount_ui(create_app(site.settings, site.queue), site.settings, site.queue)
-    blocks = next(route.app for route in app.routes if isinstance(route, Mount) and route.path == "").get_blocks()
+    blocks = blocks_of(app)
     session = SessionState(blocks)
     assert len(session.config_values) > 50
     assert not any(session.config_values.values())
@@ -302,7 +384,7 @@ def test_uploads_lie_where_only_this_server_reads_them(site: Site) -> None:
 
 def test_a_mount_with_an_open_door_is_not_served(site: Site) -> None:
     app = mount_ui(create_app(site.settings, site.queue), site.settings, site.queue)
-    blocks = app.routes[-1].app.get_blocks()  # type: ignore[attr-defined]
+    blocks = blocks_of(app)
     check_closed(blocks)
     blocks.has_launched = False
     with pytest.raises(RuntimeError, match="not mounted"):

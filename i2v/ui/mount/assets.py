@@ -29,10 +29,6 @@ FOREVER = (b"cache-control", b"public, max-age=31536000, immutable")  # their na
 
 PAGES = ("/", "/config", "/theme.css", "/static/js/iframeResizer.contentWindow.min.js")
 SHAPES_A_PAGE = (b"host", b"x-forwarded-host", b"x-forwarded-proto", b"x-forwarded-prefix")  # headers in its addresses
-CLOSED = (
-    "/gradio_api/deep_link",  # keeps what a session shows in a file, for a link that anyone may open
-    "/gradio_api/heartbeat/",  # a stream that stays open as long as its caller likes; the page polls
-)
 KEPT = 32  # answers; a few addresses and languages of one server
 
 SMALL = 1000  # bytes that are not worth compressing
@@ -92,8 +88,6 @@ class FromMemory:
             await self.app(scope, receive, send)
         elif scope["path"].startswith(PREFIX):
             await self._file(scope, receive, send)
-        elif scope["path"].startswith(CLOSED):
-            await error_answer(NotFound("there is no such route"), scope["path"])(scope, receive, send)
         elif scope["path"] in PAGES and scope["method"] == "GET":
             await self._page(scope, receive, send)
         else:

@@ -8,16 +8,18 @@ import inspect
 import os
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import gradio as gr
 import yaml
 from fastapi import FastAPI
 from gradio.blocks import BlocksConfig
 from starlette.middleware import Middleware
+from starlette.routing import Mount
 
 from i2v.settings import Settings
 from i2v.ui.mount.assets import FromMemory
+from i2v.ui.mount.gate import Gate
 from i2v.ui.mount.uploads import own_folder
 from i2v.ui.mount.welcome import Welcome
 from i2v.ui.page import build
@@ -65,6 +67,8 @@ def mount_ui(app: FastAPI, settings: Settings, queue: "JobQueue") -> FastAPI:
         blocked_paths=[str(settings.outputs.resolve())],
     )
     blocks.has_launched = True
+    mount = cast(Mount, app.router.routes[-1])
+    mount.app = Gate(mount.app)
     keep_sessions_light(blocks)
     check_closed(blocks)
     remember_signatures(blocks)
