@@ -44,6 +44,14 @@ def serve(settings: Settings) -> int:
     configure_logging(settings.log_level, as_json=settings.log_json)
     sys.setswitchinterval(SWITCH_S)
     _raise_file_limit(settings.max_connections)
+    if settings.ui:
+        from i2v.ui.mount.uploads import take_folder
+
+        try:
+            take_folder()
+        except OSError as error:
+            log.error("the web page cannot keep photos: %s; set TMPDIR to a folder that can be written", error)
+            return EXIT_FAILED
     queue = JobQueue(settings)
     try:
         listener = _listen(settings)

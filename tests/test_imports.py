@@ -89,7 +89,7 @@ ENVIRONMENT = {
     "i2v/settings.py": "the settings themselves",
     "i2v/launcher.py": "hands its own environment on to the server",
     "i2v/loading.py": "how OpenMP's threads wait, which is fixed when torch is imported",
-    "i2v/ui/mount/mounting.py": "Gradio's folder for uploads",
+    "i2v/ui/mount/uploads.py": "Gradio's folder for uploads",
 }
 
 

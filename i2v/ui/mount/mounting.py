@@ -5,8 +5,6 @@ without it any caller could read any file of this machine through any event.
 """
 
 import inspect
-import os
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -20,7 +18,7 @@ from starlette.routing import Mount
 from i2v.settings import Settings
 from i2v.ui.mount.assets import FromMemory
 from i2v.ui.mount.gate import Gate
-from i2v.ui.mount.uploads import own_folder
+from i2v.ui.mount.uploads import take_folder
 from i2v.ui.mount.welcome import Welcome
 from i2v.ui.page import build
 from i2v.ui.shortcuts import sentences
@@ -40,7 +38,7 @@ HEAD = (  # for screen readers: the texts are English for every other language
 
 def mount_ui(app: FastAPI, settings: Settings, queue: "JobQueue") -> FastAPI:
     """The app with the page at `/`. Call it last: a mount at `/` takes every path that no earlier route has taken."""
-    _own_upload_folder()
+    take_folder()
     page = build(settings, queue)
     page.blocks.state_session_capacity = SESSIONS
     blocks, words = page.blocks, translations(sentences(settings))
@@ -76,16 +74,6 @@ def mount_ui(app: FastAPI, settings: Settings, queue: "JobQueue") -> FastAPI:
     welcome = Welcome(blocks, page.form, page.controls, (page.model, page.greeted), words, queue)
     app.user_middleware.append(Middleware(FromMemory, written_for=welcome))
     return app
-
-
-def _own_upload_folder() -> None:
-    """Uploads go to a folder that this process alone reads and that goes with it.
-
-    Gradio's default is one folder for all users and servers of a machine, with files named by their content: a server
-    that stops removes a photo that another one uses. It takes the folder from the environment only.
-    """
-    if "GRADIO_TEMP_DIR" not in os.environ:
-        os.environ["GRADIO_TEMP_DIR"] = str(own_folder(Path(tempfile.gettempdir())))
 
 
 def check_closed(blocks: gr.Blocks) -> None:

@@ -2,6 +2,7 @@
 
 It lies among the machine's temporary files and not in the outputs folder, of which the page may serve nothing. A lock
 inside says whether its server lives; the kernel drops it with the process, and the next server removes what is left.
+Nothing here imports the framework: it reads the name of its folder once, while it is imported.
 """
 
 import atexit
@@ -9,13 +10,31 @@ import os
 import shutil
 import tempfile
 from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+VARIABLE = "GRADIO_TEMP_DIR"
 PREFIX = "i2v-uploads-"
 STARTING = "i2v-starting-"  # its name until it is locked, so that nobody takes it for one that was left
 LOCK = ".lock"
+
+
+@lru_cache(maxsize=1)
+def take_folder() -> Path:
+    """Give the framework a folder of this process, once; to be called before anything imports it.
+
+    Its default is `gradio` among the temporary files, one folder for all users and servers of a machine: a server that
+    stops removes a photo that another one uses, and none starts where another user has made it. It takes the name from
+    the environment only; a folder that stands there already holds ours. Raises OSError when that cannot be written.
+    """
+    given = os.environ.get(VARIABLE)
+    root = Path(given or tempfile.gettempdir())
+    root.mkdir(parents=True, exist_ok=True)
+    folder = own_folder(root)
+    os.environ[VARIABLE] = str(folder)
+    return folder
 
 
 def own_folder(root: Path) -> Path:

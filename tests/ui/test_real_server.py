@@ -1,0 +1,55 @@
+"""The page in a server of its own process, as an operator starts it: its temporary folder."""
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import requests
+
+from tests.qa.live_server import LiveServer, start
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def temporary(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for temporary files in which the framework's own cannot be made."""
+    folder = tmp_path_factory.mktemp("temporary")
+    (folder / "gradio").write_text("no folder")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory, temporary: Path) -> Iterator[LiveServer]:
+    server = start(tmp_path_factory.mktemp("server"), TMPDIR=str(temporary), GRADIO_TEMP_DIR="")
+    yield server
+    server.stop()
+
+
+@pytest.mark.fault("F2", "/tmp/gradio belongs to somebody else", before="no start: NotADirectoryError, PermissionError")
+def test_it_starts_where_the_frameworks_folder_cannot_be_made(
+    server: LiveServer, temporary: Path, record_property: Callable[[str, object], None]
+) -> None:
+    """The framework reads the name of its folder while it is imported; it was set after that."""
+    answer = requests.post(f"{server.url}/gradio_api/upload", files={"files": ("a.png", b"123")}, timeout=60)
+    folder = Path(answer.json()[0]).parents[1]
+    assert folder.parent == temporary
+    assert folder.stat().st_mode & 0o777 == 0o700
+    assert folder.stat().st_uid == os.getuid()
+    assert {path.name for path in temporary.iterdir()} <= {"gradio", folder.name}
+    assert (temporary / "gradio").read_text() == "no folder"
+    record_property("after", f"starts, uploads in {folder.name[:12]}*, mode {folder.stat().st_mode & 0o777:o}")
+
+
+@pytest.mark.fault("F2", "GRADIO_TEMP_DIR cannot be written", before="a traceback of forty lines")
+def test_a_temporary_folder_that_cannot_be_made_is_one_sentence(
+    tmp_path: Path, temporary: Path, record_property: Callable[[str, object], None]
+) -> None:
+    server = start(tmp_path, wait=False, GRADIO_TEMP_DIR=str(temporary / "gradio" / "below"))
+    code = server.process.wait(90)
+    server.stop()
+    record_property("after", f"exit code {code}, {len(server.log.splitlines())} line")
+    assert code == 1
+    assert len(server.log.splitlines()) == 1
+    assert "set TMPDIR" in server.log
