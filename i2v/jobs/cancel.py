@@ -56,8 +56,13 @@ class Cancellation:
         self._outcomes.moved(id)
 
     def _ask(self, id: str) -> None:
-        """Drop a queued job, or ask a running one, which ends after the step that it is in."""
+        """Drop a queued job, or ask a running one, which ends after the step that it is in; that needs no table."""
+        if self._running.get(id) is not None:
+            self._running.cancel(id)
+            if self._running.get(id) is not None:
+                return
         if self._drop(id):
+            self._running.spare(id)
             return
         self._running.cancel(id)
         if self._store.get(id).is_final:

@@ -14,27 +14,39 @@ from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from i2v.errors import StorageFull, Unavailable
-from i2v.jobs.schema import KEEPALIVES, POSTGRES_LOCK, DataError, complete_schema, open_database
+from i2v.jobs.schema import KEEPALIVES, POSTGRES_LOCK, DataError, complete_schema, limit_answers, open_database
 
 log = logging.getLogger(__name__)
 
 LOCK_WAIT_S = 60.0  # longer than the database needs to notice by `KEEPALIVES` that a session's host is gone
 START_WAIT_S = 30.0  # for the lock at the start: the session of a server that was killed may still be ending
 LOCK_POLL_S = 0.1
+TURN_S = 0.7  # for one's turn among the writers of this process, counted from when writing began to fail
+ANSWER_S = 1.2  # for one answer of PostgreSQL; with `TURN_S` a caller hears in 2 s that a server hangs
+SLOW_S = 0.5  # a read that failed and took so long stands for those that come in the next `PAUSE_S`
+PAUSE_S = 1.0
+AWAY = "the job table cannot be read or written at the moment"
 
 
 class Database:
-    """Thread-safe. `on_write` is called after each writing transaction, whether it was kept or not."""
+    """Thread-safe. `on_write` is called after each writing transaction, whether it was kept or not.
+
+    Nobody waits long for a database that is locked or hangs: one thread at a time tries to write, and those that wait
+    for their turn give up once writing has failed for `TURN_S`; after a slow failure to read, others fail at once.
+    """
 
     def __init__(self, url: str, on_write: Callable[[], None]) -> None:
         self._on_write = on_write
         self._engine = open_database(url)
-        self._write = threading.RLock()
+        self._write = threading.Lock()
+        self._failing_since: float | None = None  # when the first write began that did not succeed
+        self._silent_until = 0.0  # reads fail at once until then
         self._guard: Connection | None = None
         self._refused_at: float | None = None  # since when another session holds the lock that was ours
         try:
             self._take_lock(START_WAIT_S)
             complete_schema(self._engine)
+            limit_answers(self._engine, ANSWER_S)
         except BaseException:
             self.close()
             raise
@@ -50,17 +62,49 @@ class Database:
     @contextmanager
     def writing(self) -> Iterator[Connection]:
         """A transaction of its own. Raises `Unavailable` or `StorageFull` where the database fails."""
-        with self._write:
+        with self._turn():
             try:
-                with _translated(), self._engine.begin() as connection:
+                with self._engine.begin() as connection:
                     yield connection
             finally:
                 self._on_write()
 
     @contextmanager
     def reading(self) -> Iterator[Connection]:
-        with _translated(), self._engine.connect().execution_options(i2v_readonly=True) as connection:
-            yield connection
+        """Waits for no writer. Raises `Unavailable` where the database fails."""
+        began = time.monotonic()
+        if began < self._silent_until:
+            raise Unavailable(AWAY, retry_after=5)
+        try:
+            with _translated(), self._engine.connect().execution_options(i2v_readonly=True) as connection:
+                yield connection
+        except _Failed:
+            now = time.monotonic()
+            if now - began >= SLOW_S:
+                self._silent_until = now + PAUSE_S
+            raise
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        """One thread at a time. Errors of the database are translated; any other one shows that it answers."""
+        while not self._write.acquire(timeout=TURN_S / 10):
+            since = self._failing_since
+            if since is not None and time.monotonic() - since >= TURN_S:
+                raise Unavailable(AWAY, retry_after=5)
+        failing_since = self._failing_since or time.monotonic()
+        self._failing_since = failing_since
+        try:
+            with _translated():
+                yield
+        except _Failed:
+            raise
+        except BaseException:
+            self._failing_since = None
+            raise
+        else:
+            self._failing_since = None
+        finally:
+            self._write.release()
 
     def keep_lock(self) -> None:
         """A session that broke (the database was restarted, the network was cut) has lost its lock: take it again.
@@ -70,7 +114,7 @@ class Database:
         """
         if self._engine.dialect.name != "postgresql":
             return
-        with self._write:
+        with self._turn():
             if self._guard is not None:
                 try:
                     self._guard.scalar(select(1))
@@ -135,6 +179,10 @@ class Database:
                 guard.close()
 
 
+class _Failed(Unavailable):
+    """The database cannot be read or written at the moment."""
+
+
 @contextmanager
 def _translated() -> Iterator[None]:
     """A database that fails is the server's trouble of the moment, told without its words: they hold paths and SQL."""
@@ -147,4 +195,4 @@ def _translated() -> Iterator[None]:
         log.error("the job table: %s", reason)
         if "full" in reason or "No space" in reason:
             raise StorageFull("the disk is full; the job table takes no change") from error
-        raise Unavailable("the job table cannot be read or written at the moment", retry_after=5) from error
+        raise _Failed(AWAY, retry_after=5) from error

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 
+from i2v.errors import Unavailable
 from i2v.jobs.job import DECODE_STEPS, Job
 from i2v.jobs.running import RunningJob, RunningJobs
 from i2v.request import GenerateRequest
@@ -125,11 +126,18 @@ class Positions:
         seconds = self._pace.seconds(job.request)
         if job.status == "in_progress" and (live := self._running.get(job.id) or live) is not None:
             return live.snapshot(seconds, self._pace.decode_steps(job.request))
-        if job.status == "queued" and (place := self._read().get(job.id)) is not None:
+        if job.status == "queued" and (place := self._place(job.id)) is not None:
             position, ahead = place
             eta = None if seconds is None else round(self.seconds_busy() + ahead + seconds, 1)
             return replace(job, position=position, eta_s=eta)
         return job
+
+    def _place(self, id: str) -> tuple[int, float] | None:
+        """None too where the table cannot be asked now: the job is known, and its place can be told later."""
+        try:
+            return self._read().get(id)
+        except Unavailable:
+            return None
 
     def seconds_busy(self) -> float:
         """Until the running job leaves the engine; 0 when the engine is idle or the time unknown."""

@@ -285,7 +285,7 @@ class VideoFolder:
             raise Conflict(f"the video is not ready: the job is {job.status}")
         if size_of(self._folder, job.result.file) is None:
             self._marker.check()
-            with suppress(InvalidTransition, NotFound):
+            with suppress(InvalidTransition, I2VError):  # the answer is the same if the table cannot take it now
                 self._store.mark_lost(job.id)
             raise NotFound("the file of this video is no longer there")
         return self._folder / job.result.file

@@ -392,7 +392,7 @@ class JobQueue:
             self.on_fatal()
 
     def _get_or_down(self, id: str) -> Job:
-        job = self.get(id)
+        job = self.running(id) or self.get(id)  # of one that runs the table knows nothing more
         if job.is_final:
             return job
         if self.state == "dead" or (self.state == "stopping" and job.status == "queued"):

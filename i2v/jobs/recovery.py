@@ -1,20 +1,23 @@
 """What a start does before the first job: open the table, decide about jobs that were running, learn their times."""
 
 import logging
+import time
 import uuid
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from i2v.errors import I2VError
+from i2v.errors import I2VError, Unavailable
 from i2v.jobs import outputs
 from i2v.jobs.eta import RECENT, Pace
-from i2v.jobs.schema import DataError, sqlite_url
+from i2v.jobs.schema import DataError, TableLocked, sqlite_url
 from i2v.jobs.store import Clock, JobStore
 from i2v.settings import Settings
 
 log = logging.getLogger(__name__)
 
+LOCKED_S = 30.0  # how long a start waits for a table that another process holds
+LOCKED_POLL_S = 0.5
 DATABASE_NAME = "jobs.sqlite3"
 
 
@@ -38,8 +41,23 @@ class OpenedData:
 def open_data(settings: Settings, folder: Path, pace: Pace, clock: Clock) -> OpenedData:
     """Open the job table of a locked outputs folder and put right what an earlier process left.
 
-    Raises `schema.DataError` with a sentence for the operator; nothing is open then.
+    A table that another process holds is tried again for `LOCKED_S`. Raises `schema.DataError` with a sentence for the
+    operator; nothing is open then.
     """
+    deadline, told = time.monotonic() + LOCKED_S, ""
+    while True:
+        try:
+            return _open_data(settings, folder, pace, clock)
+        except TableLocked as error:
+            if time.monotonic() >= deadline:
+                raise TableLocked(f"{error}. End that one, or wait for it, and start again") from error
+            if told != str(error):
+                told = str(error)
+                log.warning("%s; tried again for up to %.0f s", told, LOCKED_S)
+        time.sleep(LOCKED_POLL_S)
+
+
+def _open_data(settings: Settings, folder: Path, pace: Pace, clock: Clock) -> OpenedData:
     own_table = None if settings.database else folder / DATABASE_NAME
     try:
         store = JobStore(settings.database or sqlite_url(folder / DATABASE_NAME), uuid.uuid4().hex, clock)
@@ -50,6 +68,8 @@ def open_data(settings: Settings, folder: Path, pace: Pace, clock: Clock) -> Ope
         except BaseException:
             store.close()
             raise
+    except Unavailable as error:
+        raise TableLocked(error.message) from error
     except I2VError as error:
         raise DataError(error.message) from error
     except OSError as error:

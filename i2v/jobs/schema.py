@@ -6,9 +6,9 @@ is no database, a folder that cannot be written. `complete_schema` creates the t
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from sqlite3 import DatabaseError
+from sqlite3 import SQLITE_BUSY, SQLITE_LOCKED, DatabaseError
 from typing import Any
 from urllib.parse import quote
 
@@ -37,9 +37,12 @@ from sqlalchemy import (
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
+from i2v.jobs.postgres import AnswerLimit, connector
+
 SCHEMA_VERSION = 2  # 1 had two more columns, `priority` and `stage`
-BUSY_TIMEOUT_MS = 10_000  # how long a write waits for another process (a backup, an sqlite3 shell) before it fails
+LOCK_WAIT_MS = 800  # for a lock that another process holds (an sqlite3 shell, a VACUUM): callers hear of it in 2 s
 KEEPALIVES = {"keepalives_idle": 15, "keepalives_interval": 5, "keepalives_count": 3}  # a dead peer shows in 30 s
+POOL: dict[str, Any] = {"pool_size": 8, "max_overflow": 24, "pool_timeout": 1.0}  # 32 connections; wait for one in s
 POSTGRES_LOCK = 0x69327632  # advisory lock key, "i2v2"; one server per database
 
 metadata = MetaData()
@@ -97,6 +100,10 @@ class DataError(RuntimeError):
     """The data folder or the database cannot be used; the message says why and what to do. Ends the start."""
 
 
+class TableLocked(DataError):
+    """Another process holds the job table at the moment: trying again may help."""
+
+
 def sqlite_url(file: Path) -> str:
     """The URL of the default store."""
     return URL.create("sqlite", database=str(file)).render_as_string()
@@ -107,7 +114,7 @@ def open_database(url: str) -> Engine:
     engine = _engine(url)
     with _opening(engine) as shown:
         _make_private(engine.url)
-        with engine.begin() as connection:
+        with engine.connect().execution_options(i2v_readonly=True) as connection:
             _check_version(connection, shown)
             _check_file(connection, shown)
     return engine
@@ -136,7 +143,10 @@ def _opening(engine: Engine) -> Iterator[str]:
         yield shown
     except (SQLAlchemyError, DatabaseError, OSError) as error:  # what a connect listener meets comes unwrapped
         engine.dispose()
-        reason = getattr(error, "strerror", None) or str(getattr(error, "orig", None) or error).strip().splitlines()[0]
+        cause = getattr(error, "orig", None) or error
+        if _is_locked(cause):
+            raise TableLocked(f"the job table {shown} is locked by {_holder(engine.url)}") from None
+        reason = getattr(error, "strerror", None) or str(cause).strip().splitlines()[0]
         raise DataError(
             f"the job table {shown} cannot be opened: {reason}. If the file is damaged, move it away: "
             "the videos stay, the list of jobs starts anew"
@@ -144,6 +154,37 @@ def _opening(engine: Engine) -> Iterator[str]:
     except DataError:
         engine.dispose()
         raise
+
+
+def _is_locked(error: BaseException) -> bool:
+    """Whether a database error says that somebody else holds what was wanted."""
+    code = getattr(error, "sqlite_errorcode", 0) or 0
+    return code & 0xFF in (SQLITE_BUSY, SQLITE_LOCKED) or getattr(error, "sqlstate", None) == "55P03"
+
+
+def _holder(url: URL) -> str:
+    """Who may hold the lock, in words: the processes that have a lock on SQLite's files, as far as Linux tells."""
+    if url.get_backend_name() != "sqlite":
+        return "another session of the database (see pg_locks)"
+    found = []
+    with suppress(OSError, ValueError, IndexError):
+        files = {str(Path(f"{url.database}{end}").stat().st_ino) for end in ("", "-shm") if _exists(url, end)}
+        lines = [line.split() for line in Path("/proc/locks").read_text().splitlines()]
+        pids = sorted({int(line[-4]) for line in lines if line[-3].rpartition(":")[2] in files} - {os.getpid()})
+        found = [f"{pid} ({Path(f'/proc/{pid}/comm').read_text().strip()})" for pid in pids]
+    return (
+        f"another process, probably {' or '.join(found)}" if found else "another process (a backup, an sqlite3 shell?)"
+    )
+
+
+def _exists(url: URL, end: str) -> bool:
+    return Path(f"{url.database}{end}").exists()
+
+
+def limit_answers(engine: Engine, seconds: float) -> None:
+    """From now on PostgreSQL has `seconds` for each answer. SQLite asks nobody."""
+    if (limit := engine.get_execution_options().get("i2v_limit")) is not None:
+        limit.seconds = seconds
 
 
 def _engine(url: str) -> Engine:
@@ -155,8 +196,17 @@ def _engine(url: str) -> Engine:
             raise DataError(f"database {parsed.get_backend_name()!r} is not supported; use sqlite or postgresql")
         if parsed.get_backend_name() == "postgresql":
             alive = {name: value for name, value in KEEPALIVES.items() if name not in parsed.query}
-            return create_engine(parsed, pool_size=8, max_overflow=24, pool_pre_ping=True, connect_args=alive)
-        engine = create_engine(parsed, pool_size=8, max_overflow=24, connect_args={"timeout": BUSY_TIMEOUT_MS / 1000})
+            limit = AnswerLimit()
+            engine = create_engine(
+                parsed,
+                pool_pre_ping=True,
+                connect_args=alive,
+                execution_options={"i2v_limit": limit},
+                **POOL,
+            )
+            event.listen(engine, "do_connect", connector(limit, LOCK_WAIT_MS))
+            return engine
+        engine = create_engine(parsed, connect_args={"timeout": LOCK_WAIT_MS / 1000}, **POOL)
     except ArgumentError:
         raise DataError("the setting `database` is no SQLAlchemy URL, such as postgresql://user@host/name") from None
     except ModuleNotFoundError:
@@ -182,7 +232,7 @@ def _open_existing(_dialect: Any, _record: Any, arguments: list[Any], options: d
 
 def _prepare_sqlite(connection: Any, _record: Any) -> None:
     connection.isolation_level = None  # the driver opens no transaction of its own; `_begin_sqlite` does
-    connection.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
+    connection.execute(f"PRAGMA busy_timeout = {LOCK_WAIT_MS}")
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = FULL")
     connection.execute("PRAGMA foreign_keys = ON")

@@ -10,7 +10,10 @@ from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import contextmanager, suppress
 
+from i2v.errors import NotReady, Unavailable
 from i2v.jobs.job import Job
+
+LOOK_AGAIN_S = 1.0  # after a look at a job table that did not answer
 
 Wake = Callable[[], None]  # quick, thread-safe
 
@@ -92,7 +95,10 @@ class Watchers:
 
 
 class Waiting:
-    """`read(id)` gives the job now; it raises NotFound for one that is gone, NotReady when it will not end here."""
+    """`read(id)` gives the job now; it raises NotFound for one that is gone, NotReady when it will not end here.
+
+    Coroutines that wait outlast a job table that does not answer for a while.
+    """
 
     def __init__(self, watchers: Watchers, read: Callable[[str], Job]) -> None:
         self._watchers = watchers
@@ -103,7 +109,7 @@ class Waiting:
         with self._watchers.signal(id, steps=False) as changed:
             while True:
                 changed.clear()  # before the look, so that a change after it is not lost
-                job = await asyncio.to_thread(self._read, id)
+                job = await self._look(id)
                 if job.is_final:
                     return job
                 await changed.wait()
@@ -114,13 +120,22 @@ class Waiting:
             last = None
             while True:
                 changed.clear()
-                job = await asyncio.to_thread(self._read, id)
+                job = await self._look(id)
                 if job != last:
                     yield job
                 if job.is_final:
                     return
                 last = job
                 await changed.wait()
+
+    async def _look(self, id: str) -> Job:
+        while True:
+            try:
+                return await asyncio.to_thread(self._read, id)
+            except NotReady:
+                raise
+            except Unavailable:
+                await asyncio.sleep(LOOK_AGAIN_S)
 
     def wait_sync(self, id: str, timeout: float | None = None) -> Job:
         """As `wait`, for a thread. Raises TimeoutError after `timeout` seconds (None: no limit)."""

@@ -26,6 +26,9 @@ RENDERERS = 1
 # Threads that wait for a running job to stop (cancel, delete): their own, so that they take none from other routes.
 WAITERS = 64
 
+# Threads that queue and drop jobs: their own, so that reads do not wait behind a job table which takes no change.
+WRITERS = 40
+
 
 @dataclass(frozen=True, slots=True)
 class Context:
@@ -39,6 +42,7 @@ class Context:
     decoding: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(DECODERS))
     rendering: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(RENDERERS))
     waiting: anyio.CapacityLimiter = field(default_factory=lambda: anyio.CapacityLimiter(WAITERS))
+    writing: anyio.CapacityLimiter = field(default_factory=lambda: anyio.CapacityLimiter(WRITERS))
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
 
 

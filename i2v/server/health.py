@@ -6,6 +6,7 @@ from fastapi import APIRouter, Request
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
+from i2v.errors import Unavailable
 from i2v.jobs.phase import not_loaded
 from i2v.notes import say
 from i2v.server.answers import JSONAnswer
@@ -34,7 +35,7 @@ async def readyz(request: Request) -> Response:
     """200 when the engine is loaded, the storage can be written and the queue is open; else 503 and what is missing."""
     queue = context_of(request).queue
     status, why = await run_in_threadpool(readiness, queue)
-    waiting = await run_in_threadpool(lambda: queue.queue_length)  # may ask the table
+    waiting = await run_in_threadpool(_queue_length, queue)
     content: dict[str, Any] = {"status": status, "queue_length": waiting, "model": describe_model(queue)}
     if why is None:
         return JSONAnswer(content)
@@ -49,6 +50,14 @@ async def readyz(request: Request) -> Response:
 async def metrics(request: Request) -> Response:
     """Measurements in Prometheus' text format."""
     return Response(await run_in_threadpool(context_of(request).metrics.render), media_type=CONTENT_TYPE)
+
+
+def _queue_length(queue: "JobQueue") -> int | None:
+    """None while the table, which may have to be asked, does not answer."""
+    try:
+        return queue.queue_length
+    except Unavailable:
+        return None
 
 
 def readiness(queue: "JobQueue") -> tuple[str, str | None]:

@@ -4,13 +4,14 @@ Knows the queue's public face only. Values that the queue owns are read when the
 """
 
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from i2v.errors import OutOfMemory
+from i2v.errors import OutOfMemory, Unavailable
 from i2v.jobs.job import Job
 
 if TYPE_CHECKING:
@@ -80,11 +81,12 @@ class _QueueCollector(Collector):
         return []  # nothing is asked of the queue at registration
 
     def collect(self) -> Iterable[Metric]:
-        jobs = GaugeMetricFamily("i2v_jobs", "Jobs in the table by state.", labels=("status",))
-        for status, number in self.queue.counts().items():
-            jobs.add_metric((status,), number)
-        yield jobs
-        yield GaugeMetricFamily("i2v_queue_length", "Jobs waiting.", value=self.queue.queue_length)
+        with suppress(Unavailable):  # a table that does not answer is no reason to show nothing of the rest
+            jobs = GaugeMetricFamily("i2v_jobs", "Jobs in the table by state.", labels=("status",))
+            for status, number in self.queue.counts().items():
+                jobs.add_metric((status,), number)
+            yield jobs
+            yield GaugeMetricFamily("i2v_queue_length", "Jobs waiting.", value=self.queue.queue_length)
         yield GaugeMetricFamily("i2v_ready", "1 when jobs can run.", value=float(self.queue.state == "ready"))
         yield GaugeMetricFamily("i2v_storage_ok", "1 when files can be written.", value=float(self.queue.storage_ok()))
         yield GaugeMetricFamily(

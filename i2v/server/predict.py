@@ -10,6 +10,7 @@ import logging
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
+import anyio.to_thread
 from fastapi import APIRouter, Request
 from pydantic import ConfigDict, Field
 from starlette.concurrency import run_in_threadpool
@@ -77,7 +78,7 @@ async def predict(request: Request) -> Response:
         data = data_of(await run_in_threadpool(parse_json, body))
         generate, photo = await run_in_threadpool(read_predict, data, context.settings)
     submit = partial(context.queue.submit, generate, photo, door="predict", caller=caller_of(request))
-    job = await run_in_threadpool(submit)
+    job = await anyio.to_thread.run_sync(submit, limiter=context.writing)
     log.info("accepted", extra={"job": job.id, "request": request.scope["i2v.request_id"]})
     try:
         finished = await outcome(request, context.queue, job.id)
@@ -102,7 +103,7 @@ async def outcome(request: Request, queue: "JobQueue", job_id: str) -> Job | Non
             return waiting.result()
         if stopping.is_set():
             raise NotReady(f"the server is stopping; the job {job_id} continues when it runs again", retry_after=10)
-        await run_in_threadpool(queue.abandon, job_id)
+        await anyio.to_thread.run_sync(queue.abandon, job_id, limiter=context_of(request).writing)
         return None
     finally:
         await cancel(waiting, *others)

@@ -254,7 +254,7 @@ async def _submit(
         extends=extends,
         webhook=webhook,
     )
-    job = await run_in_threadpool(submit)
+    job = await anyio.to_thread.run_sync(submit, limiter=context.writing)
     log.info("accepted", extra={"job": job.id, "request": request.scope["i2v.request_id"]})
     return job
 

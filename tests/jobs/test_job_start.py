@@ -23,11 +23,20 @@ from i2v.errors import FatalEngineError, Unavailable
 from i2v.jobs import database
 from i2v.jobs import outputs as outputs_folder
 from i2v.jobs.queue import JobQueue
-from i2v.jobs.schema import KEEPALIVES, POSTGRES_LOCK, SCHEMA_VERSION, DataError, open_database, sqlite_url
+from i2v.jobs.schema import (
+    KEEPALIVES,
+    LOCK_WAIT_MS,
+    POSTGRES_LOCK,
+    SCHEMA_VERSION,
+    DataError,
+    open_database,
+    sqlite_url,
+)
 from i2v.jobs.store import JobStore
 from i2v.mutex import GpuMutex
 from i2v.settings import Settings
 from tests.jobs.job_doubles import DEADLINE_S, SMALL, Clock, MakeQueue, RunServer, final, quick_write, until
+from tests.qa import live_server
 
 ROOT = Path(__file__).resolve().parents[2]
 NAME = "video_20260102_030405_abc123"
@@ -225,6 +234,35 @@ def test_a_server_that_was_killed_and_starts_again_at_once_waits_for_its_old_ses
     again.stop()
 
 
+@pytest.mark.slow
+@pytest.mark.fault(
+    "restart",
+    "kill -9 on PostgreSQL, started again at once",
+    before='"another i2v server uses this PostgreSQL database", exit code 1',
+)
+def test_a_real_server_that_was_killed_serves_again_with_its_queue(
+    postgres_url: str, outputs: Path, waits: Callable[[], bool], record_property: Callable[[str, object], None]
+) -> None:
+    flags = ("--no-ui", "--database", postgres_url, "--fake-step-s", "60")
+    first = live_server.start(outputs, *flags)
+    try:
+        jobs = [live_server.post_video(first) for _ in range(3)]
+        (session,) = locks(postgres_url)
+        os.kill(session, signal.SIGSTOP)  # so that it ends late, as on a machine with much to do
+        first.process.kill()
+        again = live_server.start(outputs, *flags, wait=False)
+        until(lambda: "waits up to" in again.log or again.process.poll() is not None)
+        os.kill(session, signal.SIGCONT)
+        again.port = live_server.port_of(again)
+        found = again.session.get(f"{again.url}/v1/videos", timeout=60).json()["data"]
+        again.stop(signal.SIGKILL)
+    finally:
+        first.stop(signal.SIGKILL)
+    assert {job["id"] for job in found} == set(jobs)
+    assert {job["status"] for job in found} <= {"queued", "in_progress"}
+    record_property("after", f"waits for the session, then serves, with all {len(found)} jobs")
+
+
 def test_the_session_that_holds_the_lock_ends_soon_after_its_host_is_gone(postgres_url: str, clock: Clock) -> None:
     store = JobStore(postgres_url, "boot-1", clock)
     guard = store._database._guard
@@ -324,7 +362,7 @@ def test_the_table_is_written_through_to_the_disk(outputs: Path, clock: Clock) -
             for name in ("journal_mode", "synchronous", "foreign_keys", "busy_timeout")
         }
     store.close()
-    assert pragmas == {"journal_mode": "wal", "synchronous": 2, "foreign_keys": 1, "busy_timeout": 10_000}
+    assert pragmas == {"journal_mode": "wal", "synchronous": 2, "foreign_keys": 1, "busy_timeout": LOCK_WAIT_MS}
 
 
 def test_a_start_sweeps_what_a_death_left_and_touches_nothing_else(

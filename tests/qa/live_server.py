@@ -80,14 +80,14 @@ def start(folder: Path, *flags: str, wait: bool = True, **variables: str) -> Liv
     server = LiveServer(process, 0, outputs, log_file)
     if wait:
         try:
-            server.port = _port(server)
+            server.port = port_of(server)
         except BaseException:
             server.stop()
             raise
     return server
 
 
-def _port(server: LiveServer) -> int:
+def port_of(server: LiveServer) -> int:
     deadline = time.monotonic() + START_S
     while time.monotonic() < deadline:
         found = re.search(r"ready at \S+?:(\d+)\b", server.log)
@@ -97,6 +97,14 @@ def _port(server: LiveServer) -> int:
             break
         time.sleep(0.05)
     raise AssertionError(f"the server did not become ready:\n{server.log}")
+
+
+def post_video(server: LiveServer) -> str:
+    """The id of a small job that was queued by `/v1/videos`."""
+    body = {"prompt": "the scene at sunset", "input_reference": {"image_url": small_photo()}, "size": "256x256"}
+    answer = server.session.post(f"{server.url}/v1/videos", json={**body, "num_frames": 8, "steps": 10}, timeout=60)
+    assert answer.status_code == 200, answer.text
+    return str(answer.json()["id"])
 
 
 def read_all(connection: socket.socket) -> bytes:
