@@ -164,6 +164,29 @@ def test_no_address_of_the_framework_is_an_endless_stream(
     assert named.status_code == 200
 
 
+@pytest.mark.fault("F10", "reads by a foreign page", before="/config and info name any Origin, with credentials")
+def test_no_page_of_another_site_may_read_an_answer(
+    serve: Callable[..., Site], record_property: Callable[[str, object], None]
+) -> None:
+    """The framework allowed any Origin where the server is asked by its address, and a kept answer an earlier one."""
+    site = serve()
+    ours = ("/docs", "/v1/videos", "/readyz", "/assets/x.js", "/gradio_api/file=/etc/passwd", PROGRESS)
+    seen: list[str] = []
+    answers, caller = 0, requests.Session()
+    for host in ("192.168.1.5", "[::1]:8000", "localhost", "127.0.0.1"):
+        for origin in ("http://evil.example", "null", "http://localhost:3000", f"http://{host}"):
+            login = {"Host": host, "Origin": origin, "Cookie": "a=b", "Authorization": "Bearer x"}
+            preflight = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "x-y"}
+            for path in (*OPEN, *ours, "/gradio_api/info", "/gradio_api/queue/status"):
+                for method, more in (("GET", {}), ("HEAD", {}), ("OPTIONS", preflight), ("POST", {})):
+                    answer = caller.request(method, site.url + path, headers=login | more, json={}, timeout=30)
+                    answers += 1
+                    seen += [f"{method} {path}: {n}" for n in answer.headers if n.lower().startswith("access-control")]
+                    assert "evil" not in str(answer.headers)
+    record_property("after", f"{len(seen)} of {answers} answers name one")
+    assert seen == []
+
+
 def test_an_upload_over_the_limit_is_refused(serve: Callable[..., Site]) -> None:
     site = serve(max_body_mb=1)
     answer = requests.post(f"{site.url}/gradio_api/upload", files={"files": ("a.png", b"\0" * 1_500_000)}, timeout=60)

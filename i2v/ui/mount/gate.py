@@ -4,6 +4,8 @@ The framework brings about ninety routes: it encodes videos, holds streams open,
 ran. Here a request is looked at before the framework sees it, so a route that a new version adds stays closed.
 """
 
+from typing import Any
+
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -37,7 +39,8 @@ class Gate:
     """Stands around the mounted framework; whatever is not open is 404 in our own form.
 
     The bar of an upload is answered here, with its end: the framework holds a stream open until an upload under a name
-    of the caller's choice is whole, and remembers each name that was ever asked for.
+    of the caller's choice is whole, and remembers each name that was ever asked for. Of an `Origin` it is not told,
+    since it would let that page read the answer; who may write, `HeadGuard` has decided.
     """
 
     def __init__(self, framework: ASGIApp) -> None:
@@ -52,5 +55,7 @@ class Gate:
         elif not is_open(method, path):
             await error_answer(NotFound(UNKNOWN_PATH), path)(scope, receive, send)
         else:
-            unnamed = {"query_string": b""} if path == UPLOAD else {}
-            await self.framework({**scope, **unnamed}, receive, send)
+            shown: dict[str, Any] = {"headers": [item for item in scope["headers"] if item[0] != b"origin"]}
+            if path == UPLOAD:
+                shown["query_string"] = b""
+            await self.framework({**scope, **shown}, receive, send)
