@@ -1,4 +1,4 @@
-"""Keeps one server process running: checks, log file, restart on exit code 86, one clean end. `start_app.sh` calls it.
+"""Keeps one server process running: checks, log file, restart after code 86 or a crash. `start_app.sh` calls it.
 
 Knows the server only as a command that ends with an exit code. It does not load the model, torch or the web stack, so
 it stays small and outlives whatever happens in the server.
@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -24,6 +25,18 @@ from i2v.flags import settings_from
 FIRST_DELAY_S, LONGEST_DELAY_S = 1.0, 60.0
 HEALTHY_S = 600.0  # a server that ran this long was healthy: its next restart starts at the first delay again
 GRACE_S = 90.0  # for the server to finish, a video that is being written included; then it is killed
+CRASHES = {  # by exit code: signals that nobody sends to end a server in good order
+    128 + number: number.name
+    for number in (
+        signal.SIGKILL,  # the kernel's, when memory has run out
+        signal.SIGSEGV,
+        signal.SIGABRT,
+        signal.SIGBUS,
+        signal.SIGILL,
+        signal.SIGFPE,
+    )
+}
+MOST_CRASHES, CRASHES_WITHIN_S = 5, 600.0  # so many in so short a time are no accident
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
@@ -152,19 +165,33 @@ def supervise(
     wait: Callable[[float], bool],
     clock: Callable[[], float] = time.monotonic,
 ) -> int:
-    """Call `run` again while it returns 86, after 1, 2, 4 .. 60 seconds; any other code, or a false `wait`, ends it."""
-    delay = FIRST_DELAY_S
+    """Call `run` again while it returns 86 or a code of `CRASHES`, after 1, 2, 4 .. 60 seconds.
+
+    Any other code ends it, and so do a false `wait` and `MOST_CRASHES` crashes within `CRASHES_WITHIN_S`.
+    """
+    delay, crashes = FIRST_DELAY_S, deque[float](maxlen=MOST_CRASHES)
     while True:
         started = clock()
         code = run()
-        if code != EXIT_RESTART:
+        if (code != EXIT_RESTART and code not in CRASHES) or not wait(0.0):
             return code
-        if clock() - started >= HEALTHY_S:
+        now, why = clock(), f"the server asked to be started again (exit code {EXIT_RESTART})"
+        if code in CRASHES:
+            crashes.append(now)
+            why = f"the server was ended by {CRASHES[code]}{_hint(code)}"
+            if len(crashes) == MOST_CRASHES and now - crashes[0] < CRASHES_WITHIN_S:
+                say(f"[ERROR] {why}, for the {MOST_CRASHES}th time in {CRASHES_WITHIN_S / 60:.0f} minutes; given up")
+                return code
+        if now - started >= HEALTHY_S:
             delay = FIRST_DELAY_S
-        say(f"[WARNING] the server asked to be started again (exit code {EXIT_RESTART}); next start in {delay:.0f} s")
+        say(f"[WARNING] {why}; next start in {delay:.0f} s")
         if not wait(delay):
             return code
         delay = min(2 * delay, LONGEST_DELAY_S)
+
+
+def _hint(code: int) -> str:
+    return " (main memory may have run out)" if code == 128 + signal.SIGKILL else ""
 
 
 def open_log(folder: Path, now: datetime) -> IO[bytes]:

@@ -7,6 +7,7 @@ knows all the parts; called by `i2v serve` and by `server.py`.
 import logging
 import os
 import resource
+import signal
 import socket
 import sys
 import threading
@@ -18,6 +19,7 @@ from types import FrameType
 import uvicorn
 from fastapi import FastAPI
 
+from i2v import ffmpeg
 from i2v.errors import EXIT_RESTART, FatalEngineError
 from i2v.jobs.queue import JobQueue
 from i2v.jobs.schema import DataError
@@ -71,6 +73,7 @@ def serve(settings: Settings) -> int:
     server.once_listening = partial(_load, settings, queue, server)
     queue.on_fatal = lambda: server.end(EXIT_RESTART)
     _warn(settings)
+    server.take_hangup()
     server.run(sockets=[listener])
     return server.exit_code
 
@@ -95,6 +98,7 @@ class Server(uvicorn.Server):
         self.address = address
         self.once_listening: Callable[[], None] = lambda: None  # runs on a thread of its own
         self.exit_code = 0
+        self._asked = False
 
     def end(self, exit_code: int) -> None:
         """Stop gracefully, from any thread; by force where a lost engine keeps the process from ending."""
@@ -105,9 +109,19 @@ class Server(uvicorn.Server):
         last_resort.start()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """The first signal stops gracefully, the second at once."""
-        self.force_exit = self.should_exit
-        self.should_exit = True
+        """The first signal stops gracefully, the second ends the process at once, whatever hangs.
+
+        A terminal that is closed may send SIGHUP twice, from the kernel and from its shell.
+        """
+        if self._asked and sig != signal.SIGHUP:
+            ffmpeg.kill_all()
+            os._exit(self.exit_code)
+        self._asked = self.should_exit = True
+
+    def take_hangup(self) -> None:
+        """A closed terminal is a request to end, as SIGTERM is, unless it was ignored from outside, as nohup does."""
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+            signal.signal(signal.SIGHUP, self.handle_exit)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)

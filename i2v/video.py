@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from i2v import ffmpeg
 from i2v.errors import GenerationFailed, InvalidRequest, StorageFull
 
 log = logging.getLogger(__name__)
@@ -30,7 +31,6 @@ log = logging.getLogger(__name__)
 CRF = 18  # a photo comes back at about 44 dB; 512x512 x 16 frames is about 100 kB
 MAX_METADATA = 60_000  # bytes: what a pipe holds before its reader has started, less a margin
 MAX_READ_FRAMES = 1024
-_FFMPEG_TIMEOUT_S = 600
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 
 # RGB is full range; without the explicit matrix swscale would use BT.601 and every player would show other colours.
@@ -74,7 +74,8 @@ def write_video(
     The file is written as `<stem>.<nonce>.part` beside `path`, decoded again (codec, frame count, size, rate), flushed
     to the disk and renamed, so `path` is complete whenever it exists; the part is removed on any failure. `metadata`
     goes as JSON into the `comment` tag. Odd sizes gain one repeated row or column: yuv420p holds even ones only.
-    `on_point` is called at "encoded", "fsynced" and "renamed"; what it raises is treated as a failure at that point.
+    `on_point` is called at "encoded", "fsynced" and "renamed", and while ffmpeg runs with "writing" now and then,
+    on another thread; what it raises is treated as a failure at that point, and ends ffmpeg.
 
     Raises `StorageFull` when the disk is full, `GenerationFailed` when the file cannot be encoded, verified or stored.
     """
@@ -85,9 +86,9 @@ def write_video(
     try:
         path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
         even = _even(frames)
-        _encode(even, part, fps, metadata)
+        _encode(even, part, fps, metadata, lambda: point("writing"))
         point("encoded")
-        _verify(part, even, fps)
+        _verify(part, even, fps, lambda: point("writing"))
         part.chmod(0o644)
         _fsync(part)
         point("fsynced")
@@ -102,9 +103,12 @@ def write_video(
         part.unlink(missing_ok=True)
 
 
-def probe(path: Path) -> VideoFacts:
-    """Decode the whole first video stream and say what it holds. Raises `InvalidRequest` for anything but an MP4."""
-    done = _read(path, "-map", "0:v:0", "-fps_mode", "passthrough", "-f", "framecrc", "-")
+def probe(path: Path, on_wait: Callable[[], None] | None = None) -> VideoFacts:
+    """Decode the whole first video stream and say what it holds. Raises `InvalidRequest` for anything but an MP4.
+
+    `on_wait` is called a few times a second, on another thread; what it raises ends the decoding.
+    """
+    done = _read(path, "-map", "0:v:0", "-fps_mode", "passthrough", "-f", "framecrc", "-", on_wait=on_wait)
     lines = done.stdout.decode("ascii", "replace").splitlines()
     size = next((line.split(": ")[1] for line in lines if line.startswith("#dimensions 0:")), "")
     stream = re.search(
@@ -214,7 +218,9 @@ def _even(frames: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return np.ascontiguousarray(frames)
 
 
-def _encode(frames: NDArray[np.uint8], part: Path, fps: int, metadata: dict[str, str]) -> None:
+def _encode(
+    frames: NDArray[np.uint8], part: Path, fps: int, metadata: dict[str, str], on_wait: Callable[[], None]
+) -> None:
     """Run ffmpeg: frames through stdin, the settings through a pipe (a prompt in argv would show in `ps`)."""
     _, height, width, _ = frames.shape
     comment = re.sub(r"([=;#\\])", r"\\\1", json.dumps(metadata, ensure_ascii=False))
@@ -232,11 +238,9 @@ def _encode(frames: NDArray[np.uint8], part: Path, fps: int, metadata: dict[str,
             *("-vf", _TO_YUV, "-c:v", "libx264", "-preset", "medium", "-crf", str(CRF), "-pix_fmt", "yuv420p"),
             *("-movflags", "+faststart", "-f", "mp4", f"file:{part}"),
         ]
-        done = subprocess.run(  # noqa: S603 - the command is ours; frames and settings come through pipes
-            command, input=frames.data, capture_output=True, pass_fds=(reader,), timeout=_FFMPEG_TIMEOUT_S, check=False
-        )
-    except subprocess.TimeoutExpired:
-        raise GenerationFailed(f"the video was not encoded within {_FFMPEG_TIMEOUT_S} s") from None
+        done = ffmpeg.run(command, stdin=frames.data, pass_fds=(reader,), on_wait=on_wait)
+    except ffmpeg.Stalled as error:
+        raise GenerationFailed(f"the video could not be encoded: {error}") from None
     finally:
         os.close(reader)
     complaint = done.stderr.decode(errors="replace")
@@ -249,11 +253,11 @@ def _encode(frames: NDArray[np.uint8], part: Path, fps: int, metadata: dict[str,
         raise GenerationFailed("the video could not be encoded")
 
 
-def _verify(part: Path, frames: NDArray[np.uint8], fps: int) -> None:
+def _verify(part: Path, frames: NDArray[np.uint8], fps: int, on_wait: Callable[[], None]) -> None:
     count, height, width, _ = frames.shape
     wanted = VideoFacts(count, float(fps), width, height, "h264", "yuv420p")
     try:
-        found = probe(part)
+        found = probe(part, on_wait)
     except InvalidRequest:
         raise GenerationFailed("the encoded video cannot be decoded") from None
     if found != wanted:
@@ -268,7 +272,7 @@ def _fsync(path: Path) -> None:
         os.close(handle)
 
 
-def _read(path: Path, *output: str) -> subprocess.CompletedProcess[bytes]:
+def _read(path: Path, *output: str, on_wait: Callable[[], None] | None = None) -> "subprocess.CompletedProcess[bytes]":
     """Run ffmpeg on a file that may be a stranger's: MP4 demuxer and H.264 only, no other file, no network."""
     command = [
         *(imageio_ffmpeg.get_ffmpeg_exe(), "-nostdin", "-hide_banner", "-protocol_whitelist", "file,pipe"),
@@ -276,10 +280,9 @@ def _read(path: Path, *output: str) -> subprocess.CompletedProcess[bytes]:
         *("-f", "mov", "-i", f"file:{path}", *output),
     ]
     try:
-        done = subprocess.run(  # noqa: S603 - the command is ours; the path is one argument behind `file:`
-            command, stdin=subprocess.DEVNULL, capture_output=True, timeout=_FFMPEG_TIMEOUT_S, check=False
-        )
-    except subprocess.TimeoutExpired:
+        done = ffmpeg.run(command, on_wait=on_wait)
+    except ffmpeg.Stalled as error:
+        log.warning("a video could not be read: %s", error)
         raise _unreadable() from None
     if done.returncode != 0:
         log.debug("ffmpeg ended with code %s: %s", done.returncode, done.stderr.decode(errors="replace")[-500:])

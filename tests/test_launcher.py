@@ -318,11 +318,16 @@ class Clock:
         self.now += seconds
         return True
 
+    @property
+    def between_starts(self) -> list[float]:
+        """Without the looks that take no time, for a stop that has come."""
+        return [seconds for seconds in self.waits if seconds]
+
 
 def test_restarts_wait_twice_as_long_each_time_up_to_a_minute() -> None:
     clock, codes = Clock(), iter([EXIT_RESTART] * 9 + [0])
     assert launcher.supervise(lambda: next(codes), lambda text: None, clock.wait, clock) == 0
-    assert clock.waits == [1, 2, 4, 8, 16, 32, 60, 60, 60]
+    assert clock.between_starts == [1, 2, 4, 8, 16, 32, 60, 60, 60]
 
 
 def test_a_long_healthy_run_resets_the_wait() -> None:
@@ -334,14 +339,71 @@ def test_a_long_healthy_run_resets_the_wait() -> None:
         return code
 
     assert launcher.supervise(run, lambda text: None, clock.wait, clock) == 3
-    assert clock.waits == [1, 2, 1, 2]
+    assert clock.between_starts == [1, 2, 1, 2]
 
 
-@pytest.mark.parametrize("code", [0, 1, 2, 85, 87, 137, 143])
-def test_only_code_86_restarts(code: int) -> None:
+@pytest.mark.parametrize("code", [0, 1, 2, 85, 87, 128 + signal.SIGTERM, 128 + signal.SIGINT, 128 + signal.SIGHUP])
+def test_only_code_86_and_crashes_restart(code: int) -> None:
     clock = Clock()
     assert launcher.supervise(lambda: code, lambda text: None, clock.wait, clock) == code
     assert clock.waits == []
+
+
+CRASHES = [signal.SIGKILL, signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGILL, signal.SIGFPE]
+
+
+@pytest.mark.fault("launcher", "the server dies by a signal that nobody sent", before="the launcher gave up")
+def test_a_server_that_crashed_is_started_again(record_property) -> None:
+    clock = Clock()
+    said: list[str] = []
+    codes = iter([*(128 + number for number in CRASHES[:4]), 0])
+    assert launcher.supervise(lambda: next(codes), said.append, clock.wait, clock) == 0
+    assert clock.between_starts == [1, 2, 4, 8]
+    assert [number.name in text for number, text in zip(CRASHES, said, strict=False)] == [True] * 4
+    record_property("after", f"started again: {said[0]}")
+
+
+@pytest.mark.parametrize("number", CRASHES)
+def test_five_crashes_in_ten_minutes_end_it_with_a_reason(number: signal.Signals) -> None:
+    clock = Clock()
+    said: list[str] = []
+    assert launcher.supervise(lambda: 128 + number, said.append, clock.wait, clock) == 128 + number
+    assert len(clock.between_starts) == launcher.MOST_CRASHES - 1
+    assert f"ended by {number.name}" in said[-1]
+    assert "5th time in 10 minutes; given up" in said[-1]
+
+
+def test_crashes_that_lie_apart_do_not_end_it() -> None:
+    clock, runs = Clock(), iter([128 + signal.SIGSEGV] * 8 + [0])
+
+    def run() -> int:
+        clock.now += launcher.CRASHES_WITHIN_S / 3
+        return next(runs)
+
+    assert launcher.supervise(run, lambda text: None, clock.wait, clock) == 0
+
+
+def test_a_server_that_was_killed_after_a_stop_is_not_started_again() -> None:
+    said: list[str] = []
+    code = launcher.supervise(lambda: 128 + signal.SIGKILL, said.append, lambda seconds: False)
+    assert (code, said) == (128 + signal.SIGKILL, [])
+
+
+def test_a_real_process_that_segfaults_is_run_again(tmp_path: Path) -> None:
+    """The operating system's word for the death, not ours; the second run ends well."""
+    mark = tmp_path / "mark"
+    code = (
+        "import os, pathlib, signal, sys; mark = pathlib.Path(sys.argv[1])\n"
+        "if mark.exists(): sys.exit(0)\n"
+        "mark.touch(); os.kill(os.getpid(), signal.SIGSEGV)"
+    )
+    shown = io.BytesIO()
+    with launcher.Launcher(out := launcher.Tee(shown)) as running:
+        ended = launcher.supervise(
+            lambda: running.run([sys.executable, "-c", code, str(mark)]), out.line, lambda seconds: True
+        )
+    assert ended == 0
+    assert b"ended by SIGSEGV; next start in 1 s" in shown.getvalue()
 
 
 def test_a_stop_during_the_wait_starts_nothing_more() -> None:

@@ -32,6 +32,13 @@ log = logging.getLogger(__name__)
 Failpoint = Callable[[str], None]
 
 
+INTERRUPT_S = 10.0  # for an encoder that was killed to be gone, and its job's row to be written
+
+
+class _Interrupted(Exception):
+    """The server stops and waits no longer for the encoder."""
+
+
 class WriteVideo(Protocol):
     """The shape of `i2v.video.write_video`."""
 
@@ -78,6 +85,7 @@ class Publisher:
         self._failpoint = failpoint
         self._parcels: SimpleQueue[_Parcel | None] = SimpleQueue()
         self._room = threading.Semaphore(1)
+        self._interrupted = False
         self._thread = threading.Thread(target=self._run, name="i2v-publisher", daemon=True)
 
     def start(self) -> None:
@@ -94,11 +102,17 @@ class Publisher:
             pass
 
     def stop(self, timeout: float | None = None) -> bool:
-        """Write what was taken, then end; False when that took longer than `timeout` seconds."""
+        """Write what was taken, then end. After `timeout` seconds the encoder is ended and its job goes back.
+
+        False when even that took longer than `INTERRUPT_S`.
+        """
         if not self._thread.is_alive() or self._thread is threading.current_thread():
             return True
         self._parcels.put(None)
         self._thread.join(timeout)
+        if self._thread.is_alive():
+            self._interrupted = True
+            self._thread.join(INTERRUPT_S)
         return not self._thread.is_alive()
 
     def _run(self) -> None:
@@ -117,6 +131,8 @@ class Publisher:
             self._publish(parcel)
         except JobCancelled:
             self._outcomes.cancelled(live)
+        except _Interrupted:
+            self._outcomes.requeued(live)
         except Unavailable as error:
             self._outcomes.put_back(live, error)
         except I2VError as error:
@@ -140,6 +156,10 @@ class Publisher:
         def on_point(name: str) -> None:
             if live.cancelled and name != "renamed":
                 raise JobCancelled("the job was cancelled")
+            if name == "writing":
+                if self._interrupted:
+                    raise _Interrupted
+                return
             self._failpoint(name)
             if name != "renamed":
                 self._marker.check()

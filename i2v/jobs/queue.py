@@ -37,6 +37,8 @@ from i2v.notes import Note
 from i2v.request import GenerateRequest
 from i2v.settings import Settings
 
+WRITE_S = 40.0  # how long a stop waits for a video that is being written: its frames took far longer to make
+
 
 @dataclass(frozen=True, slots=True)
 class Parts:
@@ -171,7 +173,8 @@ class JobQueue:
             return
         self._phase.stop()
         self._watchers.everyone()
-        ended = parts.worker.stop(timeout) and parts.publisher.stop(max(timeout, 60.0))
+        ended = parts.worker.stop(timeout)
+        ended = parts.publisher.stop(WRITE_S) and ended
         self._watchers.everyone()
         if not ended:
             return  # a thread may still write: the locks go with the process
@@ -386,7 +389,7 @@ class JobQueue:
         if not self._phase.die(error.message):
             return
         self._watchers.everyone()
-        self._opened().publisher.stop(60.0)
+        self._opened().publisher.stop(WRITE_S)
         self._watchers.everyone()
         if self.on_fatal is not None:
             self.on_fatal()

@@ -4,11 +4,12 @@ import json
 import signal
 import socket
 import threading
+import time
 
 import pytest
 import requests
 
-from tests.qa.live_server import LiveServer, small_photo, start
+from tests.qa.live_server import LiveServer, post_video, small_photo, start
 
 pytestmark = pytest.mark.slow
 
@@ -31,7 +32,7 @@ def ended(server: LiveServer) -> int:
     return server.process.wait(90)
 
 
-@pytest.mark.parametrize("sig", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("sig", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_ends_it_in_good_order(launch, sig):
     server = launch()
     assert server.small_job().status_code == 200
@@ -60,16 +61,40 @@ def test_a_signal_answers_whoever_waits_and_keeps_the_job(launch):
     assert jobs[0]["status"] in ("queued", "in_progress", "completed")
 
 
-def test_two_signals_end_it_at_once(launch):
+@pytest.mark.fault(
+    "SIGHUP", "SIGHUP straight to server.py, twice", before="killed by the signal, the running job lost an attempt"
+)
+def test_a_closed_terminal_puts_the_running_job_back(launch, record_property):
+    server = launch("--fake-step-s", "0.2")
+    job = post_video(server)
+    while "started, attempt 1" not in server.log:
+        assert server.process.poll() is None
+    for _ in range(2):  # the kernel sends one, and the shell another
+        server.process.send_signal(signal.SIGHUP)
+    assert ended(server) == 0
+    assert "goes back to the queue" in server.log or "completed in" in server.log
+    again = launch()
+    video = again.session.get(f"{again.url}/v1/videos/{job}", timeout=30).json()
+    assert video["status"] in ("queued", "in_progress", "completed")
+    assert "i2v_starts_after_death_total 0.0" in again.session.get(f"{again.url}/metrics", timeout=30).text
+    record_property("after", f"exit code 0, the job is {video['status']} after the next start, no death is counted")
+
+
+@pytest.mark.fault("second Ctrl-C", "while a step hangs", before="the server ended after 10 s, though said: at once")
+def test_two_signals_end_it_at_once(launch, record_property):
     server = launch("--fake-step-s", "60")
-    requests.post(
-        f"{server.url}/v1/videos", json={"prompt": "x", "input_reference": {"image_url": small_photo()}}, timeout=30
-    )
+    post_video(server)
+    while "started, attempt 1" not in server.log:
+        assert server.process.poll() is None
     server.process.send_signal(signal.SIGINT)
     while "stopping" not in server.log:
         assert server.process.poll() is None
+    began = time.monotonic()
     server.process.send_signal(signal.SIGINT)
-    assert server.process.wait(20) == 0  # the job's step alone takes 60 s
+    assert ended(server) == 0
+    seconds = time.monotonic() - began
+    assert seconds < 8.0  # the job's step alone takes 60 s; waiting for it took 10
+    record_property("after", f"{seconds:.1f} s")
 
 
 def test_a_lost_engine_is_answered_and_the_process_asks_to_be_started_again(launch):
