@@ -45,7 +45,7 @@ def run(
         watch = _Watch(process.pid, on_wait or (lambda: None))
         watch.start()
         try:
-            out, err = process.communicate(stdin)
+            out, err = process.communicate(stdin)  # type: ignore[arg-type]  # it takes any buffer
         except BaseException:
             kill(process.pid)
             raise

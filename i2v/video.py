@@ -118,7 +118,10 @@ def probe(path: Path, on_wait: Callable[[], None] | None = None) -> VideoFacts:
         raise _unreadable()
     width, height = (int(side) for side in size.split("x"))
     count = sum(1 for line in lines if line and not line.startswith("#"))
-    rate = float(stream[3].removesuffix("k")) * (1000 if stream[3].endswith("k") else 1)
+    try:
+        rate = float(stream[3].removesuffix("k")) * (1000 if stream[3].endswith("k") else 1)
+    except ValueError:  # a stranger's comment stands among ffmpeg's words
+        raise _unreadable() from None
     return VideoFacts(count, rate, width, height, stream[1], stream[2])
 
 
@@ -138,17 +141,33 @@ def read_frames(path: Path, *, max_frames: int = MAX_READ_FRAMES) -> NDArray[np.
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """The settings that `write_video` stored; {} for an MP4 without. Raises `InvalidRequest` when unreadable."""
+    """The settings that `write_video` stored; {} for an MP4 without. Raises `InvalidRequest` when unreadable.
+
+    The file may be a stranger's: a longer comment than `write_video` stores, or no flat object of texts, is none.
+    """
     text = _read(path, "-f", "ffmetadata", "-").stdout.decode("utf-8", "replace")
+    start = re.search(r"^comment=", text, re.MULTILINE)
+    if start is None:
+        return {}
     # One `key=value` a line; `=`, `;`, `#`, `\` and line ends within a value are escaped by a backslash.
-    found = re.search(r"^comment=((?:[^\\\n]|\\.)*)", text, re.MULTILINE | re.DOTALL)
-    if found is None:
-        return {}
+    found = re.match(r"((?:[^\\\n]|\\.)*)\n", text[start.end() : start.end() + 2 * MAX_METADATA], re.DOTALL)
+    settings = None if found is None else read_flat(re.sub(r"\\(.)", r"\1", found[1], flags=re.DOTALL))
+    return {key: value for key, value in (settings or {}).items() if isinstance(value, str)}
+
+
+def read_flat(text: str) -> dict[str, str | int | float | bool | None] | None:
+    """A JSON object without lists and objects in it, as settings are stored; None for anything else.
+
+    None too for NaN, infinite numbers, and texts that are no Unicode (half a surrogate pair).
+    """
     try:
-        settings = json.loads(re.sub(r"\\(.)", r"\1", found[1], flags=re.DOTALL))
-    except ValueError:
-        return {}
-    return {str(key): str(value) for key, value in settings.items()} if isinstance(settings, dict) else {}
+        found = json.loads(text)
+        flat = isinstance(found, dict) and not any(isinstance(value, dict | list) for value in found.values())
+        if flat:
+            json.dumps(found, allow_nan=False, ensure_ascii=False).encode()
+        return found if flat else None
+    except (ValueError, RecursionError):  # 100,000 brackets, an integer of 5,000 digits, NaN, a lone surrogate
+        return None
 
 
 def thumbnail(frames: NDArray[np.uint8], *, side: int = 512) -> bytes:

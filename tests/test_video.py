@@ -176,6 +176,8 @@ def test_the_points_are_called_in_order_and_the_name_appears_last(clip: Frames, 
     seen = []
 
     def on_point(point: str) -> None:
+        if point == "writing":  # now and then, while ffmpeg runs
+            return
         (part,) = os.listdir(tmp_path)
         seen.append((point, re.sub(r"\.[0-9a-f]{8}\.", ".nonce.", part)))
 

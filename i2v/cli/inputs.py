@@ -4,7 +4,6 @@ Every refusal is one sentence that names the file. Knows no engine and no termin
 """
 
 import errno
-import json
 import secrets
 from datetime import datetime
 from pathlib import Path
@@ -87,10 +86,8 @@ def describe_video(path: Path) -> dict[str, object]:
         "codec": facts.codec,
         "pix_fmt": facts.pix_fmt,
     }
-    stored = metadata.pop("request", "{}")
-    try:
-        settings = dict(json.loads(stored).items())
-    except (ValueError, AttributeError):
+    settings = video.read_flat(metadata.pop("request", "{}"))
+    if settings is None:
         return found | metadata | {"request": "damaged"}
     seen = {"num_frames": facts.frames, "fps": facts.fps, "width": facts.width, "height": facts.height}
     found |= {name: text for name, text in metadata.items() if text != str(settings.get(name))}
