@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 Failpoint = Callable[[str], None]
 
 
+WRITE_S = 40.0  # how long a stop waits for a video that is being written: its frames took far longer to make
 INTERRUPT_S = 10.0  # for an encoder that was killed to be gone, and its job's row to be written
 
 
@@ -101,15 +102,15 @@ class Publisher:
         with self._room:
             pass
 
-    def stop(self, timeout: float | None = None) -> bool:
-        """Write what was taken, then end. After `timeout` seconds the encoder is ended and its job goes back.
+    def stop(self) -> bool:
+        """Write what was taken, then end. After `WRITE_S` the encoder is ended and its job goes back.
 
         False when even that took longer than `INTERRUPT_S`.
         """
         if not self._thread.is_alive() or self._thread is threading.current_thread():
             return True
         self._parcels.put(None)
-        self._thread.join(timeout)
+        self._thread.join(WRITE_S)
         if self._thread.is_alive():
             self._interrupted = True
             self._thread.join(INTERRUPT_S)

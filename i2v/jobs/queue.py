@@ -37,8 +37,6 @@ from i2v.notes import Note
 from i2v.request import GenerateRequest
 from i2v.settings import Settings
 
-WRITE_S = 40.0  # how long a stop waits for a video that is being written: its frames took far longer to make
-
 
 @dataclass(frozen=True, slots=True)
 class Parts:
@@ -174,7 +172,7 @@ class JobQueue:
         self._phase.stop()
         self._watchers.everyone()
         ended = parts.worker.stop(timeout)
-        ended = parts.publisher.stop(WRITE_S) and ended
+        ended = parts.publisher.stop() and ended
         self._watchers.everyone()
         if not ended:
             return  # a thread may still write: the locks go with the process
@@ -389,7 +387,7 @@ class JobQueue:
         if not self._phase.die(error.message):
             return
         self._watchers.everyone()
-        self._opened().publisher.stop(WRITE_S)
+        self._opened().publisher.stop()
         self._watchers.everyone()
         if self.on_fatal is not None:
             self.on_fatal()

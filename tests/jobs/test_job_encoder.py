@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from i2v import ffmpeg
-from i2v.jobs import queue as job_queue
+from i2v.jobs import publisher
 from i2v.video import write_video
 from tests.jobs.job_doubles import DEADLINE_S, SMALL, MakeQueue, final, until
 
@@ -84,8 +84,8 @@ def test_a_stop_ends_an_encoder_that_hangs_and_keeps_the_job(
     monkeypatch: pytest.MonkeyPatch,
     record_property: Callable[[str, str], None],
 ) -> None:
-    longest = job_queue.WRITE_S
-    monkeypatch.setattr(job_queue, "WRITE_S", 0.2)
+    longest = publisher.WRITE_S
+    monkeypatch.setattr(publisher, "WRITE_S", 0.2)
     queue = make_queue(write_video=write_video)
     job = queue.submit(SMALL, dot, door="videos")
     until(hanging.exists)
