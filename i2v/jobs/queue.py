@@ -171,8 +171,7 @@ class JobQueue:
             return
         self._phase.stop()
         self._watchers.everyone()
-        ended = parts.worker.stop(timeout)
-        ended = parts.publisher.stop() and ended
+        ended = all([parts.worker.stop(timeout), parts.publisher.stop()])  # both, whatever the first one says
         self._watchers.everyone()
         if not ended:
             return  # a thread may still write: the locks go with the process

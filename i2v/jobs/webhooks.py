@@ -1,5 +1,8 @@
 """Tells an address of the caller's choice that a job has ended: signed, retried, remembered over restarts.
 
+Each address has a line of its own, in the order in which jobs ended, and one call at a time. A call that is tried again
+later does not hold up those behind it.
+
 The signature is that of Standard Webhooks, which OpenAI's clients verify. Addresses inside this network are refused
 unless the operator allows them: otherwise strangers could reach other machines here through this server.
 """
@@ -21,6 +24,7 @@ from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING
 from urllib.parse import SplitResult, urlsplit
+from weakref import WeakValueDictionary
 
 import httpx
 from anyio import to_thread
@@ -35,7 +39,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("i2v.server")
 
 BACK_OFF_S = (1.0, 5.0, 30.0, 120.0, 600.0, 3600.0)
-CALLS = 16  # at the same time
+CALLS = 32  # at the same time, one for each address: a slow one takes no place from others
 CONNECT_S = 10.0
 LOOK_AGAIN_S = 60.0  # how often the table is asked in any case: an earlier look may have failed
 TOTAL_S = 20.0  # for the whole call, also where the answer comes byte by byte
@@ -61,7 +65,7 @@ class Webhooks:
     ) -> None:
         self._queue = queue
         self._secret = settings.webhook_secret.get_secret_value() if settings.webhook_secret else None
-        self._allow_private = settings.webhook_allow_private
+        self._private = settings.webhook_allow_private
         self._back_off = back_off
         self._look_again_s = look_again_s
         self._stopping = False
@@ -69,6 +73,7 @@ class Webhooks:
         # What follows belongs to that loop.
         self._changed = asyncio.Event()
         self._calls = asyncio.Semaphore(CALLS)
+        self._lines: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()  # by address; a lock is a fair line
         self._telling: dict[str, asyncio.Task[None]] = {}  # by job
 
     def start(self) -> None:
@@ -95,7 +100,7 @@ class Webhooks:
             )
         try:
             host = _split(url).hostname or ""
-            if not self._allow_private and (host.lower() == "localhost" or _is_inside(host)):
+            if not self._private and (host.lower() == "localhost" or _is_inside(host)):
                 raise Refused("it lies inside this network")
         except Refused as error:
             raise InvalidRequest(f"webhook is not taken: {error}", field="webhook") from None
@@ -142,16 +147,22 @@ class Webhooks:
         del self._telling[pending.job_id]
 
     async def _call(self, pending: PendingWebhook) -> str | None:
-        """One attempt. Returns what went wrong. Raises `Refused`."""
-        message_id, body, now = message_id_of(pending), event_of(pending), str(int(time.time()))
-        signature = sign(self._secret or "", message_id, now, body)
-        signed = {"webhook-id": message_id, "webhook-timestamp": now, "webhook-signature": signature}
+        """One attempt, once those that came before to the same address are through. Returns what went wrong.
+
+        Raises `Refused`.
+        """
+        line = self._lines.setdefault(_address_of(pending.url), asyncio.Lock())
         try:
-            async with self._calls:
-                status = await post(pending.url, body, signed, allow_private=self._allow_private)
+            async with line, self._calls:
+                status = await post(pending.url, event_of(pending), self._signed(pending), allow_private=self._private)
         except (OSError, httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
             return type(error).__name__
         return None if 200 <= status < 300 else f"it answered {status}"
+
+    def _signed(self, pending: PendingWebhook) -> dict[str, str]:
+        message_id, now = message_id_of(pending), str(int(time.time()))
+        signature = sign(self._secret or "", message_id, now, event_of(pending))
+        return {"webhook-id": message_id, "webhook-timestamp": now, "webhook-signature": signature}
 
     async def _forget(self, job_id: str) -> None:
         """Try until the table takes it; until then the address is not told again."""
@@ -207,6 +218,14 @@ async def post(url: str, body: bytes, headers: dict[str, str], *, allow_private:
             client.stream("POST", pinned, content=body, headers=headers, extensions={"sni_hostname": host}) as answer,
         ):
             return answer.status_code
+
+
+def _address_of(url: str) -> str:
+    """Host and port: what is called, whatever the path."""
+    with suppress(ValueError):
+        parts = urlsplit(url)
+        return f"{parts.scheme}://{parts.hostname}:{parts.port}"
+    return url
 
 
 def _split(url: str) -> SplitResult:

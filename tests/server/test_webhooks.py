@@ -7,6 +7,7 @@ import sqlite3
 import ssl
 import threading
 from contextlib import suppress
+from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import httpx
@@ -14,6 +15,7 @@ import openai
 import pytest
 
 from i2v.errors import Unavailable
+from i2v.jobs.job import PendingWebhook
 from i2v.jobs.queue import JobQueue
 from i2v.jobs.webhooks import Refused, Webhooks, post
 from i2v.settings import Settings
@@ -29,6 +31,7 @@ class Receiver(ThreadingHTTPServer):
     def __init__(self, *statuses):
         super().__init__(("127.0.0.1", 0), Handler)
         self.statuses = list(statuses)
+        self.begun = []  # bodies, before they are answered
         self.calls = []
         self.arrived = threading.Condition()
         threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
@@ -49,6 +52,7 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self):
         body = self.rfile.read(int(self.headers["content-length"]))
         server = self.server
+        server.begun.append(body)
         status = server.statuses.pop(0) if len(server.statuses) > 1 else server.statuses[0]
         self.send_response(status)
         if 300 <= status < 400:
@@ -436,6 +440,58 @@ async def test_a_slow_address_does_not_delay_another(create, receiver, quick):
         connection.setblocking(False)
         assert connection.recv(10) == b"POST / HTT"  # still open, still waiting
         connection.close()
+
+
+class Owed:
+    """A queue that knows only which addresses are to be told of which jobs."""
+
+    def __init__(self, *urls):
+        ended = datetime(2026, 1, 2, tzinfo=UTC)
+        self.pending = {
+            f"video_{n:024d}": PendingWebhook(f"video_{n:024d}", url, "completed", ended + timedelta(n))
+            for n, url in enumerate(urls)
+        }
+
+    def pending_webhooks(self):
+        return list(self.pending.values())
+
+    def forget_webhook(self, id):
+        del self.pending[id]
+
+
+@pytest.mark.fault(
+    "F12",
+    "40 ended jobs for an address that never answers, then one for another",
+    before="the other one waits for 40 s",
+)
+async def test_forty_calls_to_a_slow_address_do_not_delay_another(receiver, settings, record_property):
+    server = receiver()
+    with socket.create_server(("127.0.0.1", 0), backlog=100) as silent:
+        slow = f"http://127.0.0.1:{silent.getsockname()[1]}/"
+        webhooks = Webhooks(settings, Owed(*[slow] * 40, server.url))
+        webhooks.start()
+        await server.wait_for(1)
+        silent.setblocking(False)
+        held = []
+        with suppress(BlockingIOError):
+            while True:
+                held.append(silent.accept()[0])
+        webhooks.stop()
+        for connection in held:
+            connection.close()
+    assert len(held) <= 1
+    record_property("after", f"told at once, while {len(held)} call to the slow address is open")
+
+
+async def test_calls_to_one_address_come_in_the_order_of_the_ends(receiver, settings):
+    server = receiver()
+    owed = Owed(*[server.url] * 20)
+    ids = list(owed.pending)
+    webhooks = Webhooks(settings, owed)
+    webhooks.start()
+    await server.wait_for(20)
+    webhooks.stop()
+    assert [json.loads(body)["data"]["id"] for body in server.begun] == ids
 
 
 class TestWithoutASecret:
