@@ -72,27 +72,36 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo) -> Itera
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """The tables that tests have recorded are printed, though the tests passed."""
-    faults = []
-    for report in terminalreporter.getreports("passed") + terminalreporter.getreports("failed"):
+    faults: list[tuple[str, ...]] = []
+    groups: list[tuple[str, ...]] = []
+    for report in [report for outcome in ("passed", "failed", "") for report in terminalreporter.getreports(outcome)]:
         for name, value in report.user_properties:
-            if name == "table":
+            if name == "table" and report.when == "call":
                 terminalreporter.section(report.nodeid)
                 terminalreporter.write_line(value)
             elif name == "fault" and report.when == "call":
                 faults.append((*value, report.nodeid.partition("::")[2]))
-    if faults:
-        terminalreporter.section("faults that an attack had found")
-        for line in fault_table(faults):
-            terminalreporter.write_line(line)
+            elif name == "group" and report.when == "teardown":
+                groups.extend(value)
+    print_table(terminalreporter, "what each group of attacks left of the server", GROUP, sorted(groups))
+    print_table(terminalreporter, "faults that an attack had found", FAULT, sorted(faults, key=by_number))
 
 
-def fault_table(faults: list[tuple[str, ...]]) -> list[str]:
-    """Rows of (name, case, before, after, test) as the lines of a Markdown table; F2 stands before F10."""
-    ordered = sorted(
-        faults, key=lambda row: [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", row[0])]
-    )
-    rows = [("fault", "case", "before", "after", "test"), ("---",) * 5, *ordered]
-    return ["| " + " | ".join(str(cell).replace("|", "/") for cell in row) + " |" for row in rows]
+FAULT = ("fault", "case", "before", "after", "test")
+GROUP = ("group", "requests", "memory MB", "descriptors", "processes", "temporary files", "log kB")
+
+
+def by_number(row: tuple[str, ...]) -> list[int | str]:
+    """F2 stands before F10."""
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", row[0])]
+
+
+def print_table(terminal: pytest.TerminalReporter, title: str, head: tuple[str, ...], rows: list) -> None:
+    """As Markdown; nothing where no test has recorded a row."""
+    if rows:
+        terminal.section(title)
+        for row in (head, ("---",) * len(head), *rows):
+            terminal.write_line("| " + " | ".join(str(cell).replace("|", "/") for cell in row) + " |")
 
 
 @pytest.fixture

@@ -43,7 +43,7 @@ class PredictAnswer(Answer):
         min_length=3, max_length=3, description="path of the MP4 on the server, readable summary, inference time"
     )
     is_generating: Literal[False] = False
-    duration: float = Field(description="seconds from the job's start to its end")
+    duration: float = Field(description="seconds that the job's stages took, writing included")
     average_duration: float = Field(description="mean seconds of the last jobs")
 
 
@@ -113,11 +113,9 @@ def answer_for(job: Job, queue: "JobQueue", base: str) -> Response:
     """The success body of the dialect; raises the error that a job ended with."""
     if job.result is None:
         raise error_of(job)
-    started, completed = job.started_at or job.created_at, job.completed_at
-    duration = (completed - started).total_seconds() if completed else job.result.seconds
     content = PredictAnswer(
         data=[str(queue.video_path(job).resolve()), summary(job), f"{job.result.seconds:.1f}s"],
-        duration=duration,
+        duration=sum(job.result.stage_seconds.values()),
         average_duration=queue.average_duration,
     )
     headers = {"X-Job-Id": job.id, "X-Video-Url": f"{base}/outputs/{job.result.file}"}

@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -38,6 +39,11 @@ class LiveServer:
     @property
     def log(self) -> str:
         return self.log_file.read_text(encoding="utf-8", errors="replace")
+
+    @property
+    def temporary(self) -> Path:
+        """The folder that the server has for temporary files, for itself alone."""
+        return self.log_file.with_name("temporary")
 
     def connect(self, timeout: float = 30) -> socket.socket:
         return socket.create_connection(("127.0.0.1", self.port), timeout=timeout)
@@ -67,12 +73,21 @@ class LiveServer:
             self.session.close()
 
 
-def start(folder: Path, *flags: str, wait: bool = True, **variables: str) -> LiveServer:
+def start(
+    folder: Path,
+    *flags: str,
+    wait: bool = True,
+    program: Sequence[str] = (str(ROOT / "server.py"),),
+    **variables: str,
+) -> LiveServer:
     """Start a server with the fake engine on a free port; with `wait`, return once it is ready."""
     folder.mkdir(parents=True, exist_ok=True)
     outputs, log_file = folder / "outputs", folder / "server.log"
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("I2V_")} | variables
-    command = [sys.executable, str(ROOT / "server.py"), "--model", "fake", "--port", "0", "--outputs", str(outputs)]
+    temporary = folder / "temporary"
+    temporary.mkdir(exist_ok=True)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("I2V_")}
+    environment |= {"TMPDIR": str(temporary)} | variables
+    command = [sys.executable, *program, "--model", "fake", "--port", "0", "--outputs", str(outputs)]
     with log_file.open("wb") as log:
         process = subprocess.Popen(
             [*command, "--min-free-mb", "0", *flags], cwd=ROOT, env=environment, stdout=log, stderr=log

@@ -14,9 +14,7 @@ LOGIN = {"Authorization": f"Bearer {TOKEN}"}
 
 @pytest.fixture(scope="module")
 def server(start_server):
-    server = start_server("--host", "0.0.0.0", I2V_API_TOKEN=TOKEN)
-    server.session.headers.update(LOGIN)
-    return server
+    return start_server("--host", "0.0.0.0", I2V_API_TOKEN=TOKEN)
 
 
 PAGE_ROUTES = [

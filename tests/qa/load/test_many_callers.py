@@ -9,6 +9,7 @@ import requests
 
 from i2v.video import probe
 from tests.qa.live_server import LiveServer, read_all, small_photo
+from tests.qa.waiting import create, until
 
 CAPACITY = 8
 
@@ -30,13 +31,6 @@ def jobs(server: LiveServer, **query) -> list[dict]:
     return server.session.get(f"{server.url}/v1/videos", params={"limit": 100, **query}, timeout=30).json()["data"]
 
 
-def until(condition, limit_s: float = 60) -> None:
-    end = time.monotonic() + limit_s
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.02)
-
-
 def test_sixteen_callers_get_their_video_or_a_time_to_come_back_while_the_server_is_awake(healthy):
     with ThreadPoolExecutor(16) as pool:
         answers = [pool.submit(predict, healthy) for _ in range(16)]
@@ -54,12 +48,6 @@ def test_sixteen_callers_get_their_video_or_a_time_to_come_back_while_the_server
             paths.add(answer.json()["data"][0])
     assert len(paths) >= CAPACITY
     assert all(probe(healthy.outputs / path.rpartition("/")[2]).frames == 8 for path in paths)
-
-
-def create(server: LiveServer, prompt: str, **more) -> requests.Response:
-    sent = {"prompt": prompt, "size": "256x256", "num_frames": 8, "steps": 10, **more}
-    sent["input_reference"] = {"image_url": small_photo()}
-    return requests.post(f"{server.url}/v1/videos", json=sent, timeout=60)
 
 
 def test_a_full_queue_takes_as_many_as_it_holds_and_tells_the_others_when(start_server):
