@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from i2v import ffmpeg
-from i2v.errors import GenerationFailed, InvalidRequest, StorageFull
+from i2v.errors import GenerationFailed, I2VError, InvalidRequest, StorageFull
 
 log = logging.getLogger(__name__)
 
@@ -96,11 +96,16 @@ def write_video(
         _fsync(path.parent)
         point("renamed")
     except OSError as error:
-        if error.errno in _FULL:
-            raise StorageFull("the disk is full; the video could not be stored") from error
-        raise GenerationFailed(f"the video could not be stored: {error.strerror}") from error
+        raise not_stored(error) from error
     finally:
         part.unlink(missing_ok=True)
+
+
+def not_stored(error: OSError) -> I2VError:
+    """What a job ends with whose video, or what belongs to it, could not be written for this reason."""
+    if error.errno in _FULL:
+        return StorageFull("the disk is full; the video could not be stored")
+    return GenerationFailed(f"the video could not be stored: {error.strerror}")
 
 
 def probe(path: Path, on_wait: Callable[[], None] | None = None) -> VideoFacts:

@@ -26,6 +26,7 @@ from i2v.jobs.outputs import ABSENT, FolderMarker, write_whole
 from i2v.jobs.running import RunningJob
 from i2v.jobs.settle import Outcomes
 from i2v.notes import say
+from i2v.video import not_stored
 
 log = logging.getLogger(__name__)
 
@@ -230,6 +231,7 @@ def metadata_of(job: Job, result: JobResult) -> dict[str, str]:
 
 
 def _write_sidecar(path: Path, job: Job, result: JobResult) -> None:
+    """Raises `StorageFull`, `GenerationFailed`, as `write_video` does."""
     kept: dict[str, Any] = {
         "id": job.id,
         "created_at": job.created_at.isoformat(),
@@ -239,7 +241,10 @@ def _write_sidecar(path: Path, job: Job, result: JobResult) -> None:
     }
     if job.extends is not None:
         kept["extends"] = job.extends
-    write_whole(path, json.dumps(kept, indent=2, ensure_ascii=False), 0o644)
+    try:
+        write_whole(path, json.dumps(kept, indent=2, ensure_ascii=False), 0o644)
+    except OSError as error:
+        raise not_stored(error) from error
 
 
 def _in_words(result: JobResult) -> dict[str, Any]:
