@@ -1,8 +1,10 @@
 """kill -9 of a real server under work, seen from outside: by its folder and by its API, before and after a restart."""
 
 import contextlib
+import random
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +14,7 @@ import requests
 from i2v.errors import InvalidRequest
 from i2v.video import probe
 from tests.qa.live_server import LiveServer, small_photo, start
+from tests.qa.waiting import until
 
 FRAMES = 8
 
@@ -63,6 +66,7 @@ class Watcher:
 
 
 def create(server: LiveServer, number: int) -> str:
+    """The id of the new job."""
     body = {"prompt": f"job {number}", "size": "256x256", "num_frames": FRAMES, "steps": 10, "seed": number}
     body["input_reference"] = {"image_url": small_photo()}
     answer = requests.post(f"{server.url}/v1/videos", json=body, timeout=30)
@@ -73,15 +77,6 @@ def create(server: LiveServer, number: int) -> str:
 def statuses(server: LiveServer) -> list[str]:
     query = {"order": "asc", "limit": 100}
     return [job["status"] for job in requests.get(f"{server.url}/v1/videos", params=query, timeout=30).json()["data"]]
-
-
-def until(condition) -> None:
-    end = threading.Event()
-    for _ in range(1200):
-        if condition():
-            return
-        end.wait(0.05)
-    raise AssertionError("it never came to that")
 
 
 @pytest.fixture
@@ -116,3 +111,36 @@ def test_one_running_and_some_queued_are_all_completed_after_a_kill_and_a_restar
     assert len(list((tmp_path / "outputs").glob("*.mp4"))) == 1 + queued
     assert not list((tmp_path / "outputs").glob("*.part"))
     assert "i2v_starts_after_death_total 1.0" in requests.get(f"{server.url}/metrics", timeout=30).text
+
+
+@pytest.mark.parametrize(("seed", "kills"), [(1, 4), pytest.param(2, 60, marks=pytest.mark.long)])
+def test_killed_at_random_moments_no_accepted_job_is_lost_or_made_twice(tmp_path, servers, seed, kills):
+    chance = random.Random(seed)
+    accepted: list[str] = []
+    with Watcher(tmp_path / "outputs") as watcher:
+        for _ in range(kills):
+            servers.append(start(tmp_path, "--no-ui", "--fake-step-s", "0.02", "--queue-attempts", "10"))
+            server = watcher.server = servers[-1]
+            accepted += [create(server, len(accepted)) for _ in range(chance.randint(0, 3))]
+            time.sleep(chance.uniform(0, 1))  # not a wait for anything: the moment of the kill
+            server.stop(signal.SIGKILL)
+        servers.append(start(tmp_path, "--no-ui", "--queue-attempts", "10"))
+        server = watcher.server = servers[-1]
+        until(lambda: not {"queued", "in_progress"} & set(statuses(server)), limit_s=120)
+    assert watcher.wrong == []
+    everyone = [job for page in pages(server) for job in page]
+    assert [job["id"] for job in everyone] == accepted
+    assert {job["status"] for job in everyone} == {"completed"}
+    assert len(list((tmp_path / "outputs").glob("*.mp4"))) == len(accepted)
+    assert not list((tmp_path / "outputs").glob("*.part"))
+
+
+def pages(server: LiveServer) -> Iterator[list[dict]]:
+    """All jobs, oldest first, a hundred at a time."""
+    query = {"order": "asc", "limit": 100}
+    while True:
+        answer = requests.get(f"{server.url}/v1/videos", params=query, timeout=30).json()
+        yield answer["data"]
+        if not answer["has_more"]:
+            return
+        query["after"] = answer["last_id"]

@@ -133,20 +133,28 @@ def test_a_photo_of_another_type_than_stated_is_read_by_its_bytes(healthy):
     assert post(healthy, data_url(encode(PHOTO), "image/jpeg")).status_code == 200
 
 
-def test_damaged_photos_never_break_the_server(healthy):
-    """300 photos with flipped bits: each is read or refused."""
+@pytest.mark.fault("empty test", "damaged photos", before="270 of 300 were refused for their steps, undecoded")
+def test_damaged_photos_never_break_the_server(healthy, record_property):
+    """Photos with flipped bits: each is read and becomes a video, or is refused as a photo. Nothing else is wrong with
+    the request, so each one is decoded.
+    """
     photos = [bytearray(encode(PHOTO, kind)) for kind in ("PNG", "JPEG", "WEBP")]
-    random = np.random.default_rng(1)
-    for number in range(300):
+    chance = np.random.default_rng(1)
+    read = refused = 0
+    for number in range(90):
         damaged = bytearray(photos[number % 3])
         for _ in range(1 + number % 8):
-            damaged[random.integers(len(damaged))] ^= 1 << random.integers(8)
-        body = {"data": [data_url(bytes(damaged)), "x", 256, 8, 8, 9, 7.5]}  # 9 steps: refused whatever the photo is
-        assert_refusal(healthy.session.post(f"{healthy.url}/api/predict/", json=body, timeout=60), 422)
-        body["data"][5] = 10
-        if number % 10 == 0:
-            answer = healthy.session.post(f"{healthy.url}/api/predict/", json=body, timeout=60)
-            assert answer.status_code in (200, 422)
+            damaged[chance.integers(len(damaged))] ^= 1 << chance.integers(8)
+        answer = post(healthy, data_url(bytes(damaged)))
+        if answer.status_code == 200:
+            read += 1
+        else:
+            assert_refusal(answer, 422)
+            assert answer.json()["detail"][0]["loc"][-1] == "image"
+            refused += 1
+    record_property("after", f"of 90, all decoded: {read} became videos, {refused} were refused for the photo")
+    assert read > 20
+    assert refused > 20
 
 
 def test_64_bombs_at_once_are_refused_and_the_memory_stays(healthy):
