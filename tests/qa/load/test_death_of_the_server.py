@@ -17,6 +17,7 @@ from tests.qa.live_server import LiveServer, small_photo, start
 from tests.qa.waiting import until
 
 FRAMES = 8
+FINAL = {"completed", "failed", "cancelled"}
 
 
 class Watcher:
@@ -117,16 +118,17 @@ def test_one_running_and_some_queued_are_all_completed_after_a_kill_and_a_restar
 def test_killed_at_random_moments_no_accepted_job_is_lost_or_made_twice(tmp_path, servers, seed, kills):
     chance = random.Random(seed)
     accepted: list[str] = []
+    flags = ("--no-ui", "--queue-attempts", "10", "--queue-length", "1000")
     with Watcher(tmp_path / "outputs") as watcher:
         for _ in range(kills):
-            servers.append(start(tmp_path, "--no-ui", "--fake-step-s", "0.02", "--queue-attempts", "10"))
+            servers.append(start(tmp_path, "--fake-step-s", "0.02", *flags))
             server = watcher.server = servers[-1]
             accepted += [create(server, len(accepted)) for _ in range(chance.randint(0, 3))]
             time.sleep(chance.uniform(0, 1))  # not a wait for anything: the moment of the kill
             server.stop(signal.SIGKILL)
-        servers.append(start(tmp_path, "--no-ui", "--queue-attempts", "10"))
+        servers.append(start(tmp_path, *flags))
         server = watcher.server = servers[-1]
-        until(lambda: not {"queued", "in_progress"} & set(statuses(server)), limit_s=120)
+        until(lambda: {job["status"] for page in pages(server) for job in page} <= FINAL, limit_s=120)
     assert watcher.wrong == []
     everyone = [job for page in pages(server) for job in page]
     assert [job["id"] for job in everyone] == accepted
