@@ -52,7 +52,6 @@ class Cancellation:
         if self._store.continued(id):
             raise Conflict("another job continues this video; cancel that one first")
         self._videos.remove(self._store.get(id))
-        self._store.delete(id)
         self._outcomes.moved(id)
 
     def _ask(self, id: str) -> None:

@@ -60,12 +60,19 @@ class Database:
         self._engine.dispose()
 
     @contextmanager
-    def writing(self) -> Iterator[Connection]:
-        """A transaction of its own. Raises `Unavailable` or `StorageFull` where the database fails."""
+    def writing(self, undo: Callable[[], None] | None = None) -> Iterator[Connection]:
+        """A transaction of its own. Raises `Unavailable` or `StorageFull` where the database fails.
+
+        `undo()` is called where it was not kept, or nobody knows, before the next one begins.
+        """
         with self._turn():
             try:
                 with self._engine.begin() as connection:
                     yield connection
+            except BaseException:
+                if undo is not None:
+                    undo()
+                raise
             finally:
                 self._on_write()
 

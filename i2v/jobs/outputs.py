@@ -3,6 +3,7 @@
 import logging
 import os
 import re
+import shutil
 import uuid
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -13,7 +14,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from i2v.engine.interface import Frames
-from i2v.errors import Conflict, I2VError, NotFound, Unavailable
+from i2v.errors import Conflict, I2VError, NotFound, StorageFull, Unavailable
 from i2v.jobs.job import InvalidTransition, Job, Status
 from i2v.jobs.schema import DataError
 from i2v.jobs.store import JobStore
@@ -25,12 +26,16 @@ LOCK_NAME = ".i2v.lock"
 PID_NAME = ".i2v.pid"  # beside the lock: who holds it, for the sentence a second server prints
 MARK_NAME = ".i2v.outputs"
 ABSENT = "the outputs folder is not the one that holds the videos; its disk may not be mounted"
+ROOM_NAME = ".i2v.room"  # given up when a full disk keeps the table from forgetting a video, which then makes room
+ROOM_BYTES = 4 * 2**20  # far more than the table writes for it, a photo included
+LEAST_ROOM_BYTES = 2**16
 FAILURES_KEPT = 1000  # rows without a video; they hold a photo each, so they are bounded
 
 _NOTE = "outputs"  # the table's copy of the word
 _WORD = re.compile(rb"\w{1,64}")
 _STEM = r"video_\d{8}_\d{6}_[a-z0-9]{6}"
 _UNFINISHED = re.compile(rf"{_STEM}\.[\w.]*part")
+_ASIDE = re.compile(rf"{_STEM}\.del")  # a video whose row is being deleted; as long a name, so that no block is needed
 _SIDECAR = re.compile(rf"{_STEM}\.json")
 
 
@@ -182,29 +187,102 @@ def remove_files(folder: Path, name: str) -> None:
             path.unlink(missing_ok=True)
 
 
+def remove_job(store: JobStore, folder: Path, job: Job) -> None:
+    """Forget a finished job, its photo and its video: all of it, or nothing where this raises.
+
+    The video is renamed within the transaction that deletes the row, and renamed back if that is not kept; a process
+    that dies in between leaves it to the next `sweep`. A full disk has `ROOM_BYTES` for it.
+
+    Raises `StorageFull`, `Unavailable`, OSError when the video cannot be touched, `InvalidTransition` and `NotFound`.
+    """
+    if job.result is None:
+        store.delete(job.id)
+        return
+    video = folder / job.result.file
+    aside = video.with_suffix(".del")
+
+    def take() -> None:
+        if video.is_symlink() or not video.is_dir():
+            with suppress(FileNotFoundError):
+                video.replace(aside)
+
+    def put_back() -> None:
+        with suppress(FileNotFoundError):
+            aside.replace(video)
+
+    try:
+        try:
+            store.delete(job.id, take=take, put_back=put_back)
+        except (StorageFull, Unavailable):
+            if not give_room(folder):
+                raise
+            store.delete(job.id, take=take, put_back=put_back)
+    except Unavailable:
+        if not store.is_gone(job.id):  # else only the answer was lost
+            raise
+        take()
+    with suppress(OSError):  # the job is gone; what stays of its files is swept at the next start
+        remove_files(folder, job.result.file)
+        aside.unlink(missing_ok=True)
+    keep_room(folder)
+
+
+def keep_room(folder: Path) -> None:
+    """Hold `ROOM_BYTES` of the disk, or less where that is all there is."""
+    file, size = folder / ROOM_NAME, ROOM_BYTES
+    with suppress(OSError):
+        if file.exists() and file.stat().st_size >= ROOM_BYTES:
+            return
+        with open(file, "wb") as room:
+            while size >= LEAST_ROOM_BYTES:
+                try:
+                    os.posix_fallocate(room.fileno(), 0, size)
+                    return
+                except OSError:
+                    room.truncate(0)
+                    size //= 2
+
+
+def give_room(folder: Path) -> bool:
+    """Whether the disk is full, and there was room to give."""
+    try:
+        if shutil.disk_usage(folder).free >= ROOM_BYTES:
+            return False
+        (folder / ROOM_NAME).unlink()
+    except OSError:
+        return False
+    return True
+
+
 def sweep(store: JobStore, folder: Path) -> None:
     """Tidy the folder at start, locked and with nothing running.
 
-    Unfinished files of ours (`video_*.part`, left by a process that died) and sidecars without their video go; a
-    complete video without a row stays, because it is the user's; anything else is not ours.
+    Unfinished files of ours (`video_*.part`, left by a process that died) and sidecars without their video go; a video
+    that was being deleted goes or comes back, as its row says; a complete video without a row stays, because it is the
+    user's; anything else is not ours.
     """
+    known = {video.file for video in store.videos()}
+    for aside in [path for path in folder.iterdir() if _ASIDE.fullmatch(path.name)]:
+        video = aside.with_suffix(".mp4")
+        if video.name in known and not video.exists():
+            aside.replace(video)
+        else:
+            aside.unlink()
     for path in folder.iterdir():
         orphaned = _SIDECAR.fullmatch(path.name) and not path.with_suffix(".mp4").exists()
         if (_UNFINISHED.fullmatch(path.name) or orphaned) and (path.is_file() or path.is_symlink()):
             path.unlink(missing_ok=True)
             log.info("removed an unfinished file: %s", path.name)
-    for video in store.videos():
-        if size_of(folder, video.file) is None:
-            store.mark_lost(video.id)
-            log.warning("its video is no longer there", extra={"job": video.id})
+    for row in store.videos():
+        if size_of(folder, row.file) is None:
+            store.mark_lost(row.id)
+            log.warning("its video is no longer there", extra={"job": row.id})
 
 
 def enforce(store: JobStore, folder: Path, limits: RetentionSettings, now: datetime) -> list[str]:
     """Remove what is over the limits, oldest first; returns the ids that went.
 
-    The video goes first, then its sidecar, then the row: a process that dies in between leaves a row that the next
-    `sweep` marks as lost, never a row that promises a file. A file that is being sent stays readable until its reader
-    closes it.
+    A file that is being sent stays readable until its reader closes it.
     """
     gone: list[str] = []
     if limits.days:
@@ -238,10 +316,7 @@ def _remove(store: JobStore, folder: Path, ids: list[str]) -> list[str]:
     gone = []
     for id in ids:
         try:
-            job = store.get(id)
-            if job.result is not None:
-                remove_files(folder, job.result.file)
-            store.delete(id)
+            remove_job(store, folder, store.get(id))
         except (NotFound, InvalidTransition):
             continue  # somebody else removed it
         except OSError as error:
@@ -285,8 +360,9 @@ class VideoFolder:
             raise Conflict(f"the video is not ready: the job is {job.status}")
         if size_of(self._folder, job.result.file) is None:
             self._marker.check()
+            name = job.result.file
             with suppress(InvalidTransition, I2VError):  # the answer is the same if the table cannot take it now
-                self._store.mark_lost(job.id)
+                self._store.mark_lost(job.id, lambda: size_of(self._folder, name) is None)
             raise NotFound("the file of this video is no longer there")
         return self._folder / job.result.file
 
@@ -297,12 +373,11 @@ class VideoFolder:
         return read_frames(self.path_of(self._store.get(id)))
 
     def remove(self, job: Job) -> None:
-        """The files of a finished job, if it has any. Raises `Unavailable` when they cannot be removed now."""
-        if job.result is None:
-            return
-        self._marker.check()
+        """A finished job with its files, all or nothing. Raises as `remove_job`; `Unavailable` in place of OSError."""
+        if job.result is not None:
+            self._marker.check()
         try:
-            remove_files(self._folder, job.result.file)
+            remove_job(self._store, self._folder, job)
         except OSError as error:
             raise Unavailable(f"the video cannot be removed: {error.strerror}", retry_after=30) from error
 

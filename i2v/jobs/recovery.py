@@ -99,6 +99,7 @@ def recover(store: JobStore, folder: Path, settings: Settings, pace: Pace, now: 
     for id, status in found.items():
         log.warning("it was running when the server stopped; now %s", status, extra={"job": id})
     outputs.sweep(store, folder)
+    outputs.keep_room(folder)
     outputs.enforce(store, folder, settings.retention, now)
     store.forget_failures(outputs.FAILURES_KEPT)
     for job in store.recent_results(RECENT):

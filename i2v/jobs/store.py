@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 from sqlalchemy import ColumnElement, Connection, RowMapping, and_, delete, func, insert, select, update
 
-from i2v.errors import Conflict, NotFound, QueueFull, TooManyJobs
+from i2v.errors import Conflict, NotFound, QueueFull, TooManyJobs, Unavailable
 from i2v.jobs.database import Database
 from i2v.jobs.job import FINAL, Claim, InvalidTransition, Job, JobResult, NewJob, PendingWebhook, Status
 from i2v.jobs.schema import inputs, jobs, meta, webhooks
@@ -252,19 +252,38 @@ class JobStore:
             self._move(connection, id, jobs.c.status == "queued", {**values, "error_message": CANCELLED})
             return self._read(connection, id)
 
-    def delete(self, id: str) -> None:
-        """Forget a finished job and its photo. Raises `InvalidTransition` when it is not finished, `NotFound`."""
+    def delete(
+        self, id: str, *, take: Callable[[], None] | None = None, put_back: Callable[[], None] | None = None
+    ) -> None:
+        """Forget a finished job and its photo. Raises `InvalidTransition` when it is not finished, `NotFound`.
+
+        `take()` is called before the change is kept, and may refuse it by raising; `put_back()` when it was not kept.
+        """
         _check_id(id)
-        with self._database.writing() as connection:
+        with self._database.writing(undo=put_back) as connection:
             gone = connection.execute(delete(jobs).where(jobs.c.id == id, jobs.c.status.in_(FINAL)))
             if not gone.rowcount:
                 raise InvalidTransition(f"job {id} is {self._read(connection, id).status}, not finished")
+            if take is not None:
+                take()
 
-    def mark_lost(self, id: str) -> None:
-        """The one change of a finished row: its file has vanished, so `completed` would be untrue."""
+    def is_gone(self, id: str) -> bool:
+        """Whether there is no such job; False too where the table cannot be asked."""
+        try:
+            with self._database.reading() as connection:
+                return not _count(connection, jobs.c.id == id)
+        except Unavailable:
+            return False
+
+    def mark_lost(self, id: str, is_lost: Callable[[], bool] = lambda: True) -> None:
+        """The one change of a finished row: its file has vanished, so `completed` would be untrue.
+
+        `is_lost()` is asked once more when no other change is being made.
+        """
         values = {"status": "failed", "error_code": LOST, "error_message": LOST_MESSAGE, **NO_FILE}
         with self._database.writing() as connection:
-            self._move(connection, id, jobs.c.status == "completed", values)
+            if is_lost():
+                self._move(connection, id, jobs.c.status == "completed", values)
 
     def recover(self, attempts: int, size_of: Callable[[str], int | None]) -> dict[str, Status]:
         """Deal with what an earlier boot left in progress; returns what became of each.

@@ -15,7 +15,6 @@ from PIL import Image
 from i2v.engine.fake import FakeEngine
 from i2v.errors import Conflict, DoesNotFit, NotFound, NotReady, QueueFull, StorageFull, TooManyJobs, Unavailable
 from i2v.jobs import admission
-from i2v.jobs import outputs as outputs_folder
 from i2v.jobs.job import Job, Status
 from i2v.jobs.photo import encode_png
 from i2v.jobs.queue import JobQueue
@@ -277,11 +276,11 @@ def test_a_video_that_cannot_be_removed_keeps_its_row_and_says_why(
     queue = make_queue()
     done = final(queue, queue.submit(SMALL, dot, door="cli"))
 
-    def refuse(_folder: Path, name: str) -> None:  # root, as whom tests may run, can write into any folder
-        raise OSError(errno.EROFS, os.strerror(errno.EROFS), name)
+    def refuse(path: Path, _target: Path) -> None:  # root, as whom tests may run, can write into any folder
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
 
     with monkeypatch.context() as patched:
-        patched.setattr(outputs_folder, "remove_files", refuse)
+        patched.setattr(Path, "replace", refuse)
         with pytest.raises(Unavailable, match="cannot be removed: Read-only file system") as refused:
             queue.delete(done.id)
     assert str(queue._folder) not in refused.value.message
