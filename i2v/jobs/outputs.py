@@ -27,7 +27,7 @@ PID_NAME = ".i2v.pid"  # beside the lock: who holds it, for the sentence a secon
 MARK_NAME = ".i2v.outputs"
 ABSENT = "the outputs folder is not the one that holds the videos; its disk may not be mounted"
 ROOM_NAME = ".i2v.room"  # given up when a full disk keeps the table from forgetting a video, which then makes room
-ROOM_BYTES = 4 * 2**20  # far more than the table writes for it, a photo included
+ROOM_BYTES = 2**20  # ten times what the table writes for it
 LEAST_ROOM_BYTES = 2**16
 FAILURES_KEPT = 1000  # rows without a video; they hold a photo each, so they are bounded
 
@@ -216,7 +216,7 @@ def remove_job(store: JobStore, folder: Path, job: Job) -> None:
         except (StorageFull, Unavailable):
             if not give_room(folder):
                 raise
-            store.delete(job.id, take=take, put_back=put_back)
+            store.delete(job.id, take=take, put_back=put_back, sparing=True)
     except Unavailable:
         if not store.is_gone(job.id):  # else only the answer was lost
             raise

@@ -239,6 +239,21 @@ def _prepare_sqlite(connection: Any, _record: Any) -> None:
     connection.execute("PRAGMA journal_size_limit = 16777216")
 
 
+@contextmanager
+def overwriting(connection: Connection, wanted: bool) -> Iterator[None]:
+    """With `wanted` False, SQLite does not fill what is deleted in the block with zeros, as some builds do."""
+    if wanted or connection.dialect.name != "sqlite":
+        yield
+        return
+    usual = connection.exec_driver_sql("PRAGMA secure_delete").scalar()
+    connection.exec_driver_sql("PRAGMA secure_delete = FAST")
+    try:
+        yield
+    finally:
+        with suppress(SQLAlchemyError):
+            connection.exec_driver_sql(f"PRAGMA secure_delete = {('OFF', 'ON', 'FAST')[int(usual or 0)]}")
+
+
 def _begin_sqlite(connection: Connection) -> None:
     # A write that starts as a read can fail on upgrade in the middle; IMMEDIATE takes the write lock at once.
     readonly = connection.get_execution_options().get("i2v_readonly", False)

@@ -23,7 +23,7 @@ from sqlalchemy import ColumnElement, Connection, RowMapping, and_, delete, func
 from i2v.errors import Conflict, NotFound, QueueFull, TooManyJobs, Unavailable
 from i2v.jobs.database import Database
 from i2v.jobs.job import FINAL, Claim, InvalidTransition, Job, JobResult, NewJob, PendingWebhook, Status
-from i2v.jobs.schema import inputs, jobs, meta, webhooks
+from i2v.jobs.schema import inputs, jobs, meta, overwriting, webhooks
 from i2v.notes import read
 from i2v.request import GenerateRequest
 
@@ -253,14 +253,20 @@ class JobStore:
             return self._read(connection, id)
 
     def delete(
-        self, id: str, *, take: Callable[[], None] | None = None, put_back: Callable[[], None] | None = None
+        self,
+        id: str,
+        *,
+        take: Callable[[], None] | None = None,
+        put_back: Callable[[], None] | None = None,
+        sparing: bool = False,
     ) -> None:
         """Forget a finished job and its photo. Raises `InvalidTransition` when it is not finished, `NotFound`.
 
         `take()` is called before the change is kept, and may refuse it by raising; `put_back()` when it was not kept.
+        `sparing`: the photo's pages are not overwritten first, which would take as much of the disk as the photo.
         """
         _check_id(id)
-        with self._database.writing(undo=put_back) as connection:
+        with self._database.writing(undo=put_back) as connection, overwriting(connection, not sparing):
             gone = connection.execute(delete(jobs).where(jobs.c.id == id, jobs.c.status.in_(FINAL)))
             if not gone.rowcount:
                 raise InvalidTransition(f"job {id} is {self._read(connection, id).status}, not finished")

@@ -118,7 +118,7 @@ class TestInjected:
         store = queue._opened().data.store
         delete = store.delete
 
-        def refused(id: str, *, take: Callable[[], None], put_back: Callable[[], None]) -> None:
+        def refused(id: str, *, take: Callable[[], None], put_back: Callable[[], None], **_: bool) -> None:
             def taken() -> None:
                 take()
                 raise error
@@ -141,7 +141,7 @@ class TestInjected:
         store = queue._opened().data.store
         delete = store.delete
 
-        def lost(id: str, *, take: Callable[[], None], put_back: Callable[[], None]) -> None:
+        def lost(id: str, *, take: Callable[[], None], put_back: Callable[[], None], **_: bool) -> None:
             delete(id, take=take, put_back=put_back)
             put_back()
             raise Unavailable("the connection broke")
