@@ -9,7 +9,6 @@ import binascii
 import io
 import logging
 import re
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -18,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageCms, ImageOps
 
+from i2v.decoding_room import DECODING
 from i2v.errors import InvalidImage, json_type
 from i2v.notes import Note
 
@@ -31,8 +31,7 @@ MAX_PARTS = (
 )
 MAX_ICC_CHUNKS = 4  # PNG allows one; Pillow inflates each of them
 
-# A 50-megapixel photo takes up to 0.5 GB while it is decoded: two at a time in the whole process.
-_DECODING = threading.BoundedSemaphore(2)
+BAND_PIXELS = 2_000_000  # a large photo's colours are converted so many at a time: each form of them is a copy
 
 _PREFIX = re.compile(r"\s*data:(?P<type>[\w.+-]+/[\w.+-]+)?(?:;[\w.-]+=[\w.+-]+)*;base64,", re.IGNORECASE | re.ASCII)
 _WANTED = "send it as data:image/<type>;base64,<data> (PNG, JPEG or WebP)"
@@ -67,8 +66,9 @@ def decode(data: bytes, *, max_pixels: int) -> Image.Image:
     _refuse_kind(data)
     _refuse_slow(data)
     try:
-        with _DECODING, Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        with DECODING as room, Image.open(io.BytesIO(data), formats=FORMATS) as image:
             _check_size(image.size, max_pixels)
+            room.grow(image.width * image.height)
             image.load()
             try:
                 ImageOps.exif_transpose(image, in_place=True)
@@ -87,6 +87,17 @@ def decode(data: bytes, *, max_pixels: int) -> Image.Image:
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """An RGB copy of an image of any mode: transparency on white, wide greys scaled to 8 bits, profile to sRGB."""
+    if image.width * image.height <= BAND_PIXELS or image.mode in ("I", "F"):  # the last two by their largest number
+        return _band_to_rgb(image)
+    rgb = Image.new("RGB", image.size)
+    rows = max(1, BAND_PIXELS // image.width)
+    for top in range(0, image.height, rows):
+        band = image.crop((0, top, image.width, min(image.height, top + rows)))
+        rgb.paste(_band_to_rgb(band), (0, top))
+    return rgb
+
+
+def _band_to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16"):
         rgb = _wide_grey(image, image.info.get("transparency"))
     elif image.mode in ("I", "F"):

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageCms
 
 from i2v import images
+from i2v.decoding_room import DECODING, LARGE_PIXELS, PLACES, DecodingRoom
 from i2v.errors import InvalidImage
 from i2v.images import decode, decode_data_url, fit_image, place, to_rgb
 from i2v.notes import say
@@ -627,23 +628,23 @@ def test_an_extreme_shape_takes_little_memory() -> None:
 def test_two_photos_are_decoded_at_a_time_whoever_asks(monkeypatch):
     """Large photos take half a gigabyte each; the page decodes them on its own threads, beside the routes'."""
     photo, release, tried = encoded(Image.new("RGB", (32, 32))), threading.Event(), threading.Semaphore(0)
-    bound, check, had_to_wait = images._DECODING, images._check_size, []
+    bound, check, had_to_wait = DECODING._places, images._check_size, []
 
     class Watched:
-        def __enter__(self):
+        def acquire(self):
             at_once = bound.acquire(blocking=False)
             had_to_wait.append(not at_once)
             tried.release()
             return at_once or bound.acquire()
 
-        def __exit__(self, *_error):
+        def release(self):
             bound.release()
 
     def held(*arguments):
         assert release.wait(60)
         check(*arguments)
 
-    monkeypatch.setattr(images, "_DECODING", Watched())
+    monkeypatch.setattr(DECODING, "_places", Watched())
     monkeypatch.setattr(images, "_check_size", held)
     with ThreadPoolExecutor(6) as pool:
         decoding = [pool.submit(decode, photo, max_pixels=MAX) for _ in range(6)]
@@ -651,3 +652,42 @@ def test_two_photos_are_decoded_at_a_time_whoever_asks(monkeypatch):
         release.set()
         assert {one.result(60).size for one in decoding} == {(32, 32)}
     assert sorted(had_to_wait) == [False] * 2 + [True] * 4
+
+
+def test_of_two_large_photos_one_waits_for_the_other_and_a_small_one_does_not():
+    room, inside, go_on = DecodingRoom(), threading.Event(), threading.Event()
+
+    def large(wait: bool) -> None:
+        with room:
+            room.grow(LARGE_PIXELS + 1)
+            if wait:
+                inside.set()
+                assert go_on.wait(60)
+
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(large, True)
+        assert inside.wait(60)
+        with room, room:  # it may be entered again
+            room.grow(LARGE_PIXELS)
+        second = pool.submit(large, False)
+        assert room._large.locked()
+        assert not second.done()
+        go_on.set()
+        first.result(60)
+        second.result(60)
+    assert not room._large.locked()
+    assert [room._places.acquire(blocking=False) for _ in range(PLACES + 1)] == [True] * PLACES + [False]
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA", "P", "I;16", "CMYK"])
+def test_a_large_photo_gets_the_same_colours_band_by_band(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pixels = np.random.default_rng(5).integers(0, 256, (50, 37, 4), np.uint8)
+    if mode == "I;16":
+        image = Image.fromarray(pixels[..., :2].copy().view(np.uint16)[..., 0])
+    else:
+        image = Image.fromarray(pixels, "RGBA").convert("RGB" if mode in ("P", "CMYK") else "RGBA").convert(mode)
+    if mode in ("P", "RGB"):
+        image.info["transparency"] = 3 if mode == "P" else image.getpixel((5, 5))
+    whole = np.asarray(to_rgb(image))
+    monkeypatch.setattr(images, "BAND_PIXELS", 37 * 7)
+    assert np.array_equal(np.asarray(to_rgb(image)), whole)

@@ -5,6 +5,7 @@ import shutil
 import uuid
 from collections.abc import Callable
 from pathlib import Path
+from typing import Required, TypedDict, Unpack
 
 from PIL import Image
 
@@ -15,6 +16,22 @@ from i2v.jobs.photo import encode_png
 from i2v.jobs.store import JobStore
 from i2v.request import GenerateRequest
 from i2v.settings import Settings
+
+
+class Particulars(TypedDict, total=False):
+    """What comes with a submission beside its request and photo.
+
+    `idempotency_key`: the same key with the same request returns the job that is there, `replayed` set.
+    `extends`: id of a completed job; its frames go before the new ones in the file (the first new frame, which shows
+    the same moment as the last old one, is dropped). The photo should be its last frame.
+    `webhook`: an address that is stored with the job and is told once the job is final.
+    """
+
+    door: Required[Door]
+    caller: str | None
+    idempotency_key: str | None
+    extends: str | None
+    webhook: str | None
 
 
 class Admission:
@@ -36,14 +53,11 @@ class Admission:
         except OSError:
             return False
 
-    def check_room(self) -> None:
-        """Raises `StorageFull`."""
+    def check(self, store: JobStore, idempotency_key: str | None) -> None:
+        """Raises `StorageFull`; `QueueFull` when there is no place now and the key names no job that is there."""
         if not self.has_room():
             raise StorageFull("the disk is nearly full; no job is taken until there is room for its video")
-
-    def check_length(self) -> None:
-        """Raises `QueueFull` when there is no place now."""
-        if len(self._positions) >= self._length:
+        if len(self._positions) >= self._length and not (idempotency_key and store.knows_key(idempotency_key)):
             raise self._full()
 
     def insert(self, store: JobStore, new: NewJob) -> tuple[Job, bool]:
@@ -58,27 +72,15 @@ class Admission:
         return QueueFull(text, retry_after=self._positions.retry_after())
 
 
-def new_job(
-    request: GenerateRequest,
-    picture: Image.Image,
-    door: Door,
-    caller: str | None,
-    idempotency_key: str | None,
-    extends: str | None,
-    webhook: str | None,
-) -> NewJob:
+def new_job(request: GenerateRequest, picture: Image.Image, **named: Unpack[Particulars]) -> NewJob:
     """Everything that is stored of a submission: a seed is drawn, the normalised photo packed."""
-    png = encode_png(picture)
+    key, extends, webhook = named.get("idempotency_key"), named.get("extends"), named.get("webhook")
     return NewJob(
         id=f"video_{uuid.uuid4().hex[:24]}",
         request=request.with_seed(),
-        png=png,
-        door=door,
-        caller=caller,
-        idempotency_key=idempotency_key,
-        fingerprint=None if idempotency_key is None else fingerprint(request, picture, extends, webhook),
-        extends=extends,
-        webhook=webhook,
+        png=encode_png(picture),
+        fingerprint=None if key is None else fingerprint(request, picture, extends, webhook),
+        **named,
     )
 
 

@@ -10,18 +10,19 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from i2v.decoding_room import DECODING
 from i2v.engine.interface import DeviceMemory, EngineProtocol, MemoryNeed, ModelInfo
 from i2v.errors import I2VError, NotReady
-from i2v.jobs.admission import Admission, new_job
+from i2v.jobs.admission import Admission, Particulars, new_job
 from i2v.jobs.cancel import Cancellation
 from i2v.jobs.eta import Pace, Positions
-from i2v.jobs.job import Door, Job, PendingWebhook, Status
+from i2v.jobs.job import Job, NewJob, PendingWebhook, Status
 from i2v.jobs.outputs import FolderLock, VideoFolder
 from i2v.jobs.phase import Phase, State
 from i2v.jobs.photo import decode_png, reduce
@@ -224,45 +225,44 @@ class JobQueue:
 
     # -- arrival ------------------------------------------------------------------------------------------------
 
-    def submit(
-        self,
-        request: GenerateRequest,
-        image: Image.Image,
-        *,
-        door: Door,
-        caller: str | None = None,
-        idempotency_key: str | None = None,
-        extends: str | None = None,
-        webhook: str | None = None,
-    ) -> Job:
-        """Queue a job and return it, seed drawn. `image` is upright RGB of any size.
+    def check(
+        self, request: GenerateRequest, *, extends: str | None = None, idempotency_key: str | None = None
+    ) -> None:
+        """Raises what `submit` would whatever the photo is; to be asked before one is decoded."""
+        self.check_room(idempotency_key).check(request)
+        if extends is not None:
+            self.video_path(self.get(extends))
 
-        `idempotency_key`: the same key with the same request returns the job that is there, `replayed` set.
-        `extends`: id of a completed job; its frames go before the new ones in the file (the first new frame, which
-        shows the same moment as the last old one, is dropped). `image` should be its last frame.
-        `webhook`: an address that is stored with the job and waits in `pending_webhooks` once the job is final.
-
-        Raises NotReady, DoesNotFit, QueueFull, TooManyJobs, StorageFull, Conflict; NotFound for an unknown `extends`.
-        """
+    def check_room(self, idempotency_key: str | None) -> EngineProtocol:
+        """The engine, where any job would be taken. A full queue still takes a key that it knows, to answer again."""
         parts, engine = self._opened(), self._engine
         if self.state != "ready" or engine is None:
             raise self._phase.refusal()
-        engine.check(request)
-        if extends is not None:
-            self.video_path(self.get(extends))
         parts.data.marker.check()
-        self._admission.check_room()
-        if idempotency_key is None:
-            self._admission.check_length()  # before the photo is packed; `insert` checks again
-        photo = reduce(image)
-        new = new_job(request, photo, door, caller, idempotency_key, extends, webhook)
+        self._admission.check(parts.data.store, idempotency_key)
+        return engine
+
+    def prepare(self, request: GenerateRequest, image: Image.Image, **named: Unpack[Particulars]) -> NewJob:
+        """What `enter` queues, the photo packed: to be called in the room where that was decoded. Raises as `check`."""
+        self.check(request, extends=named.get("extends"), idempotency_key=named.get("idempotency_key"))
+        with DECODING:
+            return new_job(request, reduce(image), **named)
+
+    def enter(self, new: NewJob) -> Job:
+        """Queue a prepared job; waits for the table. Raises QueueFull, TooManyJobs, Conflict."""
+        parts = self._opened()
         job, replayed = self._admission.insert(parts.data.store, new)
-        if not replayed:
-            parts.worker.expect(job.id, photo)
         if job.status == "queued":  # a replayed one too: its first answer may have been lost, and the worker not told
             parts.outcomes.moved(job.id)
             parts.worker.stir()
         return replace(self._positions.fill_in(job), replayed=replayed)
+
+    def submit(self, request: GenerateRequest, image: Image.Image, **named: Unpack[Particulars]) -> Job:
+        """Queue a job and return it, seed drawn: `prepare` and `enter`. `image` is upright RGB of any size.
+
+        Raises NotReady, DoesNotFit, QueueFull, TooManyJobs, StorageFull, Conflict; NotFound for an unknown `extends`.
+        """
+        return self.enter(self.prepare(request, image, **named))
 
     # -- reading ------------------------------------------------------------------------------------------------
 

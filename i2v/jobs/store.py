@@ -102,6 +102,11 @@ class JobStore:
 
     # -- reading ------------------------------------------------------------------------------------------------
 
+    def knows_key(self, idempotency_key: str) -> bool:
+        """Whether a job that is still there came with this key."""
+        with self._database.reading() as connection:
+            return bool(_count(connection, jobs.c.idempotency_key == idempotency_key))
+
     def get(self, id: str) -> Job:
         """The job. Raises `NotFound`."""
         with self._cache_lock:

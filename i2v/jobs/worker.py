@@ -62,7 +62,6 @@ class Worker:
         self._mutex: GpuMutex | None = None
         self._wake = threading.Condition()
         self._stirred = False
-        self._newest: tuple[str, Image.Image] | None = None
         self._stopping = threading.Event()
         self._hangs = False
         self._thread = threading.Thread(target=self._run, name="i2v-worker", daemon=True)
@@ -75,10 +74,6 @@ class Worker:
         self._mutex = mutex
         self._engine = engine
         self.stir()
-
-    def expect(self, id: str, photo: Image.Image) -> None:
-        """The photo of the newest job, which runs next in an empty queue: it need not be read from the table."""
-        self._newest = (id, photo)
 
     def stir(self) -> None:
         """There may be something to do."""
@@ -191,9 +186,6 @@ class Worker:
                 self._watchdog.disarm()
 
     def _photo(self, id: str) -> Image.Image:
-        newest, self._newest = self._newest, None
-        if newest is not None and newest[0] == id:
-            return newest[1]
         png = self._outcomes.persist(lambda: self._store.png(id))
         if png is None:
             raise JobCancelled("the server stops")

@@ -3,11 +3,13 @@
 What the values mean is for `predict_request.py` and `videos.py` to say.
 """
 
+import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from fastapi import Request
 from pydantic_core import from_json
+from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect
 
 from i2v.errors import BadRequest
@@ -24,11 +26,18 @@ def refuse_compressed(request: Request) -> None:
         raise BadRequest("compressed request bodies are not taken; send the body without Content-Encoding")
 
 
-async def read_body(request: Request) -> bytes:
-    """The whole body; `BadRequest` for compressed bodies and for a client that stopped sending."""
+async def read_json(request: Request) -> object:
+    """The body's value; the body itself is not kept. Raises `BadRequest` for one that is compressed or no JSON, and for
+    a client that stopped sending.
+    """
     refuse_compressed(request)
+    body = bytearray()
     with whole():
-        return await request.body()
+        async for piece in request.stream():
+            body += piece
+    parsing: asyncio.Semaphore = request.app.state.context.parsing
+    async with parsing:
+        return await run_in_threadpool(parse_json, body)
 
 
 @contextmanager
@@ -40,7 +49,7 @@ def whole() -> Iterator[None]:
         raise BadRequest("the connection closed before the whole body had arrived") from None
 
 
-def parse_json(data: bytes) -> object:
+def parse_json(data: bytes | bytearray) -> object:
     """The value of a JSON text in UTF-8 (a byte order mark is skipped); of two equal keys the last one counts.
 
     NaN and Infinity come back as floats, so that whoever reads their field can name it. Raises `BadRequest`.
@@ -49,8 +58,9 @@ def parse_json(data: bytes) -> object:
         raise BadRequest("the body is gzip data; send it uncompressed")
     if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
         raise BadRequest("the body is UTF-16; JSON is sent as UTF-8")
-    data = data.removeprefix(b"\xef\xbb\xbf")
-    if not data.strip():
+    if data[:3] == b"\xef\xbb\xbf":
+        data = data[3:]
+    if not data or data.isspace():
         raise BadRequest("the body is empty; send a JSON object")
     if data.count(b",") > MAX_VALUES:
         raise BadRequest(f"the body holds more than {MAX_VALUES} values")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import anyio
 from fastapi import Request
 
+from i2v import decoding_room
 from i2v.jobs.webhooks import Webhooks
 from i2v.server.metrics import Metrics
 from i2v.server.video_variants import Variants
@@ -15,9 +16,11 @@ from i2v.settings import Settings
 if TYPE_CHECKING:
     from i2v.jobs.queue import JobQueue
 
-# A photo of the largest size taken needs about 400 MB while it is decoded; two at once keep 64 callers from
-# needing 25 GB, and two cores busy.
-DECODERS = 2
+# Callers whose photo is decoded and packed; the others wait here, and not on the threads that every route needs.
+DECODERS = decoding_room.PLACES
+
+# JSON of megabytes that is parsed: its text stands in memory twice meanwhile.
+PARSERS = 2
 
 # Pictures made from finished videos: their own place, because a GIF of a large clip takes many seconds, in which
 # uploads must still be decoded.
@@ -40,6 +43,7 @@ class Context:
     webhooks: Webhooks
     variants: Variants = field(default_factory=Variants)
     decoding: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(DECODERS))
+    parsing: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(PARSERS))
     rendering: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(RENDERERS))
     waiting: anyio.CapacityLimiter = field(default_factory=lambda: anyio.CapacityLimiter(WAITERS))
     writing: anyio.CapacityLimiter = field(default_factory=lambda: anyio.CapacityLimiter(WRITERS))

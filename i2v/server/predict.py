@@ -6,7 +6,6 @@ goes away frees its place.
 
 import asyncio
 import contextlib
-import logging
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -21,15 +20,15 @@ from i2v.jobs.job import Job
 from i2v.jobs.summary import summary
 from i2v.server import openapi
 from i2v.server.answers import Answer, JSONAnswer, error_answer
-from i2v.server.body import parse_json, read_body
-from i2v.server.context import caller_of, context_of, public_base
-from i2v.server.predict_request import data_of, read_predict
+from i2v.server.body import read_json
+from i2v.server.context import context_of, public_base
+from i2v.server.predict_request import data_of, read_image, read_parameters
+from i2v.server.submission import submit
 
 if TYPE_CHECKING:
     from i2v.jobs.queue import JobQueue
 
 router = APIRouter()
-log = logging.getLogger("i2v.server")
 
 CLIENT_GONE = 499  # never read by anyone; logs and metrics tell it from a success
 
@@ -73,13 +72,7 @@ _ANSWERS: openapi.Responses = {
 async def predict(request: Request) -> Response:
     """Make one video and answer when it is finished."""
     context = context_of(request)
-    body = await read_body(request)
-    async with context.decoding:
-        data = data_of(await run_in_threadpool(parse_json, body))
-        generate, photo = await run_in_threadpool(read_predict, data, context.settings)
-    submit = partial(context.queue.submit, generate, photo, door="predict", caller=caller_of(request))
-    job = await anyio.to_thread.run_sync(submit, limiter=context.writing)
-    log.info("accepted", extra={"job": job.id, "request": request.scope["i2v.request_id"]})
+    job = await _queued(request)
     try:
         finished = await outcome(request, context.queue, job.id)
         if finished is None:
@@ -87,6 +80,15 @@ async def predict(request: Request) -> Response:
         return await run_in_threadpool(answer_for, finished, context.queue, public_base(request))
     except I2VError as error:
         return error_answer_for(error, request, job)
+
+
+async def _queued(request: Request) -> Job:
+    """The job of a request, of whose body nothing is kept."""
+    settings = context_of(request).settings
+    data = data_of(await read_json(request))
+    generate = read_parameters(data, settings)
+    job, _ = await submit(request, generate, partial(read_image, data, settings), door="predict")
+    return job
 
 
 async def outcome(request: Request, queue: "JobQueue", job_id: str) -> Job | None:

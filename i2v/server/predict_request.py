@@ -6,10 +6,8 @@ Types are strict, and each refusal names the field, what was wanted and what was
 import math
 from typing import Any
 
-from PIL import Image
-
 from i2v.errors import InvalidRequest, NotFound, described, json_type, short
-from i2v.images import decode_data_url
+from i2v.jobs.photo import TakenPhoto, take
 from i2v.request import GenerateRequest
 from i2v.settings import Settings
 
@@ -43,15 +41,6 @@ def data_of(body: object) -> list[object]:
     return data
 
 
-def read_predict(data: list[object], settings: Settings) -> tuple[GenerateRequest, Image.Image]:
-    """The request and the decoded photo. Raises `InvalidRequest` or `InvalidImage`.
-
-    The photo comes last: it is the only part that costs more than microseconds.
-    """
-    request = read_parameters(data, settings)
-    return request, decode_data_url(str(data[0]), max_pixels=settings.max_image_pixels)
-
-
 def read_parameters(data: list[object], settings: Settings) -> GenerateRequest:
     """Everything but the photo, whose type alone is looked at."""
     if not REQUIRED <= len(data) <= len(FIELDS):
@@ -71,6 +60,11 @@ def read_parameters(data: list[object], settings: Settings) -> GenerateRequest:
         wanted = ", ".join(map(str, limits.resolutions))
         raise InvalidRequest(f"resolution is {short(side)}; one of {wanted} is wanted", field="resolution")
     return limits.read({"width": side, "height": side, **values})
+
+
+def read_image(data: list[object], settings: Settings) -> TakenPhoto:
+    """The photo, the only part that costs more than microseconds. Raises `InvalidImage`."""
+    return take(str(data[0]), max_pixels=settings.max_image_pixels)
 
 
 def _whole(value: object) -> object:

@@ -9,17 +9,18 @@ from inspect import isclass
 from typing import Annotated, Any, TypeVar
 
 from fastapi import Request
-from PIL import Image
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model
 from pydantic.fields import FieldInfo
 from starlette.datastructures import FormData, UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
 
-from i2v.errors import InvalidImage, InvalidRequest, Refusal, json_type, refusals, short
-from i2v.images import decode, decode_data_url, place
+from i2v.errors import BadRequest, InvalidImage, InvalidRequest, Refusal, json_type, refusals, short
+from i2v.images import place
+from i2v.jobs.photo import TakenPhoto, take
 from i2v.notes import say
 from i2v.request import MAX_PROMPT, GenerateRequest, Public, PublicLimits, default_of, parse_size, plain_type
 from i2v.server.answers import invalid
-from i2v.server.body import parse_json, read_body, refuse_compressed, whole
+from i2v.server.body import parse_json, read_json, refuse_compressed, whole
 from i2v.settings import Settings
 
 MAX_FORM_FIELDS = 40
@@ -122,13 +123,20 @@ async def receive(request: Request, file_field: str | None) -> Received:
     """
     refuse_compressed(request)
     if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
-        values = parse_json(await read_body(request))
+        values = await read_json(request)
         if not isinstance(values, dict):
             raise InvalidRequest(f"the body must be an object; received {json_type(values)}")
         return Received(values)
     # A photo may come as text, so a part may be as long as the body, which the layers outside have limited.
+    # The request's own `form` would keep what it has read for as long as the answer takes.
+    reader = MultiPartParser(
+        request.headers, request.stream(), max_files=1, max_fields=MAX_FORM_FIELDS, max_part_size=2**30
+    )
     with whole():
-        form = await request.form(max_files=1, max_fields=MAX_FORM_FIELDS, max_part_size=2**30)
+        try:
+            form = await reader.parse()
+        except MultiPartException:
+            raise BadRequest("the request body cannot be read") from None
     try:
         values = _plain(form, file_field)
         file = form.get(file_field) if file_field else None
@@ -179,15 +187,15 @@ def _typed(kind: Any, value: Any) -> Any:
     return value
 
 
-def photo_of(received: Received, body: NewVideo, settings: Settings) -> Image.Image:
+def photo_of(received: Received, body: NewVideo, settings: Settings) -> TakenPhoto:
     """The photo, from the file or from the data URL; errors name `input_reference`."""
     if received.file is not None and body.input_reference is not None:
         raise InvalidRequest("input_reference was sent as a file and as a data URL; send one", field="input_reference")
     try:
         if received.file is not None:
-            return decode(received.file, max_pixels=settings.max_image_pixels)
+            return take(received.file, max_pixels=settings.max_image_pixels)
         if body.input_reference is not None:
-            return decode_data_url(body.input_reference.image_url, max_pixels=settings.max_image_pixels)
+            return take(body.input_reference.image_url, max_pixels=settings.max_image_pixels)
     except InvalidImage as error:
         raise InvalidImage(error.message, field="input_reference") from None
     raise InvalidRequest(
@@ -211,9 +219,9 @@ def check_model(wanted: str | None, loaded: str | None) -> None:
         raise InvalidRequest(f"this server runs the model {loaded}; leave model out, or name it", field="model")
 
 
-def placement_note(photo: Image.Image, request: GenerateRequest) -> str:
-    """How the photo will be cut or padded to the size, in a sentence."""
-    return say(place(photo.size, (request.width, request.height), request.fit).note())
+def placement_note(photo: tuple[int, int], request: GenerateRequest) -> str:
+    """How a photo of this size will be cut or padded to the video's, in a sentence."""
+    return say(place(photo, (request.width, request.height), request.fit).note())
 
 
 def frames_for(seconds: str | float, fps: int) -> int:

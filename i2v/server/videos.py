@@ -3,26 +3,24 @@
 Every route reads its request, asks the queue and answers at once; only `sync`, `cancel` and `delete` wait.
 """
 
-import logging
-import re
 from functools import partial
 from typing import Annotated, Any, Literal
 
 import anyio.to_thread
 from fastapi import APIRouter, Query, Request
-from PIL import Image
 from pydantic import Field
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response, StreamingResponse
 
 from i2v.errors import I2VError, InvalidRequest, NotFound
 from i2v.jobs.job import Job, Status
-from i2v.request import GenerateRequest
+from i2v.jobs.photo import as_taken
 from i2v.server import openapi
 from i2v.server.answers import Answer, JSONAnswer
-from i2v.server.context import Context, caller_of, context_of
+from i2v.server.context import Context, context_of
 from i2v.server.files import in_memory, ranged, video_answer
 from i2v.server.predict import CLIENT_GONE, error_answer_for, error_of, outcome
+from i2v.server.submission import idempotency_key, submit
 from i2v.server.video_events import stream
 from i2v.server.video_extension import source_of
 from i2v.server.video_object import DeletedVideo, VideoList, VideoObject, poll_after_ms, shown, video_object
@@ -41,9 +39,7 @@ from i2v.server.video_request import (
 from i2v.server.video_variants import VARIANTS, file_name, media_type
 
 router = APIRouter(prefix="/v1", tags=["videos"])
-log = logging.getLogger("i2v.server")
 
-_KEY = re.compile(r"[\x21-\x7e]{1,255}")
 _CONTENT = openapi.files("video/mp4", "image/jpeg", "image/gif", "image/webp", statuses=(404, 409, 416, 422))
 _EVENTS = openapi.files("text/event-stream", statuses=(404, 422))
 _QUEUED = openapi.new_job(VideoObject)
@@ -109,12 +105,13 @@ async def extend(request: Request) -> Response:
     context = context_of(request)
     received = await receive(request, "video")
     body = parse(ExtendVideo, received)
+    await run_in_threadpool(context.queue.check_room, idempotency_key(request))
     async with context.rendering:  # it decodes a whole video
         source, last_frame = await run_in_threadpool(source_of, context.queue, body, received.file)
     frames = frames_for(body.seconds, source.request.fps)
     limits = context.settings.limits
     generate = limits.changed(source.request, prompt=body.prompt, num_frames=frames, seed=None)
-    job = await _submit(request, generate, last_frame, extends=source.id)
+    job, _ = await submit(request, generate, partial(as_taken, last_frame), door="videos", extends=source.id)
     return await _object_answer(context, job)
 
 
@@ -192,8 +189,8 @@ async def remix(request: Request, video_id: str) -> Response:
     body = parse(RemixVideo, await receive(request, None))
     source = await run_in_threadpool(context.queue.get, video_id)
     generate = context.settings.limits.changed(source.request, prompt=body.prompt)
-    photo = await run_in_threadpool(context.queue.input_image, video_id)
-    return await _object_answer(context, await _submit(request, generate, photo))
+    job, _ = await submit(request, generate, lambda: as_taken(context.queue.input_image(video_id)), door="videos")
+    return await _object_answer(context, job)
 
 
 @router.delete("/videos/{video_id}", responses=openapi.answer(DeletedVideo, 404, 422))
@@ -229,41 +226,9 @@ async def _create(request: Request) -> tuple[Job, str]:
     loaded = context.queue.model
     check_model(body.model, loaded.name if loaded else None)
     generate = request_of(body, context.settings)
-    async with context.decoding:
-        photo = await run_in_threadpool(photo_of, received, body, context.settings)
-    job = await _submit(request, generate, photo, webhook=body.webhook)
-    return job, placement_note(photo, generate)
-
-
-async def _submit(
-    request: Request,
-    generate: GenerateRequest,
-    photo: Image.Image,
-    *,
-    extends: str | None = None,
-    webhook: str | None = None,
-) -> Job:
-    context = context_of(request)
-    submit = partial(
-        context.queue.submit,
-        generate,
-        photo,
-        door="videos",
-        caller=caller_of(request),
-        idempotency_key=_idempotency_key(request),
-        extends=extends,
-        webhook=webhook,
-    )
-    job = await anyio.to_thread.run_sync(submit, limiter=context.writing)
-    log.info("accepted", extra={"job": job.id, "request": request.scope["i2v.request_id"]})
-    return job
-
-
-def _idempotency_key(request: Request) -> str | None:
-    key = request.headers.get("idempotency-key")
-    if key is not None and not _KEY.fullmatch(key):
-        raise InvalidRequest("Idempotency-Key must be 1 to 255 printable ASCII characters", field="Idempotency-Key")
-    return key
+    photo = partial(photo_of, received, body, context.settings)
+    job, size = await submit(request, generate, photo, door="videos", webhook=body.webhook)
+    return job, placement_note(size, generate)
 
 
 async def _object_answer(context: Context, job: Job, **changed: Any) -> Response:
