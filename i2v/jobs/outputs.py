@@ -1,4 +1,4 @@
-"""The outputs folder: its lock, the marker that tells it from another one, its videos, and which have to go."""
+"""The outputs folder: the marker that tells it from another one, its videos, and which have to go."""
 
 import logging
 import os
@@ -11,10 +11,9 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from i2v.engine.interface import Frames
 from i2v.errors import Conflict, I2VError, NotFound, StorageFull, Unavailable
+from i2v.jobs.folder_lock import identity
 from i2v.jobs.job import InvalidTransition, Job, Status
 from i2v.jobs.schema import DataError
 from i2v.jobs.store import JobStore
@@ -22,8 +21,6 @@ from i2v.settings import RetentionSettings
 
 log = logging.getLogger(__name__)
 
-LOCK_NAME = ".i2v.lock"
-PID_NAME = ".i2v.pid"  # beside the lock: who holds it, for the sentence a second server prints
 MARK_NAME = ".i2v.outputs"
 ABSENT = "the outputs folder is not the one that holds the videos; its disk may not be mounted"
 ROOM_NAME = ".i2v.room"  # given up when a full disk keeps the table from forgetting a video, which then makes room
@@ -37,44 +34,6 @@ _STEM = r"video_\d{8}_\d{6}_[a-z0-9]{6}"
 _UNFINISHED = re.compile(rf"{_STEM}\.[\w.]*part")
 _ASIDE = re.compile(rf"{_STEM}\.del")  # a video whose row is being deleted; as long a name, so that no block is needed
 _SIDECAR = re.compile(rf"{_STEM}\.json")
-
-
-class FolderLock:
-    """Held from `acquire` to `release`."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._lock = FileLock(folder / LOCK_NAME, thread_local=False)
-
-    def acquire(self) -> None:
-        """Raises `DataError` when another process holds the folder, or when it cannot be made or written."""
-        try:
-            if not self._folder.is_dir():
-                self._folder.mkdir(parents=True)
-                self._folder.chmod(0o755)  # whatever the umask: other users of the machine may read the videos
-            self._lock.acquire(timeout=0)
-            (self._folder / PID_NAME).write_text(f"{os.getpid()}\n")
-        except Timeout:
-            holder = self._holder()
-            who = f" (process {holder})" if holder else ""
-            raise DataError(
-                f"another i2v server{who} uses the folder {self._folder}. "
-                "Stop it first, or choose another folder with --outputs"
-            ) from None
-        except OSError as error:
-            self._lock.release()
-            raise DataError(f"the outputs folder {self._folder} cannot be used: {error.strerror or error}") from None
-
-    def release(self) -> None:
-        with suppress(OSError):
-            (self._folder / PID_NAME).unlink(missing_ok=True)
-        self._lock.release()
-
-    def _holder(self) -> int | None:
-        try:
-            return int((self._folder / PID_NAME).read_text())
-        except (OSError, ValueError):
-            return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +54,7 @@ class FolderMarker:
         """Whether the folder is the one that the table belongs to."""
         try:
             return (
-                _identity(self.file) == self.identity
+                identity(self.file) == self.identity
                 if self.word is None
                 else self.file.read_text().strip() == self.word
             )
@@ -117,7 +76,7 @@ def marker_of(folder: Path, own_table: Path | None, store: JobStore) -> FolderMa
     and OSError.
     """
     if own_table is not None:
-        return FolderMarker(own_table, identity=_identity(own_table))
+        return FolderMarker(own_table, identity=identity(own_table))
     file, word, videos = folder / MARK_NAME, store.note(_NOTE), store.videos()
     if word is None and videos and all(size_of(folder, video.file) is None for video in videos):
         word = uuid.uuid5(uuid.NAMESPACE_OID, videos[0].id).hex  # the same at each try, with nothing written
@@ -134,11 +93,6 @@ def marker_of(folder: Path, own_table: Path | None, store: JobStore) -> FolderMa
     if store.note(_NOTE) != word:  # last: a table that knows a word which is in no folder would refuse the right one
         store.set_notes({_NOTE: word})
     return FolderMarker(file, word)
-
-
-def _identity(file: Path) -> tuple[int, int]:
-    found = file.stat()
-    return found.st_dev, found.st_ino
 
 
 def _read(file: Path) -> str:

@@ -22,8 +22,9 @@ from i2v.errors import I2VError, NotReady
 from i2v.jobs.admission import Admission, Particulars, new_job
 from i2v.jobs.cancel import Cancellation
 from i2v.jobs.eta import Pace, Positions
+from i2v.jobs.folder_lock import FolderLock
 from i2v.jobs.job import Job, NewJob, PendingWebhook, Status
-from i2v.jobs.outputs import FolderLock, VideoFolder
+from i2v.jobs.outputs import VideoFolder
 from i2v.jobs.phase import Phase, State
 from i2v.jobs.photo import decode_png, reduce
 from i2v.jobs.publisher import Failpoint, Publisher, WriteVideo
@@ -217,7 +218,7 @@ class JobQueue:
         if (parts := self._parts) is None:
             return "the job table is not open"
         full = None if self._admission.has_room() else "the disk is nearly full"
-        return parts.outcomes.storage_problem() or full
+        return self._folder_lock.problem() or parts.outcomes.storage_problem() or full
 
     def storage_ok(self) -> bool:
         """Videos and rows can be written: the folder is there and writable, the disk has room, the table answers."""
@@ -239,6 +240,7 @@ class JobQueue:
         if self.state != "ready" or engine is None:
             raise self._phase.refusal()
         parts.data.marker.check()
+        self._folder_lock.check()
         self._admission.check(parts.data.store, idempotency_key)
         return engine
 
@@ -346,10 +348,9 @@ class JobQueue:
         self._opened().cancellation.abandon(id, running=self._settings.predict.on_disconnect == "cancel")
 
     def delete(self, id: str) -> None:
-        """Cancel if needed (waits), then remove the file, its sidecar and the row.
+        """Cancel if needed (waits), then remove file, sidecar and row: all of them, or none where this raises.
 
-        Raises `NotFound`, and `Unavailable` when the file cannot be removed; the row stays then.
-        """
+        Raises `NotFound`, `Conflict`, `Unavailable`, `StorageFull`."""
         self._opened().cancellation.delete(id)
 
     def pending_webhooks(self) -> Sequence[PendingWebhook]:
@@ -393,8 +394,7 @@ class JobQueue:
 
     def _get_or_down(self, id: str) -> Job:
         job = self.running(id) or self.get(id)  # of one that runs the table knows nothing more
-        if job.is_final:
-            return job
-        if self.state == "dead" or (self.state == "stopping" and job.status == "queued"):
+        stays = self.state == "dead" or (self.state == "stopping" and job.status == "queued")
+        if stays and not job.is_final:
             raise NotReady(f"the server restarts; job {id} keeps its place and runs afterwards", retry_after=10)
         return job

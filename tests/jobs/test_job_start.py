@@ -1,5 +1,7 @@
 """Starting on a data folder: what is refused in a readable sentence, and what is put right."""
 
+import errno
+import fcntl
 import logging
 import os
 import signal
@@ -20,7 +22,7 @@ from sqlalchemy.exc import OperationalError
 
 from i2v.engine.fake import FakeEngine
 from i2v.errors import FatalEngineError, Unavailable
-from i2v.jobs import database
+from i2v.jobs import database, folder_lock
 from i2v.jobs import outputs as outputs_folder
 from i2v.jobs.queue import JobQueue
 from i2v.jobs.schema import (
@@ -179,6 +181,67 @@ def test_a_store_that_was_closed_holds_no_lock_though_its_session_has_not_ended(
     JobStore(postgres_url, "boot-2", clock).close()
     for session in sessions:
         dialect_close(session)  # type: ignore[arg-type]
+
+
+@pytest.mark.fault("F18", "the lock file is deleted while a server runs", before="a second server starts on the folder")
+@pytest.mark.parametrize("then", ["deleted", "replaced", "deleted with the process id"])
+def test_a_second_server_is_kept_out_though_the_lock_file_is_gone(
+    make_queue: MakeQueue,
+    outputs: Path,
+    then: str,
+    dot: Image.Image,
+    caplog: pytest.LogCaptureFixture,
+    record_property: Callable[[str, str], None],
+) -> None:
+    first = make_queue()
+    lock = outputs / folder_lock.LOCK_NAME
+    lock.unlink()
+    if then == "replaced":
+        lock.touch()
+    elif then != "deleted":
+        (outputs / folder_lock.PID_NAME).unlink()
+    with pytest.raises(DataError, match=r"another i2v server.* uses the folder") as refusal:
+        start(outputs)
+    assert first.storage_problem() is None
+    assert "was deleted while the server runs; it is there again" in caplog.text
+    assert lock.exists()
+    with pytest.raises(DataError, match="another i2v server"):
+        start(outputs)
+    assert final(first, first.submit(SMALL, dot, door="cli")).status == "completed"
+    first.stop()
+    start(outputs).stop()
+    record_property("after", f"refused: {str(refusal.value).partition(' uses')[0]}; the first one says so and heals it")
+
+
+def test_a_server_whose_lock_was_taken_says_so_and_takes_no_job(
+    make_queue: MakeQueue, outputs: Path, dot: Image.Image
+) -> None:
+    """By a server of an older version, which locks the file alone."""
+    first = make_queue()
+    lock = outputs / folder_lock.LOCK_NAME
+    lock.unlink()
+    with lock.open("w") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        assert first.storage_problem() == folder_lock.TAKEN
+        with pytest.raises(Unavailable, match="two servers"):
+            first.submit(SMALL, dot, door="cli")
+    assert first.storage_problem() is None
+
+
+def test_where_folders_cannot_be_locked_the_file_is(
+    make_queue: MakeQueue, outputs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flock = fcntl.flock
+
+    def refuse(descriptor: int, how: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        flock(descriptor, how)
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    make_queue()
+    with pytest.raises(DataError, match="another i2v server"):
+        start(outputs)
 
 
 @pytest.fixture
