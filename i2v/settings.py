@@ -72,6 +72,7 @@ class Settings(BaseSettings):
     allowed_hosts: tuple[str, ...] = Field((), description="host names accepted beside loopback names and IP addresses")
     api_token: SecretStr | None = Field(None, description="guards every route but /livez and /readyz when set")
     max_body_mb: float = Field(24, gt=0, le=1024, description="largest request body, in MB")
+    max_bodies_mb: float = Field(256, gt=0, description="request bodies held at once, in MB; more are answered 503")
     receive_timeout_s: float = Field(30, gt=0, description="how long a client may take to send a request")
     max_connections: int = Field(1000, ge=1, description="open connections; more are answered 503")
     public_url: str | None = Field(None, description="address clients see behind a proxy, for links")

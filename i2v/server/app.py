@@ -29,10 +29,11 @@ from i2v.server.answers import (
     answer_validation_error,
     error_answer,
 )
+from i2v.server.body_limit import BodyLimit
 from i2v.server.context import Context
 from i2v.server.metrics import Metrics
 from i2v.server.middleware import OwnWords, Stamp
-from i2v.server.security import BodyLimit, HeadGuard
+from i2v.server.security import HeadGuard
 from i2v.settings import Settings
 
 if TYPE_CHECKING:

@@ -21,6 +21,7 @@ from i2v.jobs.summary import summary
 from i2v.server import openapi
 from i2v.server.answers import Answer, JSONAnswer, error_answer
 from i2v.server.body import read_json
+from i2v.server.body_limit import let_go
 from i2v.server.context import context_of, public_base
 from i2v.server.predict_request import data_of, read_image, read_parameters
 from i2v.server.submission import submit
@@ -94,8 +95,9 @@ async def _queued(request: Request) -> Job:
 async def outcome(request: Request, queue: "JobQueue", job_id: str) -> Job | None:
     """The finished job, or None when its caller went away first, which frees the job's place.
 
-    Raises `NotReady` when the server stops while the job waits or runs.
+    The request's body has been let go. Raises `NotReady` when the server stops while the job waits or runs.
     """
+    let_go(request.scope)
     stopping = context_of(request).stopping
     waiting = asyncio.ensure_future(queue.wait(job_id))
     others = [asyncio.ensure_future(_gone(request)), asyncio.ensure_future(stopping.wait())]

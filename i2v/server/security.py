@@ -1,7 +1,7 @@
 """Who may ask: pure ASGI layers around every route and around the mounted web page alike.
 
 Three checks look at a request's head, in this order: its Host (DNS rebinding), its origin (foreign pages), its token.
-`BodyLimit` counts what follows. They know paths and headers, nothing of jobs.
+What follows the head is counted in `body_limit.py`. They know paths and headers, nothing of jobs.
 """
 
 import base64
@@ -12,15 +12,14 @@ from functools import lru_cache
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
-from i2v.errors import BadRequest, BodyTooLarge, Forbidden, I2VError, Unauthorized
+from i2v.errors import BadRequest, Forbidden, I2VError, Unauthorized
 from i2v.server.answers import error_answer
 from i2v.settings import Settings
 
 PROBES = frozenset({"/livez", "/readyz"})
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
-MB = 1_000_000
 MAX_HEADERS = 200
 MAX_HEAD = 64_000  # bytes; the parser's own limit does not hold for a head that arrives in one piece
 
@@ -152,53 +151,3 @@ def _is_ip(name: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-class _TooLarge(Exception):
-    """Raised into the app when its body outgrows the limit."""
-
-
-class BodyLimit:
-    """Bodies of at most `max_body_mb`. A larger declared one is refused unread, a chunked one as soon as it is larger.
-
-    The framework's own limit answers in plain text; this one keeps the server's error form.
-    """
-
-    def __init__(self, app: ASGIApp, *, settings: Settings) -> None:
-        self.app = app
-        self.limit = int(settings.max_body_mb * MB)
-        self.error = BodyTooLarge(f"the request body is larger than {settings.max_body_mb:g} MB")
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        declared = Headers(scope=scope).get("content-length", "0")
-        if not declared.isdecimal() or int(declared[:20]) > self.limit:
-            await error_answer(self.error, scope["path"])(scope, receive, send)
-            return
-        received = 0
-        answered = False
-
-        async def counted() -> Message:
-            nonlocal received
-            message = await receive()
-            received += len(message.get("body", b""))
-            if received > self.limit:
-                raise _TooLarge
-            return message
-
-        async def watched(message: Message) -> None:
-            nonlocal answered
-            if received <= self.limit:
-                answered = True
-                await send(message)
-            # Past the limit the app may turn our exception into an answer of its own; ours goes out instead.
-
-        try:
-            await self.app(scope, counted, watched)
-        except Exception:
-            if received <= self.limit:
-                raise
-        if received > self.limit and not answered:
-            await error_answer(self.error, scope["path"])(scope, receive, send)
