@@ -1,12 +1,12 @@
 """Photos of every kind and photos that are none, through the door that scripts use."""
 
-import io
 import struct
 import time
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+import psutil
 import pytest
 import requests
 from PIL import Image
@@ -157,30 +157,34 @@ def test_damaged_photos_never_break_the_server(healthy, record_property):
     assert refused > 20
 
 
-def test_64_bombs_at_once_are_refused_and_the_memory_stays(healthy):
-    import psutil
-
+@pytest.mark.fault("empty test", "64 bombs at once", before="all were refused by their head; none was decoded")
+def test_64_bombs_at_once_are_refused_and_the_memory_stays(healthy, record_property):
+    """Four of them are good photos of nearly as many pixels as are allowed, in a few kB."""
     process = psutil.Process(healthy.process.pid)
     post(healthy, data_url(REFUSED["profile bomb"]))
-    before = process.memory_info().rss
-    bombs = [REFUSED["60000x60000"], REFUSED["12000x12000 of zeros"], REFUSED["profile bomb"], bomb_of_real_pixels()]
+    before = highest = process.memory_info().rss
+    bombs = [REFUSED["60000x60000"], REFUSED["12000x12000 of zeros"], REFUSED["profile bomb"], zeros(12000, 12000)]
+    good = zeros(7000, 7000)
 
-    def send(number: int) -> int:
-        body = {"data": [data_url(bombs[number % 4]), "x", 256, 8, 8, 10, 7.5]}
-        return requests.post(f"{healthy.url}/api/predict/", json=body, timeout=120).status_code
+    def send(number: int) -> tuple[bool, int]:
+        is_good = number % 16 == 0
+        body = {"data": [data_url(good if is_good else bombs[number % 4]), "x", 256, 8, 8, 10, 7.5]}
+        return is_good, requests.post(f"{healthy.url}/api/predict/", json=body, timeout=200).status_code
 
     with ThreadPoolExecutor(64) as pool:
         started = time.monotonic()
         answers = [pool.submit(send, number) for number in range(64)]
         while not all(answer.done() for answer in answers):
-            assert healthy.session.get(f"{healthy.url}/livez", timeout=30).status_code == 200
-            assert time.monotonic() - started < 120
-    assert {answer.result() for answer in answers} == {422}
-    assert process.memory_info().rss - before < 400_000_000
+            assert healthy.session.get(f"{healthy.url}/livez", timeout=60).status_code == 200
+            highest = max(highest, process.memory_info().rss)
+            assert time.monotonic() - started < 200
+            time.sleep(0.02)
+    assert {answer.result() for answer in answers} == {(False, 422), (True, 200)}
+    more = (highest - before) // 1_000_000
+    record_property("after", f"+{more} MB at the peak, with four photos of 49 million pixels among them")
+    assert more < 600
 
 
-def bomb_of_real_pixels() -> bytes:
-    """A valid PNG of 144 million pixels in 150 kB."""
-    file = io.BytesIO()
-    Image.new("1", (12000, 12000)).save(file, "PNG")
-    return file.getvalue()
+def zeros(width: int, height: int) -> bytes:
+    """A valid PNG of black pixels, one bit each: 150 kB for a hundred million."""
+    return encode(Image.new("1", (width, height)))
