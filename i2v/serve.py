@@ -6,13 +6,11 @@ knows all the parts; called by `i2v serve` and by `server.py`.
 
 import logging
 import os
-import resource
 import signal
 import socket
 import sys
 import threading
 from collections.abc import Callable
-from contextlib import suppress
 from functools import partial
 from types import FrameType
 
@@ -25,6 +23,7 @@ from i2v.jobs.queue import JobQueue
 from i2v.jobs.schema import DataError
 from i2v.loading import introduce, load_engine, mutex_for
 from i2v.server.app import create_app
+from i2v.server.listener import Listener, places_within_limit
 from i2v.server.logs import configure_logging
 from i2v.server.protocol import bounded_protocol
 from i2v.settings import Settings
@@ -37,7 +36,6 @@ EXIT_BY_FORCE_S = 90.0
 SHORT_TOKEN = 16
 # Python's own 5 ms is how long the engine's thread may wait for the interpreter at each operation beside a busy route.
 SWITCH_S = 0.0005
-SPARE_FILES = 500  # videos, database, libraries
 _LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 
 
@@ -45,7 +43,7 @@ def serve(settings: Settings) -> int:
     """Run until a signal comes or the engine is lost. Returns the exit code: 0, 1, or 86 for "start me again"."""
     configure_logging(settings.log_level, as_json=settings.log_json)
     sys.setswitchinterval(SWITCH_S)
-    _raise_file_limit(settings.max_connections)
+    settings = settings.model_copy(update={"max_connections": places_within_limit(settings.max_connections)})
     if settings.ui:
         from i2v.ui.mount.uploads import take_folder
 
@@ -86,6 +84,7 @@ class Server(uvicorn.Server):
             uvicorn.Config(
                 app,
                 http=bounded_protocol(settings.receive_timeout_s, settings.max_connections),
+                loop="asyncio",  # another one would accept past our `Listener`
                 ws="none",
                 log_config=None,
                 access_log=False,
@@ -149,7 +148,7 @@ def _load(settings: Settings, queue: JobQueue, server: Server) -> None:
     log.info("ready at %s (%sPOST /api/predict/, /v1/videos, /docs)", server.address, pages)
 
 
-def _listen(settings: Settings) -> socket.socket:
+def _listen(settings: Settings) -> Listener:
     """The listening socket, taken before anything slow, so that a busy port is said at once. Raises OSError.
 
     It names its protocol, by which asyncio knows TCP and turns Nagle's algorithm off: head and body of an answer are
@@ -157,7 +156,7 @@ def _listen(settings: Settings) -> socket.socket:
     """
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     made = socket.create_server((settings.host, settings.port), family=family, backlog=2048)
-    return socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP, fileno=made.detach())
+    return Listener(family, socket.SOCK_STREAM, socket.IPPROTO_TCP, fileno=made.detach())
 
 
 def _address(settings: Settings, listener: socket.socket) -> str:
@@ -176,14 +175,3 @@ def _warn(settings: Settings) -> None:
         log.warning("=" * 78)
     elif token is not None and len(token) < SHORT_TOKEN:
         log.warning("the token has %d characters; one of at least %d cannot be guessed", len(token), SHORT_TOKEN)
-
-
-def _raise_file_limit(connections: int) -> None:
-    """Every connection takes a descriptor, and the usual soft limit of 1024 is soon reached."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = connections + SPARE_FILES
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        with suppress(ValueError, OSError):
-            resource.setrlimit(
-                resource.RLIMIT_NOFILE, (wanted if hard == resource.RLIM_INFINITY else min(wanted, hard), hard)
-            )
