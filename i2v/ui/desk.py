@@ -222,9 +222,9 @@ class Desk:
         """The prompt was changed; nobody is told that it is empty before that. -> what it lacks"""
         return hint.notice(hint.about_prompt(Say(language(request)), prompt or "", self.queue.model), "mild")
 
-    def quality(self, name: str) -> int:
+    def quality(self, name: str | None) -> Any:
         """-> steps"""
-        return form.quality_steps(self.queue.model, name)
+        return gr.skip() if name is None else form.quality_steps(self.queue.model, name)
 
     def quality_of(self, steps: Any) -> str | None:
         """-> quality"""

@@ -63,9 +63,9 @@ def find(queue: "JobQueue", shown: str | None) -> Job | None:
 
 def cards(say: Say, queue: "JobQueue", search: str, count: int) -> tuple[str, bool]:
     """HTML of the newest `count` finished videos whose prompt holds `search`, and whether there are more."""
-    jobs = queue.list(limit=count + 1, status="completed", search=search.strip() or None)
+    jobs = queue.list(limit=count + 1, status="completed", search=search or None)
     if not jobs:
-        text = say("history_none", search=search.strip()) if search.strip() else say("history_empty")
+        text = say("history_none", search=search) if search else say("history_empty")
         return f"<p class='none'>{escape(text)}</p>", False
     return f"<div class='cards'>{''.join(_card(say, job) for job in jobs[:count])}</div>", len(jobs) > count
 

@@ -290,9 +290,9 @@ def _system(system: System, form: Form, tabs: gr.Tabs, tab: gr.Tab) -> None:
     timer.tick(system.facts, None, facts, **EVENT)
 
 
-def is_system(event: gr.SelectData) -> gr.Timer:
+def is_system(event: gr.EventData) -> gr.Timer:
     """The clock of the system tab runs while that tab is open."""
-    return gr.Timer(active=event.index == SYSTEM_TAB)
+    return gr.Timer(active=isinstance(event._data, dict) and event._data.get("index") == SYSTEM_TAB)
 
 
 def job_of_card(event: gr.EventData) -> Any:

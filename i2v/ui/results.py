@@ -66,11 +66,11 @@ class Results:
             return opened, gr.Tabs(selected="create"), ""
         return gr.skip(), gr.skip(), gr.skip()
 
-    def cards(self, search: str, count: str, request: gr.Request) -> tuple[str, Any]:
+    def cards(self, search: str | None, count: str, request: gr.Request) -> tuple[str, Any]:
         """-> cards, the button that shows more"""
         say = Say(language(request))
         try:
-            html, more = history.cards(say, self.queue, search, history.count_of(count))
+            html, more = history.cards(say, self.queue, (search or "").strip(), history.count_of(count))
         except I2VError as error:
             return hint.notice(told(say, error)), gr.skip()
         return html, gr.Button(visible=more)

@@ -90,7 +90,7 @@ def test_the_photo_and_the_prompt_events_refuse_a_foreign_path(site: Site) -> No
     assert with_image
     assert with_text
     for dependency in with_image + with_text:
-        assert post_event(site, dependency, value).status_code == 500
+        assert post_event(site, dependency, value).status_code == 422
     assert requests.get(f"{site.url}/livez", timeout=30).status_code == 200
 
 

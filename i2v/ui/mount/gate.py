@@ -1,17 +1,22 @@
 """Which of the framework's addresses answer: those that the page asks for, by method and path, and no other.
 
-The framework brings about ninety routes: it encodes videos, holds streams open, edits its own program, lists what
+The framework brings about eighty routes: it encodes videos, holds streams open, edits its own program, lists what
 ran. Here a request is looked at before the framework sees it, so a route that a new version adds stays closed.
 """
 
 from typing import Any
 
+from fastapi import Request
+from gradio.routes import App
 from starlette.responses import Response
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
-from i2v.errors import NotFound
+from i2v.errors import BodyTooLarge, I2VError, NotFound
 from i2v.server.answers import UNKNOWN_PATH, error_answer
+from i2v.server.body import refuse_compressed, whole
+from i2v.ui.mount.events import MAX_EVENT, read_event, refusals_noted
 
+EVENT = "/gradio_api/run/predict"
 UPLOAD = "/gradio_api/upload"
 PROGRESS = "/gradio_api/upload_progress"
 OPEN = {  # path: methods. What asks for it, in the browser
@@ -21,7 +26,7 @@ OPEN = {  # path: methods. What asks for it, in the browser
     "/favicon.ico": ("GET",),
     "/static/js/iframeResizer.contentWindow.min.js": ("GET",),
     "/gradio_api/app_id": ("GET",),  # a page whose server was away: is it the same one?
-    "/gradio_api/run/predict": ("POST",),  # every event, see `i2v.ui.page.EVENT`
+    EVENT: ("POST",),  # every event, see `i2v.ui.page.EVENT`
     UPLOAD: ("POST",),
 }
 OPEN_BELOW = {"/gradio_api/file=": ("GET", "HEAD")}  # uploads of this server, by their whole path
@@ -43,19 +48,60 @@ class Gate:
     since it would let that page read the answer; who may write, `HeadGuard` has decided.
     """
 
-    def __init__(self, framework: ASGIApp) -> None:
+    def __init__(self, framework: App) -> None:
         self.framework = framework
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return
         method, path = scope["method"], scope["path"]
+        shown: dict[str, Any] = {"headers": [item for item in scope["headers"] if item[0] != b"origin"]}
         if (method, path) == ("GET", PROGRESS):
             await Response(b'data: {"msg":"done"}\n\n', media_type="text/event-stream")(scope, receive, send)
         elif not is_open(method, path):
             await error_answer(NotFound(UNKNOWN_PATH), path)(scope, receive, send)
+        elif path == EVENT:
+            await self._event({**scope, **shown}, receive, send)
+        elif path == UPLOAD:
+            await self.framework({**scope, **shown, "query_string": b""}, receive, send)
         else:
-            shown: dict[str, Any] = {"headers": [item for item in scope["headers"] if item[0] != b"origin"]}
-            if path == UPLOAD:
-                shown["query_string"] = b""
             await self.framework({**scope, **shown}, receive, send)
+
+    async def _event(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            body = read_event(self.framework.get_blocks(), await _short_body(Request(scope, receive)))
+        except I2VError as error:
+            await error_answer(error, EVENT)(scope, receive, send)
+            return
+        told = [item for item in scope["headers"] if item[0] not in (b"content-length", b"content-type")]
+        told += [(b"content-length", b"%d" % len(body)), (b"content-type", b"application/json")]
+        handed = False
+
+        async def again() -> Message:
+            nonlocal handed
+            if handed:
+                return await receive()
+            handed = True
+            return {"type": "http.request", "body": body, "more_body": False}
+
+        with refusals_noted() as noted:
+
+            async def send_unless_refused(message: Message) -> None:
+                if not noted:
+                    await send(message)
+                elif message["type"] == "http.response.start":
+                    await error_answer(noted[0], EVENT)(scope, receive, send)
+
+            await self.framework({**scope, "headers": told}, again, send_unless_refused)
+
+
+async def _short_body(request: Request) -> bytes:
+    """Raises `BadRequest`, and `BodyTooLarge` for more than `MAX_EVENT` bytes."""
+    refuse_compressed(request)
+    body = b""
+    with whole():
+        async for piece in request.stream():
+            body += piece
+            if len(body) > MAX_EVENT:
+                raise BodyTooLarge(f"an event of the page has at most {MAX_EVENT:,} bytes")
+    return body

@@ -12,11 +12,13 @@ import gradio as gr
 import yaml
 from fastapi import FastAPI
 from gradio.blocks import BlocksConfig
+from gradio.routes import App
 from starlette.middleware import Middleware
 from starlette.routing import Mount
 
 from i2v.settings import Settings
 from i2v.ui.mount.assets import FromMemory
+from i2v.ui.mount.events import note_what_components_refuse
 from i2v.ui.mount.gate import Gate
 from i2v.ui.mount.uploads import take_folder
 from i2v.ui.mount.welcome import Welcome
@@ -66,7 +68,8 @@ def mount_ui(app: FastAPI, settings: Settings, queue: "JobQueue") -> FastAPI:
     )
     blocks.has_launched = True
     mount = cast(Mount, app.router.routes[-1])
-    mount.app = Gate(mount.app)
+    mount.app = Gate(cast(App, mount.app))
+    note_what_components_refuse(blocks)
     keep_sessions_light(blocks)
     check_closed(blocks)
     remember_signatures(blocks)
