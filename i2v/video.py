@@ -130,9 +130,13 @@ def probe(path: Path, on_wait: Callable[[], None] | None = None) -> VideoFacts:
     return VideoFacts(count, rate, width, height, stream[1], stream[2])
 
 
-def read_frames(path: Path, *, max_frames: int = MAX_READ_FRAMES) -> NDArray[np.uint8]:
-    """The frames of an MP4, (F, H, W, 3) uint8 RGB, at most `max_frames`. Raises `InvalidRequest` when unreadable."""
-    output = ("-map", "0:v:0", "-fps_mode", "passthrough", "-frames:v", str(max_frames), "-vf", _TO_RGB)
+def read_frames(path: Path, *, first: int = 0, max_frames: int = MAX_READ_FRAMES) -> NDArray[np.uint8]:
+    """The frames of an MP4 from number `first` on, (F, H, W, 3) uint8 RGB, at most `max_frames`.
+
+    Raises `InvalidRequest` when unreadable.
+    """
+    kept = f"trim=start_frame={first},{_TO_RGB}"
+    output = ("-map", "0:v:0", "-fps_mode", "passthrough", "-frames:v", str(max_frames), "-vf", kept)
     done = _read(path, *output, "-f", "image2pipe", "-c:v", "ppm", "-pix_fmt", "rgb24", "-")
     header = re.match(rb"P6\s(\d+)\s(\d+)\s255\s", done.stdout)
     if header is None:

@@ -9,7 +9,7 @@ from PIL import Image
 from i2v.errors import Conflict, InvalidRequest
 from i2v.jobs.job import Job
 from i2v.server.video_request import ExtendVideo
-from i2v.video import read_frames, read_metadata
+from i2v.video import probe, read_frames, read_metadata
 
 if TYPE_CHECKING:
     from i2v.jobs.queue import JobQueue
@@ -30,10 +30,11 @@ def last_frame(queue: "JobQueue", job: Job) -> Image.Image:
     """The last frame of a job's video. Raises `Conflict` where there is none, `InvalidRequest` where it is too long."""
     if job.result is None:
         raise Conflict(f"the video cannot be continued: its job is {job.status}", field="video")
-    frames = read_frames(queue.video_path(job), max_frames=MAX_FRAMES + 1)
-    if len(frames) > MAX_FRAMES:
+    path = queue.video_path(job)
+    count = probe(path).frames
+    if count > MAX_FRAMES:
         raise InvalidRequest(f"the video has over {MAX_FRAMES} frames; a shorter one can be continued", field="video")
-    return Image.fromarray(frames[-1])
+    return Image.fromarray(read_frames(path, first=count - 1)[-1])
 
 
 def _id_of(body: ExtendVideo, file: bytes | None) -> str:

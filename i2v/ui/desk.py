@@ -15,6 +15,7 @@ import gradio as gr
 import numpy as np
 from PIL import Image
 
+from i2v.decoding_room import DECODING
 from i2v.errors import Conflict, I2VError, NotFound
 from i2v.images import jpeg_url, place
 from i2v.jobs.job import Job
@@ -51,8 +52,10 @@ class Desk:
         *values, request = rest
         say = Say(language(request))
         try:
-            job_request, photo = self.read(say, upload, values)
-            job = self.queue.submit(job_request, photo, door="ui", caller=caller_of(request))
+            self.queue.check_room(None)  # before anything is decoded
+            with DECODING:
+                job_request, photo = self.read(say, upload, values)
+                job = self.queue.submit(job_request, photo, door="ui", caller=caller_of(request))
         except I2VError as error:
             return gr.skip(), hint.notice(told(say, error))
         return job.id, ""
@@ -72,9 +75,11 @@ class Desk:
         queued: list[str] = []
         notice = ""
         try:
-            job_request, photo = self.read(say, upload, values)
-            for draft in drafts(job_request, self.settings.limits):
-                queued.append(self.queue.submit(draft, photo, door="ui", caller=caller_of(request)).id)
+            self.queue.check_room(None)
+            with DECODING:
+                job_request, photo = self.read(say, upload, values)
+                for draft in drafts(job_request, self.settings.limits):
+                    queued.append(self.queue.submit(draft, photo, door="ui", caller=caller_of(request)).id)
         except I2VError as error:  # a full queue may have taken some of them
             notice = hint.notice(told(say, error))
         return Shown(sheet=tuple(queued)).sheet_text() if queued else gr.skip(), notice
@@ -104,6 +109,7 @@ class Desk:
             job = history.find(self.queue, job_id)
             if job is None or job.result is None:
                 raise PageRefusal(say("nothing_chosen"))
+            self.queue.check_room(None)
             last = last_frame(self.queue, job)
             again = job.request.model_copy(update={"seed": None})
             longer = self.queue.submit(again, last, door="ui", caller=caller_of(request), extends=job.id)

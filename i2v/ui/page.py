@@ -1,20 +1,21 @@
 """The page as Blocks: what stands where, and which event calls which function."""
 
+import asyncio
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import gradio as gr
+from starlette.concurrency import run_in_threadpool
 
-from i2v.settings import Settings
+from i2v.server.context import Context
 from i2v.ui import history
 from i2v.ui.desk import IDLE_S, Desk
 from i2v.ui.form import GREETED, Controls, Form, build_form
 from i2v.ui.results import Results
 from i2v.ui.system import System
 from i2v.ui.texts import label
-
-if TYPE_CHECKING:
-    from i2v.jobs.queue import JobQueue
 
 # Events go straight to their function: they are short, and Gradio's own queue would be a second one beside ours.
 EVENT: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
@@ -141,8 +142,22 @@ class Page:
     greeted: gr.Textbox
 
 
-def build(settings: Settings, queue: "JobQueue") -> Page:
+@dataclass(frozen=True, slots=True)
+class Shares:
+    """Events that decode a photo or a video wait where the routes that do so wait."""
+
+    context: Context
+
+    def photo(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        return in_line(self.context.decoding, function)
+
+    def video(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        return in_line(self.context.rendering, function)
+
+
+def build(context: Context) -> Page:
     """Draw everything and connect it."""
+    settings, queue, shares = context.settings, context.queue, Shares(context)
     desk, results = Desk(settings, queue), Results(settings, queue)
     with gr.Blocks(title="i2v", analytics_enabled=False, delete_cache=(3600, 86400), fill_width=True) as blocks:
         tab = TabValues.draw()
@@ -163,15 +178,15 @@ def build(settings: Settings, queue: "JobQueue") -> Page:
             }
             with gr.Tab(label("tab_history"), id="history") as history_tab:
                 filled = [tabs, actions.notice, *form.components()]
-                _history(results, tab, tabs, filled, history_tab, foresee)
+                _history(shares, results, tab, tabs, filled, history_tab, foresee)
             with gr.Tab(label("tab_system"), id="system") as system_tab:
                 _system(System(settings, queue), form, tabs, system_tab)
         _keep_what_is_typed(blocks, tab, form)
         _watch(desk, blocks, tab, [banner, parts.stage, parts.line, timer], timer)
         _greet(desk, tab, form, controls)
-        _start_and_stop(desk, tab, form, actions, parts)
-        _fill_in(desk, tab, form, controls, actions.notice, foresee)
-        _go_on(desk, results, tab, form, parts, actions.notice, foresee)
+        _start_and_stop(shares, desk, tab, form, actions, parts)
+        _fill_in(shares, desk, tab, form, controls, actions.notice, foresee)
+        _go_on(shares, desk, results, tab, form, parts, actions.notice, foresee)
     return Page(blocks, form, controls, tab.model, tab.greeted)
 
 
@@ -203,23 +218,33 @@ def _greet(desk: Desk, tab: TabValues, form: Form, controls: Controls) -> None:
     )
 
 
-def _start_and_stop(desk: Desk, tab: TabValues, form: Form, actions: Actions, parts: StageParts) -> None:
+def _start_and_stop(
+    shares: Shares, desk: Desk, tab: TabValues, form: Form, actions: Actions, parts: StageParts
+) -> None:
     for button, start in ((actions.generate, desk.submit), (actions.sweep, desk.sweep)):
-        started = button.click(with_request(start), form.components(), [tab.job_id, actions.notice], **RAW)
+        sent = shares.photo(with_request(start))
+        started = button.click(sent, form.components(), [tab.job_id, actions.notice], **RAW)
         started.then(fn=None, js=SHOW_STAGE)
-    parts.stage.click(desk.pick, [form.steps, tab.job_id], [tab.job_id, actions.notice], **EVENT)
+    parts.stage.click(shares.photo(desk.pick), [form.steps, tab.job_id], [tab.job_id, actions.notice], **EVENT)
     parts.cancel.click(desk.cancel, tab.job_id, actions.notice, **EVENT)
 
 
 def _fill_in(
-    desk: Desk, tab: TabValues, form: Form, controls: Controls, notice: gr.HTML, foresee: dict[str, Any]
+    shares: Shares,
+    desk: Desk,
+    tab: TabValues,
+    form: Form,
+    controls: Controls,
+    notice: gr.HTML,
+    foresee: dict[str, Any],
 ) -> None:
     # The fields by which a person changes what the job costs. Events that fill in the whole form ask for the estimate
     # once, at their end, and not once for each field.
     weighed = [form.fit, form.num_frames, form.steps, form.guidance_scale, form.preset]
     changes = [form.size.change, tab.pace.change, *(field.input for field in weighed)]
     gr.on(changes, trigger_mode="always_last", **foresee)
-    form.photo.change(desk.look_at_photo, form.photo, [tab.photo_size, controls.photo_notice], **RAW).then(**foresee)
+    look = shares.photo(desk.look_at_photo)
+    form.photo.change(look, form.photo, [tab.photo_size, controls.photo_notice], **RAW).then(**foresee)
     form.prompt.change(desk.about, form.prompt, controls.prompt_notice, trigger_mode="always_last", **EVENT)
     # The message about a missing photo or prompt goes when there is one; the browser does that without the server.
     gr.on([form.photo.input, form.photo.upload, form.prompt.input], fn=None, js="() => ''", outputs=notice)
@@ -234,6 +259,7 @@ def _fill_in(
 
 
 def _go_on(
+    shares: Shares,
     desk: Desk,
     results: Results,
     tab: TabValues,
@@ -244,8 +270,9 @@ def _go_on(
 ) -> None:
     """What is done with a finished video, and the jobs that run or wait below it."""
     after = [tab.job_id, notice]
-    shown.reuse.click(results.reuse, tab.job_id, [notice, *form.components()], **EVENT).then(**foresee)
-    shown.extend.click(desk.extend, tab.job_id, after, **EVENT)
+    reuse = shares.photo(results.reuse)
+    shown.reuse.click(reuse, tab.job_id, [notice, *form.components()], **EVENT).then(**foresee)
+    shown.extend.click(shares.video(desk.extend), tab.job_id, after, **EVENT)
     shown.delete.click(lambda: gr.Row(visible=True), None, shown.confirm, **EVENT)
     shown.delete_no.click(lambda: gr.Row(visible=False), None, shown.confirm, **EVENT)
     deleted = shown.delete_yes.click(results.delete, tab.job_id, after, **EVENT)
@@ -254,7 +281,13 @@ def _go_on(
 
 
 def _history(
-    results: Results, tab: TabValues, tabs: gr.Tabs, filled: list[Any], history_tab: gr.Tab, foresee: dict[str, Any]
+    shares: Shares,
+    results: Results,
+    tab: TabValues,
+    tabs: gr.Tabs,
+    filled: list[Any],
+    history_tab: gr.Tab,
+    foresee: dict[str, Any],
 ) -> None:
     """`filled`: what an MP4's settings change outside of this tab."""
     with gr.Row(equal_height=True):
@@ -270,7 +303,7 @@ def _history(
     search.change(trigger_mode="always_last", **listed)
     more.click(fn=None, js=ONE_PAGE_MORE, inputs=tab.count, outputs=tab.count).then(**listed)
     cards.click(results.card, None, [tab.job_id, tabs, notice], **EVENT).then(**listed)
-    restore.change(results.restore, restore, [notice, *filled], **RAW).then(**foresee)
+    restore.change(shares.video(results.restore), restore, [notice, *filled], **RAW).then(**foresee)
 
 
 def _system(system: System, form: Form, tabs: gr.Tabs, tab: gr.Tab) -> None:
@@ -299,6 +332,17 @@ def job_of_card(event: gr.EventData) -> Any:
     """The job whose card was clicked."""
     job_id = event._data.get("job") if isinstance(event._data, dict) else None
     return job_id if isinstance(job_id, str) else gr.skip()
+
+
+def in_line(place: asyncio.Semaphore, function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function`, run on a thread once `place` is free; until then it takes none of the framework's threads."""
+
+    @functools.wraps(function)
+    async def waiting(*values: Any) -> Any:
+        async with place:
+            return await run_in_threadpool(function, *values)
+
+    return waiting
 
 
 def with_request(function: Any) -> Any:

@@ -41,7 +41,7 @@ HEAD = (  # for screen readers: the texts are English for every other language
 def mount_ui(app: FastAPI, settings: Settings, queue: "JobQueue") -> FastAPI:
     """The app with the page at `/`. Call it last: a mount at `/` takes every path that no earlier route has taken."""
     take_folder()
-    page = build(settings, queue)
+    page = build(app.state.context)
     page.blocks.state_session_capacity = SESSIONS
     blocks, words = page.blocks, translations(sentences(settings))
     app = gr.mount_gradio_app(
