@@ -1,9 +1,11 @@
-"""The page in a server of its own process, as an operator starts it: its temporary folder."""
+"""The page in a server of its own process, as an operator starts it: its temporary folder, what it takes idle."""
 
 import os
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 import requests
 
@@ -53,3 +55,28 @@ def test_a_temporary_folder_that_cannot_be_made_is_one_sentence(
     assert code == 1
     assert len(server.log.splitlines()) == 1
     assert "set TMPDIR" in server.log
+
+
+def used(process: psutil.Process) -> float:
+    """Seconds of processor time so far, of all its threads."""
+    times = process.cpu_times()
+    return times.user + times.system
+
+
+@pytest.mark.fault("idle", "nobody is connected", before="5 to 7% of a core")
+def test_an_idle_server_takes_hardly_any_processor_time(
+    server: LiveServer, record_property: Callable[[str, object], None]
+) -> None:
+    """The framework's queue looked a thousand times a second whether somebody had come."""
+    assert requests.get(server.url, timeout=30).status_code == 200
+    process, seconds = psutil.Process(server.process.pid), 3.0
+    shares: list[float] = []
+    deadline = time.monotonic() + 60
+    while not shares or (min(shares) >= 0.01 and time.monotonic() < deadline):  # what the start has left to do ends
+        before, started = used(process), time.monotonic()
+        time.sleep(seconds)
+        shares.append((used(process) - before) / (time.monotonic() - started))
+    record_property("after", f"{100 * min(shares):.2f}% of a core")
+    assert min(shares) < 0.01
+    look = {"fn_index": 0, "session_hash": "a", "data": []}
+    assert requests.post(f"{server.url}/gradio_api/queue/join", json=look, timeout=30).status_code == 404
