@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from PIL import Image
 
 from i2v.decoding_room import DECODING
+from i2v.errors import NotFound
 from i2v.images import decode, decode_data_url
 
 STORED_SIDE = 2560  # px; a larger photo is stored reduced: twice what the largest video shows of it
@@ -55,7 +56,10 @@ def encode_png(picture: Image.Image) -> bytes:
 
 
 def decode_png(data: bytes) -> Image.Image:
-    """The stored photo, RGB."""
-    picture = Image.open(io.BytesIO(data), formats=("PNG",))
-    picture.load()
-    return picture
+    """The stored photo, RGB. Raises `NotFound` for bytes that are no photo."""
+    try:
+        picture = Image.open(io.BytesIO(data), formats=("PNG",))
+        picture.load()
+        return picture
+    except (OSError, ValueError, SyntaxError):  # SyntaxError: how Pillow calls a broken chunk
+        raise NotFound("the photo that was stored with this job cannot be read") from None

@@ -82,10 +82,15 @@ def count_start(store: JobStore) -> StartCount:
     Raises `I2VError`; nothing has changed then.
     """
     died = bool(store.note("running"))
-    starts = StartCount(int(store.note("starts") or 0) + 1, int(store.note("starts_after_death") or 0) + died)
+    starts = StartCount(_number(store.note("starts")) + 1, _number(store.note("starts_after_death")) + died)
     counted = {"starts": str(starts.number), "starts_after_death": str(starts.after_death)}
     store.set_notes({**counted, "running": store.boot})
     return starts
+
+
+def _number(text: str | None) -> int:
+    """A count begins anew where the table holds something else."""
+    return int(text) if isinstance(text, str) and text.isdecimal() else 0
 
 
 def note_good_end(store: JobStore) -> None:

@@ -4,6 +4,7 @@ Knows no job logic. `open_database` refuses, in a readable sentence, what it can
 is no database, a folder that cannot be written. `complete_schema` creates the tables and upgrades older ones.
 """
 
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -38,6 +39,8 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from i2v.jobs.postgres import AnswerLimit, connector
+
+log = logging.getLogger(__name__)
 
 SCHEMA_VERSION = 2  # 1 had two more columns, `priority` and `stage`
 LOCK_WAIT_MS = 800  # for a lock that another process holds (an sqlite3 shell, a VACUUM): callers hear of it in 2 s
@@ -230,7 +233,13 @@ def _open_existing(_dialect: Any, _record: Any, arguments: list[Any], options: d
         options["uri"] = True
 
 
+def _text(data: bytes) -> str:
+    """Bytes that are no UTF-8, on a damaged disk, cost their own row and not every row that is read with it."""
+    return data.decode("utf-8", "replace")
+
+
 def _prepare_sqlite(connection: Any, _record: Any) -> None:
+    connection.text_factory = _text
     connection.isolation_level = None  # the driver opens no transaction of its own; `_begin_sqlite` does
     connection.execute(f"PRAGMA busy_timeout = {LOCK_WAIT_MS}")
     connection.execute("PRAGMA journal_mode = WAL")
@@ -264,7 +273,9 @@ def _check_version(connection: Connection, shown: str) -> None:
     if not inspect(connection).has_table(meta.name):
         return
     found = connection.scalar(select(meta.c.value).where(meta.c.key == "schema"))
-    if found is not None and int(found) > SCHEMA_VERSION:
+    if found is not None and not str(found).isdecimal():
+        log.error("the job table %s does not say its version; its columns do, and it is put right by them", shown)
+    elif found is not None and int(found) > SCHEMA_VERSION:
         raise DataError(
             f"the job table {shown} was written by a newer i2v (schema {found}; this version knows {SCHEMA_VERSION}). "
             "Upgrade i2v, or choose another folder with --outputs"

@@ -11,24 +11,41 @@ time. Knows no engine, no files, no HTTP.
 """
 
 import json
-import re
+import logging
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
-from typing import Any, Literal
+from datetime import datetime
+from typing import Any, Literal, TypeVar
 
-from sqlalchemy import ColumnElement, Connection, RowMapping, and_, delete, func, insert, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    RowMapping,
+    Text,
+    and_,
+    cast,
+    delete,
+    func,
+    insert,
+    literal,
+    select,
+    update,
+)
 
-from i2v.errors import Conflict, NotFound, QueueFull, TooManyJobs, Unavailable
+from i2v.errors import Conflict, NotFound, QueueFull, StorageFull, TooManyJobs, Unavailable
 from i2v.jobs.database import Database
 from i2v.jobs.job import FINAL, Claim, InvalidTransition, Job, JobResult, NewJob, PendingWebhook, Status
+from i2v.jobs.rows import ID, SET_ASIDE, STATUSES, Unreadable, checked, job_of, when
 from i2v.jobs.schema import inputs, jobs, meta, overwriting, webhooks
-from i2v.notes import read
 from i2v.request import GenerateRequest
 
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
 CACHED = 1000
-_ID = re.compile(r"video_[0-9a-f]{24}")
 
 Clock = Callable[[], datetime]  # aware UTC
 
@@ -68,6 +85,9 @@ class JobStore:
 
         Raises `Conflict` (key used with another body), `QueueFull`, `TooManyJobs`.
         """
+        return self._without_unreadable(lambda: self._insert(new, capacity, per_caller))
+
+    def _insert(self, new: NewJob, capacity: int, per_caller: int) -> tuple[Job, bool]:
         with self._database.writing() as connection:
             if (found := self._find_key(connection, new)) is not None:
                 return found, True
@@ -98,7 +118,7 @@ class JobStore:
             if new.webhook is not None:
                 connection.execute(insert(webhooks).values(job_id=new.id, url=new.webhook))
         self._keep_request(new.id, new.request)
-        return Job(new.id, "queued", new.request, new.door, _when(created_at), extends=new.extends), False
+        return Job(new.id, "queued", new.request, new.door, when(created_at), extends=new.extends), False
 
     # -- reading ------------------------------------------------------------------------------------------------
 
@@ -113,8 +133,12 @@ class JobStore:
             version, known = self._version, self._cache.get(id)
         if known is not None:
             return known
-        with self._database.reading() as connection:
-            job = self._read(connection, id)
+        try:
+            with self._database.reading() as connection:
+                job = self._read(connection, id)
+        except Unreadable as error:
+            self.set_aside(error)
+            raise
         with self._cache_lock:
             if version == self._version and len(self._cache) < CACHED:
                 self._cache[id] = job
@@ -127,7 +151,7 @@ class JobStore:
             found = connection.scalar(select(inputs.c.png).where(inputs.c.job_id == id))
         if found is None:
             raise _unknown(id)
-        return bytes(found)
+        return bytes(found) if isinstance(found, bytes | memoryview) else b""  # SQLite keeps a text in any column
 
     def list(
         self,
@@ -140,6 +164,7 @@ class JobStore:
     ) -> Sequence[Job]:
         """A page in the order of arrival; `search` is part of a prompt. Raises `NotFound` for an unknown `after`."""
         query = select(jobs).order_by(jobs.c.seq.desc() if order == "desc" else jobs.c.seq).limit(limit)
+        query = query.where(jobs.c.status != SET_ASIDE)
         if status is not None:
             query = query.where(jobs.c.status == status)
         if search:
@@ -152,13 +177,15 @@ class JobStore:
                 if seq is None:
                     raise _unknown(after)
                 query = query.where(jobs.c.seq < seq if order == "desc" else jobs.c.seq > seq)
-            return [self._job(row) for row in connection.execute(query).mappings()]
+            rows = connection.execute(query).mappings().all()
+        return self._jobs(rows)
 
     def waiting(self) -> Sequence[Job]:
         """The queued jobs, next one first."""
         query = select(jobs).where(jobs.c.status == "queued").order_by(jobs.c.seq)
         with self._database.reading() as connection:
-            return [self._job(row) for row in connection.execute(query).mappings()]
+            rows = connection.execute(query).mappings().all()
+        return self._jobs(rows)
 
     def next_is_retry(self) -> bool:
         """Whether the job that `claim` would start now was in flight when the process died before."""
@@ -169,6 +196,7 @@ class JobStore:
     def counts(self) -> dict[Status, int]:
         """Jobs by state; states without jobs are left out."""
         query = select(jobs.c.status, func.count().label("number")).group_by(jobs.c.status)
+        query = query.where(jobs.c.status.in_(STATUSES))
         with self._database.reading() as connection:
             return {row.status: row.number for row in connection.execute(query)}
 
@@ -180,6 +208,9 @@ class JobStore:
         Raises `InvalidTransition` when the slot still holds a job, `DataError` when another server took the database.
         """
         self._database.keep_lock()
+        return self._without_unreadable(lambda: self._claim(slot, before_commit))
+
+    def _claim(self, slot: int, before_commit: Callable[[], None] | None) -> tuple[Job, Claim] | None:
         with self._database.writing() as connection:
             claim = self._committed(connection, slot) or self._start_next(connection, slot)
             if claim is None:
@@ -201,20 +232,15 @@ class JobStore:
         return claim
 
     def _start_next(self, connection: Connection, slot: int) -> Claim | None:
-        query = (
-            select(jobs.c.id, jobs.c.attempt)
-            .where(jobs.c.status == "queued")
-            .order_by(jobs.c.seq)
-            .limit(1)
-            .with_for_update(skip_locked=True)
-        )
-        row = connection.execute(query).first()
+        query = select(jobs).where(jobs.c.status == "queued").order_by(jobs.c.seq)
+        row = connection.execute(query.limit(1).with_for_update(skip_locked=True)).mappings().first()
         if row is None:
             return None
-        claim = Claim(row.id, self.boot, row.attempt + 1)
+        job = self._job(row)
+        claim = Claim(job.id, self.boot, job.attempt + 1)
         values = {"status": "in_progress", "boot_id": self.boot, "slot": slot, "attempt": claim.attempt}
         values |= {"started_at": self._now(), "step": 0}
-        self._move(connection, row.id, and_(jobs.c.status == "queued", jobs.c.attempt == row.attempt), values)
+        self._move(connection, job.id, and_(jobs.c.status == "queued", jobs.c.attempt == job.attempt), values)
         return claim
 
     def begin_write(self, claim: Claim, file: str, result: JobResult) -> None:
@@ -302,6 +328,7 @@ class JobStore:
         A job whose file was already complete (`size_of(file)` in bytes, None when missing) is completed; one that was
         started `attempts` times is interrupted; any other is queued again in its old place. Clocks play no part.
         """
+        self.set_aside_unreadable()
         decided: dict[str, Status] = {}
         with self._database.writing() as connection:
             rows = connection.execute(select(jobs).where(jobs.c.status == "in_progress")).mappings().all()
@@ -322,10 +349,12 @@ class JobStore:
         """Addresses that have not been told of an end, earliest end first, whether the job is still there or not."""
         query = select(webhooks).where(webhooks.c.status.is_not(None)).order_by(webhooks.c.ended_at)
         with self._database.reading() as connection:
-            return [
-                PendingWebhook(row.job_id, row.url, row.status, _when(row.ended_at))
-                for row in connection.execute(query)
-            ]
+            rows = connection.execute(query).all()
+        return [
+            PendingWebhook(row.job_id, row.url, row.status, when(row.ended_at))
+            for row in rows
+            if isinstance(row.url, str) and row.status in FINAL and isinstance(row.ended_at, float | int)
+        ]
 
     def forget_webhook(self, id: str) -> None:
         """The address was told, or will never be."""
@@ -350,14 +379,25 @@ class JobStore:
 
     def videos(self, *, removable: bool = False, before: datetime | None = None) -> Sequence[VideoRow]:
         """Finished videos, oldest arrival first; `removable` leaves out those that an unfinished job continues."""
-        query = select(jobs.c.id, jobs.c.file, jobs.c.bytes).where(jobs.c.status == "completed").order_by(jobs.c.seq)
+        query = (
+            select(jobs.c.seq, jobs.c.id, jobs.c.file, jobs.c.bytes)
+            .where(jobs.c.status == "completed")
+            .order_by(jobs.c.seq)
+        )
         if removable:
             needed = select(jobs.c.extends).where(jobs.c.status.not_in(FINAL), jobs.c.extends.is_not(None))
             query = query.where(jobs.c.id.not_in(needed))
         if before is not None:
             query = query.where(jobs.c.completed_at < before.timestamp())
         with self._database.reading() as connection:
-            return [VideoRow(row.id, row.file, row.bytes or 0) for row in connection.execute(query)]
+            rows = connection.execute(query).mappings().all()
+        found = []
+        for row in rows:
+            if isinstance(row["file"], str) and isinstance(row["bytes"] or 0, int):
+                found.append(VideoRow(row["id"], row["file"], row["bytes"] or 0))
+            else:
+                self.set_aside(Unreadable(row, "file or bytes"))
+        return found
 
     def videos_total(self) -> tuple[int, int]:
         """How many finished videos there are, and their bytes."""
@@ -381,7 +421,59 @@ class JobStore:
         """The newest completed jobs, oldest of them first: what the pace is learnt from after a start."""
         query = select(jobs).where(jobs.c.status == "completed").order_by(jobs.c.seq.desc()).limit(limit)
         with self._database.reading() as connection:
-            return [self._job(row) for row in connection.execute(query).mappings()][::-1]
+            rows = connection.execute(query).mappings().all()
+        return self._jobs(rows)[::-1]
+
+    # -- rows that cannot be read -------------------------------------------------------------------------------
+
+    def set_aside(self, found: Unreadable) -> None:
+        """Keep the row for a person to look at: it is neither served nor started any more. As far as the table lets it.
+
+        Its former state and what is wrong with it become its error.
+        """
+        log.error(
+            "a job cannot be read (%s) and is set aside: its row stays in the table, as %s",
+            found.reason,
+            SET_ASIDE,
+            extra={"job": found.id},
+        )
+        values: dict[str, Any] = {"status": SET_ASIDE, "slot": None, "idempotency_key": None}
+        told = literal("it was ") + cast(jobs.c.status, Text) + f"; cannot be read: {found.reason}"
+        with suppress(Unavailable, StorageFull), self._database.writing() as connection:
+            row = and_(jobs.c.seq == found.seq, jobs.c.status != SET_ASIDE)
+            connection.execute(update(jobs).where(row).values(**values, error_message=told))
+
+    def set_aside_unreadable(self) -> None:
+        """Look through every row that is not final, and for states that there are not. Raises `Unavailable`."""
+        with self._database.reading() as connection:
+            query = select(jobs).where(jobs.c.status.not_in([*FINAL, SET_ASIDE]))
+            for row in connection.execute(query).mappings().all():
+                try:
+                    checked(row)
+                except Unreadable as error:
+                    self.set_aside(error)
+
+    def _jobs(self, rows: Sequence[RowMapping]) -> Sequence[Job]:
+        """Those that can be read; the others are set aside."""
+        found = []
+        for row in rows:
+            try:
+                found.append(self._job(row))
+            except Unreadable as error:
+                self.set_aside(error)
+        return found
+
+    def _without_unreadable(self, change: Callable[[], T]) -> T:
+        """Make a change; a row that is in its way and cannot be read is set aside, and the change made again."""
+        seen = set()
+        while True:
+            try:
+                return change()
+            except Unreadable as error:
+                if error.seq in seen:  # the table did not take it
+                    raise Unavailable("a job that cannot be read is in the way") from error
+                seen.add(error.seq)
+                self.set_aside(error)
 
     # -- inside -------------------------------------------------------------------------------------------------
 
@@ -430,7 +522,7 @@ class JobStore:
 
     def _read(self, connection: Connection, id: str) -> Job:
         _check_id(id)
-        row = connection.execute(select(jobs).where(jobs.c.id == id)).mappings().first()
+        row = connection.execute(select(jobs).where(jobs.c.id == id, jobs.c.status != SET_ASIDE)).mappings().first()
         if row is None:
             raise _unknown(id)
         return self._job(row)
@@ -439,7 +531,7 @@ class JobStore:
         with self._cache_lock:
             request = self._requests.get(row["id"])
         if request is None:
-            request = GenerateRequest.model_validate_json(row["request"])
+            request = checked(row)
             self._keep_request(row["id"], request)
         return job_of(row, request)
 
@@ -463,12 +555,12 @@ def _count(connection: Connection, *where: ColumnElement[bool]) -> int:
 
 def _check_id(id: str) -> None:
     """Only what could be an id reaches the database."""
-    if _ID.fullmatch(id) is None:
+    if ID.fullmatch(id) is None:
         raise _unknown(id)
 
 
 def _unknown(id: str) -> NotFound:
-    return NotFound(f"there is no video {id}" if _ID.fullmatch(id) else "there is no such video")
+    return NotFound(f"there is no video {id}" if ID.fullmatch(id) else "there is no such video")
 
 
 CANCELLED = "the job was cancelled"
@@ -505,33 +597,3 @@ def recovered(row: RowMapping, attempts: int, size_of: Callable[[str], int | Non
         values = {"status": "interrupted", "slot": None, "completed_at": now, **NO_FILE}
         return {**values, "error_code": "interrupted", "error_message": message}
     return dict(QUEUED)
-
-
-def job_of(row: RowMapping, request: GenerateRequest) -> Job:
-    """A row of `jobs` as a value; its times are seconds since 1970, UTC."""
-    return Job(
-        id=row["id"],
-        status=row["status"],
-        request=request,
-        door=row["door"],
-        created_at=_when(row["created_at"]),
-        started_at=_when(row["started_at"]) if row["started_at"] is not None else None,
-        completed_at=_when(row["completed_at"]) if row["completed_at"] is not None else None,
-        attempt=row["attempt"],
-        stage=None if row["status"] != "in_progress" else "encode" if row["slot"] is not None else "write",
-        step=row["step"],
-        error_code=row["error_code"],
-        error_message=row["error_message"],
-        result=_result(row["result"]) if row["status"] == "completed" else None,
-        extends=row["extends"],
-    )
-
-
-def _when(seconds: float) -> datetime:
-    return datetime.fromtimestamp(seconds, UTC)
-
-
-def _result(text: str) -> JobResult:
-    value = json.loads(text)
-    said = {name: tuple(map(read, value[name])) for name in ("notes", "warnings")}
-    return JobResult(**{**value, **said, "plan": read(value["plan"]) if value["plan"] else None})

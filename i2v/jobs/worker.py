@@ -17,6 +17,7 @@ from i2v.errors import (
     GenerationFailed,
     I2VError,
     JobCancelled,
+    NotFound,
     OutOfMemory,
 )
 from i2v.jobs.job import InvalidTransition
@@ -186,10 +187,13 @@ class Worker:
                 self._watchdog.disarm()
 
     def _photo(self, id: str) -> Image.Image:
-        png = self._outcomes.persist(lambda: self._store.png(id))
-        if png is None:
-            raise JobCancelled("the server stops")
-        return decode_png(png)
+        try:
+            png = self._outcomes.persist(lambda: self._store.png(id))
+            if png is None:
+                raise JobCancelled("the server stops")
+            return decode_png(png)
+        except NotFound:
+            raise GenerationFailed("the photo that was stored with this job cannot be read") from None
 
     def _on_step(self, live: RunningJob, progress: Progress) -> None:
         self._watchdog.feed()
