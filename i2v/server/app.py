@@ -30,6 +30,7 @@ from i2v.server.answers import (
     error_answer,
 )
 from i2v.server.body_limit import BodyLimit
+from i2v.server.clients import RequestShare
 from i2v.server.context import Context
 from i2v.server.metrics import Metrics
 from i2v.server.middleware import OwnWords, Stamp
@@ -64,6 +65,7 @@ def create_app(settings: Settings, queue: "JobQueue", *, start_queue: bool = Tru
             Middleware(Stamp, on_answer=metrics.answered),
             Middleware(OwnWords),
             Middleware(HeadGuard, settings=settings),
+            Middleware(RequestShare, places=settings.max_connections),
             Middleware(BodyLimit, settings=settings),
         ],
         exception_handlers={

@@ -1,10 +1,11 @@
 """uvicorn's HTTP protocol with the bounds it lacks: clients that send nothing, too slowly, or do not read are cut off.
 
 Written against uvicorn 0.54's `HttpToolsProtocol` (a C parser: a request costs less than half of what it costs with the
-one in Python). Four rules: the head and the body of a request each arrive within `receive_timeout_s`; a head names one
+one in Python). Five rules: the head and the body of a request each arrive within `receive_timeout_s`; a head names one
 host and is not endless, and neither is what stands between the pieces of a body; a client that takes nothing of its
 answer for `receive_timeout_s` is cut off; when all places are taken, the longest idle connection makes room for a new
-one. Each connection is looked at four times in `receive_timeout_s`, so it may have a quarter of that more.
+one; and where none is idle, a few more are let in to ask a probe and nothing else. Each connection is looked at four
+times in `receive_timeout_s`, so it may have a quarter of that more.
 """
 
 import asyncio
@@ -16,9 +17,13 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from i2v.errors import BadRequest, I2VError, NotReady
 from i2v.server.answers import error_body
+from i2v.server.clients import PROBES
 
 MAX_PIPELINED = 100  # requests that wait for the answer before theirs; each is in memory before any guard sees it
+PROBE_PLACES = 32  # connections beyond all places that may ask `PROBES`; the longest one makes room for the next
 MAX_FRAMING = 64_000  # bytes in a row that do not end a request and hold nothing of a body; more is not HTTP
+
+FULL = "too many open connections"
 
 
 class RequestTimeout(I2VError):
@@ -47,18 +52,32 @@ class BoundedProtocol(HttpToolsProtocol):
         self._awaited: tuple[object, ...] | None = None  # what the client has to do next, see `_note`
         self.since = 0.0  # when that began, by the clock of the event loop
         self._timer: asyncio.TimerHandle | None = None
+        self.guest = False  # it came when all places were taken, and may ask a probe
+        self._refusal: I2VError | None = None  # why a head was not taken, if not for its form
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        is_full = len(self.connections) >= self.places
-        idle = [one for one in self.connections if is_full and isinstance(one, BoundedProtocol) and one.idle]
+        others = [one for one in self.connections if isinstance(one, BoundedProtocol)]
+        if len(others) >= self.places:
+            self._make_room(others)
+        super().connection_made(transport)
+        self._look()
+
+    def _make_room(self, others: "list[BoundedProtocol]") -> None:
+        """All places are taken: an idle connection goes, or this one is a guest, for whom a guest may have to go."""
+        guests = [one for one in others if one.guest]
+        if len(others) - len(guests) < self.places:
+            return
+        idle = [one for one in others if one.idle and not one.guest]
         if idle:
             oldest = min(idle, key=lambda one: one.since)
             oldest.transport.abort()
             self.connections.discard(oldest)
-        super().connection_made(transport)
-        self._look()
-        if is_full and not idle:
-            self._refuse(NotReady("too many open connections", retry_after=5))
+            return
+        self.guest = True
+        if len(guests) >= PROBE_PLACES:
+            oldest = min(guests, key=lambda one: (not one.idle, one.since))
+            oldest._refuse(NotReady(FULL, retry_after=5))
+            self.connections.discard(oldest)
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self._timer is not None:
@@ -75,7 +94,7 @@ class BoundedProtocol(HttpToolsProtocol):
         except httptools.HttpParserError:
             self._framing = MAX_FRAMING + 1
         if self._framing > MAX_FRAMING:
-            self._refuse(BadRequest("the request is not valid HTTP"))
+            self._refuse(self._refusal or BadRequest("the request is not valid HTTP"))
 
     def on_headers_complete(self) -> None:
         """The parser turns a `BadRequest` into an error of its own."""
@@ -86,8 +105,13 @@ class BoundedProtocol(HttpToolsProtocol):
             raise BadRequest("too many requests at once")
         if self.parser.get_method() == b"CONNECT":
             raise BadRequest("this server is no proxy")
+        if self.guest and self.url.partition(b"?")[0].decode("latin-1") not in PROBES:
+            self._refusal = NotReady(FULL, retry_after=5)
+            raise self._refusal
         if not self.parser.should_upgrade():
             super().on_headers_complete()
+            cycle: Any = self.cycle
+            cycle.keep_alive = cycle.keep_alive and not self.guest
             self.headers = []  # the app has seen its own; what follows a chunked body is no header
 
     def on_body(self, body: bytes) -> None:
@@ -154,8 +178,10 @@ class BoundedProtocol(HttpToolsProtocol):
     def _give_up(self, awaited: object) -> None:
         if awaited == "take":
             self.transport.abort()
-        elif awaited == "head":
+        elif awaited == "head" and not self.guest:
             self.transport.close()
+        elif awaited == "head":
+            self._refuse(NotReady(FULL, retry_after=5))
         else:
             self._refuse(RequestTimeout(f"the request did not arrive within {self.timeout_s:g} s"))
 

@@ -16,9 +16,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from i2v.errors import BadRequest, Forbidden, I2VError, Unauthorized
 from i2v.server.answers import error_answer
+from i2v.server.clients import PROBES
 from i2v.settings import Settings
 
-PROBES = frozenset({"/livez", "/readyz"})
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
 MAX_HEADERS = 200
 MAX_HEAD = 64_000  # bytes; the parser's own limit does not hold for a head that arrives in one piece

@@ -2,8 +2,10 @@
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import ExitStack, asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -11,7 +13,9 @@ import pytest
 import uvicorn
 from uvicorn.server import ServerState
 
-from i2v.server.protocol import BoundedProtocol, bounded_protocol
+from i2v.serve import Server
+from i2v.server.clients import RequestShare
+from i2v.server.protocol import PROBE_PLACES, BoundedProtocol, bounded_protocol
 from i2v.settings import Settings
 from tests.serving import serving
 
@@ -134,3 +138,92 @@ async def test_a_closing_connection_does_not_wait_for_ever_for_a_client_that_rea
         protocol._look()
         assert protocol.transport.get_write_buffer_size() == 0
         assert protocol.transport.is_closing()
+
+
+MODELS = ASK % (b"/v1/models", b"")
+DRIP = b"POST /v1/videos HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\nx"
+
+
+@pytest.fixture
+def few(tmp_path: Path) -> Iterator[tuple[Callable[..., socket.socket], Server]]:
+    """A server of 40 places, and connections to it that are closed in the end."""
+    settings = Settings(outputs=tmp_path / "outputs", model="fake", ui=False, min_free_mb=0, port=0, max_connections=40)
+    with ExitStack() as stack, serving(settings) as (address, server):
+
+        def connect(number: int, data: bytes = b"") -> socket.socket:
+            """From the machine's own address of that number, with `data` sent."""
+            made = stack.enter_context(socket.socket())
+            made.settimeout(30)
+            made.bind((f"127.0.0.{number}", 0))
+            made.connect(("127.0.0.1", int(address.rpartition(":")[2])))
+            made.sendall(data)
+            return made
+
+        yield connect, server
+        stack.close()
+
+
+def status_of(connection: socket.socket) -> int:
+    return int(connection.recv(12)[9:])
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def busy(server: Server) -> int:
+    """Requests that are being answered."""
+    open_ones = [one for one in list(server.server_state.connections) if isinstance(one, BoundedProtocol)]
+    return sum(not one.idle for one in open_ones)
+
+
+@pytest.mark.fault("F8", "350 dripping bodies on 300 places", before="/livez, /readyz and every route 503")
+def test_one_address_takes_half_and_probes_are_answered_whoever_holds_the_rest(few: Any, record_property: Any) -> None:
+    connect, server = few
+    first = [connect(1, DRIP) for _ in range(20)]
+    wait_until(lambda: busy(server) == 20)
+    assert status_of(connect(1, DRIP)) == 503  # it has its half
+    assert status_of(connect(2, MODELS)) == 200
+    others = [connect(3 + number // 10, DRIP) for number in range(20)]
+    wait_until(lambda: busy(server) == 40)
+    silent = [connect(9) for _ in range(2 * PROBE_PLACES)]
+    seen = {path: status_of(connect(1, ASK % (path, b""))) for path in (b"/livez", b"/readyz", b"/v1/models")}
+    record_property("after", ", ".join(f"{path.decode()} {status}" for path, status in seen.items()))
+    assert list(seen.values()) == [200, 200, 503]
+    assert status_of(silent[0]) == 503  # the longest guest made room
+    assert len(server.server_state.connections) <= 40 + PROBE_PLACES
+    for connection in (*first, *others):
+        connection.close()
+    wait_until(lambda: busy(server) == 0)
+    assert status_of(connect(1, MODELS)) == 200
+
+
+@pytest.mark.fault("F8", "350 event streams on 300 places", before="/livez 503")
+async def test_a_share_counts_what_goes_on_and_not_what_has_ended(record_property: Any) -> None:
+    let_go = asyncio.Event()
+
+    async def stream(scope: Any, receive: Any, send: Any) -> None:
+        await let_go.wait()
+
+    share, answers = RequestShare(stream, places=60), []
+
+    async def ask(address: str, path: str = "/v1/videos/x/events") -> None:
+        async def send(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                answers.append(message["status"])
+
+        await share({"type": "http", "path": path, "client": (address, 1)}, None, send)  # type: ignore[arg-type]
+
+    asked = [asyncio.create_task(ask(f"2001:db8::{number:x}")) for number in range(40)]  # one customer's network
+    asked += [asyncio.create_task(ask("192.0.2.1")), asyncio.create_task(ask("192.0.2.1", "/livez"))]
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert answers == [503] * 10
+    assert dict(share.going_on) == {"2001:db8::/64": 30, "192.0.2.1": 1}
+    let_go.set()
+    await asyncio.gather(*asked)
+    assert share.going_on == {}
+    record_property("after", "30 of 60 places for one address, others and probes are answered")
