@@ -5,7 +5,7 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -13,6 +13,7 @@ from pathlib import Path
 
 from i2v.engine.interface import Frames
 from i2v.errors import Conflict, I2VError, NotFound, StorageFull, Unavailable
+from i2v.jobs.clock import WatchedClock
 from i2v.jobs.folder_lock import identity
 from i2v.jobs.job import InvalidTransition, Job, Status
 from i2v.jobs.schema import DataError
@@ -233,13 +234,13 @@ def sweep(store: JobStore, folder: Path) -> None:
             log.warning("its video is no longer there", extra={"job": row.id})
 
 
-def enforce(store: JobStore, folder: Path, limits: RetentionSettings, now: datetime) -> list[str]:
-    """Remove what is over the limits, oldest first; returns the ids that went.
+def enforce(store: JobStore, folder: Path, limits: RetentionSettings, now: datetime | None = None) -> list[str]:
+    """Remove what is over the limits, oldest first; returns the ids that went. Nothing goes by age without `now`.
 
     A file that is being sent stays readable until its reader closes it.
     """
     gone: list[str] = []
-    if limits.days:
+    if limits.days and now is not None:
         gone += _remove(
             store,
             folder,
@@ -294,13 +295,13 @@ class VideoFolder:
         marker: FolderMarker,
         store: JobStore,
         limits: RetentionSettings,
-        now: Callable[[], datetime],
+        clock: WatchedClock,
     ) -> None:
         self._folder = folder
         self._marker = marker
         self._store = store
         self._limits = limits
-        self._now = now
+        self._clock = clock
 
     def problem(self) -> str | None:
         """Why no video can be written, in a sentence without paths."""
@@ -344,7 +345,8 @@ class VideoFolder:
             if ended != "completed":
                 self._store.forget_failures(FAILURES_KEPT)
             elif self._marker.is_there():
-                return enforce(self._store, self._folder, self._limits, self._now())
+                now = self._clock() if self._clock.is_steady() else None
+                return enforce(self._store, self._folder, self._limits, now)
         except I2VError as error:
             log.warning("old jobs could not be removed: %s", error.message)
         return ()

@@ -8,7 +8,6 @@ import threading
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal, Unpack
 
@@ -21,6 +20,7 @@ from i2v.engine.interface import DeviceMemory, EngineProtocol, MemoryNeed, Model
 from i2v.errors import I2VError, NotReady
 from i2v.jobs.admission import Admission, Particulars, new_job
 from i2v.jobs.cancel import Cancellation
+from i2v.jobs.clock import Now, WatchedClock
 from i2v.jobs.eta import Pace, Positions
 from i2v.jobs.folder_lock import FolderLock
 from i2v.jobs.job import Job, NewJob, PendingWebhook, Status
@@ -32,7 +32,6 @@ from i2v.jobs.recovery import OpenedData, StartCount, note_good_end, open_data
 from i2v.jobs.running import RunningJobs
 from i2v.jobs.settle import Outcomes
 from i2v.jobs.signals import Waiting, Watchers
-from i2v.jobs.store import Clock
 from i2v.jobs.worker import Worker
 from i2v.mutex import GpuMutex
 from i2v.notes import Note
@@ -65,7 +64,7 @@ class JobQueue:
         self,
         settings: Settings,
         *,
-        clock: Clock | None = None,
+        clock: Now | None = None,
         write_video: WriteVideo | None = None,
         free_space: Callable[[Path], int] | None = None,
         failpoint: Failpoint | None = None,
@@ -75,7 +74,7 @@ class JobQueue:
         self._settings = settings
         self._folder = settings.outputs.resolve()
         self._folder_lock = FolderLock(self._folder)
-        self._clock = clock or (lambda: datetime.now(UTC))
+        self._clock = WatchedClock(clock)
         self._write_video = write_video
         self._failpoint = failpoint or (lambda _name: None)
         self._phase = Phase()

@@ -4,14 +4,14 @@ import logging
 import time
 import uuid
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 
 from i2v.errors import I2VError, Unavailable
 from i2v.jobs import outputs
+from i2v.jobs.clock import Now
 from i2v.jobs.eta import RECENT, Pace
 from i2v.jobs.schema import DataError, TableLocked, sqlite_url
-from i2v.jobs.store import Clock, JobStore
+from i2v.jobs.store import JobStore
 from i2v.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -38,7 +38,7 @@ class OpenedData:
     starts: StartCount
 
 
-def open_data(settings: Settings, folder: Path, pace: Pace, clock: Clock) -> OpenedData:
+def open_data(settings: Settings, folder: Path, pace: Pace, clock: Now) -> OpenedData:
     """Open the job table of a locked outputs folder and put right what an earlier process left.
 
     A table that another process holds is tried again for `LOCKED_S`. Raises `schema.DataError` with a sentence for the
@@ -57,13 +57,13 @@ def open_data(settings: Settings, folder: Path, pace: Pace, clock: Clock) -> Ope
         time.sleep(LOCKED_POLL_S)
 
 
-def _open_data(settings: Settings, folder: Path, pace: Pace, clock: Clock) -> OpenedData:
+def _open_data(settings: Settings, folder: Path, pace: Pace, clock: Now) -> OpenedData:
     own_table = None if settings.database else folder / DATABASE_NAME
     try:
         store = JobStore(settings.database or sqlite_url(folder / DATABASE_NAME), uuid.uuid4().hex, clock)
         try:
             marker = outputs.marker_of(folder, own_table, store)
-            recover(store, folder, settings, pace, clock())
+            recover(store, folder, settings, pace)
             return OpenedData(store, marker, count_start(store))
         except BaseException:
             store.close()
@@ -98,14 +98,14 @@ def note_good_end(store: JobStore) -> None:
     store.set_notes({"running": ""})
 
 
-def recover(store: JobStore, folder: Path, settings: Settings, pace: Pace, now: datetime) -> None:
+def recover(store: JobStore, folder: Path, settings: Settings, pace: Pace) -> None:
     """With the folder locked and nothing running. Raises OSError and `I2VError`."""
     found = store.recover(settings.queue.attempts, lambda name: outputs.size_of(folder, name))
     for id, status in found.items():
         log.warning("it was running when the server stopped; now %s", status, extra={"job": id})
     outputs.sweep(store, folder)
     outputs.keep_room(folder)
-    outputs.enforce(store, folder, settings.retention, now)
+    outputs.enforce(store, folder, settings.retention)  # not by age: the clock has not shown yet that it is right
     store.forget_failures(outputs.FAILURES_KEPT)
     for job in store.recent_results(RECENT):
         if job.result is not None:

@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from i2v.errors import I2VError, NotFound, StorageFull, Unavailable
 from i2v.jobs.eta import Pace, Positions
-from i2v.jobs.job import InvalidTransition, Job, JobResult
+from i2v.jobs.job import InvalidTransition, Job, JobResult, Status
 from i2v.jobs.outputs import VideoFolder
 from i2v.jobs.running import RunningJob, RunningJobs
 from i2v.jobs.signals import Watchers
@@ -87,8 +87,12 @@ class Outcomes:
             self._on_back()
         self.moved(job.id)
         if job.is_final:
-            for gone in self._videos.tidy(job.status):
-                self.moved(gone)
+            self.tidy(job.status)
+
+    def tidy(self, ended: Status = "completed") -> None:
+        """Remove what is over the limits once a job has ended so, or an hour has passed."""
+        for gone in self._videos.tidy(ended):
+            self.moved(gone)
 
     def started(self, live: RunningJob) -> None:
         """The engine begins with the job."""

@@ -35,6 +35,7 @@ from sqlalchemy import (
 )
 
 from i2v.errors import Conflict, NotFound, QueueFull, StorageFull, TooManyJobs, Unavailable
+from i2v.jobs.clock import Now
 from i2v.jobs.database import Database
 from i2v.jobs.job import FINAL, Claim, InvalidTransition, Job, JobResult, NewJob, PendingWebhook, Status
 from i2v.jobs.rows import ID, SET_ASIDE, STATUSES, Unreadable, checked, job_of, when
@@ -46,8 +47,6 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 CACHED = 1000
-
-Clock = Callable[[], datetime]  # aware UTC
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +64,7 @@ class JobStore:
     `boot` names this process's run; rows that another boot left in progress are what `recover` deals with.
     """
 
-    def __init__(self, url: str, boot: str, clock: Clock) -> None:
+    def __init__(self, url: str, boot: str, clock: Now) -> None:
         self.boot = boot
         self._clock = clock
         self._cache: dict[str, Job] = {}  # rows as read since the last write: pollers ask for the same few

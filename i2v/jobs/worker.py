@@ -33,6 +33,8 @@ from i2v.mutex import GpuMutex
 
 log = logging.getLogger(__name__)
 
+IDLE_S = 3600.0  # how often a server without jobs looks for what has become too old
+
 
 class Worker:
     """Runs jobs of `store` on the engine given to `attach`, one at a time, until `stop`."""
@@ -108,7 +110,8 @@ class Worker:
             while not self._stopping.is_set():
                 live = self._claim()
                 if live is None:
-                    self._sleep()
+                    if not self._sleep():
+                        self._outcomes.tidy()
                 elif self._stopping.is_set():  # the stop came while it was claimed
                     self._put_back(live)
                 else:
@@ -118,11 +121,12 @@ class Worker:
             self.halt()
             self._outcomes.broken(GenerationFailed("the worker failed; the server restarts"))
 
-    def _sleep(self) -> None:
+    def _sleep(self) -> bool:
+        """Until there may be something to do; False when there was nothing for `IDLE_S`."""
         with self._wake:
-            while not self._stirred:
-                self._wake.wait()
+            stirred = self._wake.wait_for(lambda: self._stirred, IDLE_S)
             self._stirred = False
+            return stirred
 
     def _claim(self) -> RunningJob | None:
         if self._engine is None:

@@ -1,6 +1,7 @@
 """What is kept and what goes, by age, number and size; and that nothing goes which is still needed."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,8 @@ from i2v import video
 from i2v.engine.fake import FakeEngine
 from i2v.errors import Conflict, NotFound
 from i2v.jobs import outputs as outputs_folder
+from i2v.jobs import worker
+from i2v.jobs.clock import STEADY_S, WatchedClock
 from i2v.jobs.job import Job
 from i2v.jobs.queue import JobQueue
 from i2v.notes import say
@@ -59,6 +62,60 @@ def test_videos_older_than_the_limit_go(make_queue: MakeQueue, outputs: Path, do
     newest = run(queue, dot, 1)
     until(lambda: len(queue.list(status="completed")) == 2)
     assert kept(queue, outputs) == [job.id for job in young + newest]
+
+
+@pytest.mark.fault(
+    "wrong clock",
+    "a start with a clock ten years ahead, retention by age",
+    before="every video was deleted at the start",
+)
+def test_a_wrong_clock_at_a_start_removes_nothing(
+    make_queue: MakeQueue,
+    outputs: Path,
+    dot: Image.Image,
+    clock: Clock,
+    monkeypatch: pytest.MonkeyPatch,
+    record_property: Callable[[str, str], None],
+) -> None:
+    limits = {"retention": {"days": 7}}
+    seconds = 0.0
+
+    def restart() -> JobQueue:
+        monkeypatch.setattr("i2v.jobs.queue.WatchedClock", lambda now: WatchedClock(now, lambda: seconds))
+        return make_queue(settings=limits, clock=clock)
+
+    queue = restart()
+    jobs = run(queue, dot, 3)
+    queue.stop()
+    clock.move(days=3650)
+    queue = restart()
+    jobs += run(queue, dot, 1)
+    assert kept(queue, outputs) == [job.id for job in jobs]
+    seconds += STEADY_S - 1  # a time server puts it right
+    clock.move(seconds=STEADY_S - 1, days=-3650)
+    jobs += run(queue, dot, 1)
+    assert kept(queue, outputs) == [job.id for job in jobs]
+    clock.move(days=3650)  # a jump of a running server, and seven days that pass at an even pace
+    jobs += run(queue, dot, 1)
+    survivors = kept(queue, outputs)
+    assert survivors == [job.id for job in jobs]
+    seconds += STEADY_S
+    clock.move(seconds=STEADY_S)
+    newest = run(queue, dot, 1)
+    until(lambda: len(queue.list(status="completed")) == 3)
+    assert kept(queue, outputs) == [jobs[3].id, jobs[5].id, newest[0].id]
+    record_property("after", f"{len(survivors)} of {len(jobs)} videos stay until the clock has gone evenly for an hour")
+
+
+def test_a_server_without_jobs_removes_what_becomes_too_old(
+    make_queue: MakeQueue, outputs: Path, dot: Image.Image, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker, "IDLE_S", 0.05)
+    queue = make_queue(settings={"retention": {"days": 7}}, clock=clock)
+    run(queue, dot, 2)
+    clock.move(days=8)
+    until(lambda: not queue.list())
+    assert kept(queue, outputs) == []
 
 
 def test_limits_hold_from_the_start(make_queue: MakeQueue, outputs: Path, dot: Image.Image) -> None:
