@@ -3,6 +3,8 @@
 Knows nothing of what the settings do. `load_settings` is the only reader of the environment in the package.
 """
 
+import base64
+import binascii
 import os
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -20,6 +22,7 @@ from i2v.errors import SettingsError, refusals
 from i2v.request import MAX_PIXELS, MAX_SIDE, RESOLUTIONS, SIDES, GenerateRequest, Preset, PublicLimits
 
 ENV_PREFIX = "I2V_"
+SHORT_KEY = 16  # bytes; a shorter key of webhooks can be guessed from one message
 
 
 class _Group(BaseModel):
@@ -130,6 +133,26 @@ class Settings(BaseSettings):
             raise ValueError(f"must hold at least one size, each a multiple of 8 from {low} to {MAX_SIDE}")
         return value
 
+    @field_validator("api_token", "webhook_secret")
+    @classmethod
+    def _not_blank(cls, value: SecretStr | None) -> SecretStr | None:
+        """An empty variable is a mistake in a script, and would be a server without a token."""
+        if value is not None and (not (text := value.get_secret_value()) or text != text.strip()):
+            raise ValueError("must not be empty or begin or end with blanks; leave it out to have none")
+        return value
+
+    @field_validator("webhook_secret")
+    @classmethod
+    def _signs(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None:
+            try:
+                key = webhook_key(value.get_secret_value())
+            except binascii.Error:
+                raise ValueError("must be base64 after whsec_") from None
+            if len(key) < SHORT_KEY:
+                raise ValueError(f"must be a key of at least {SHORT_KEY} bytes")
+        return value
+
     def base_of(self, own: str) -> str:
         """Scheme and host that clients reach this server under, without a final slash; `own` is what a request says."""
         return (self.public_url or own).rstrip("/")
@@ -151,6 +174,16 @@ class Settings(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Only what the caller passes; `load_settings` adds the environment and the file."""
         return (init_settings,)
+
+
+def webhook_key(secret: str) -> bytes:
+    """The key that signs webhooks: base64 after `whsec_`, as Standard Webhooks has it, or the text as it is.
+
+    Raises `binascii.Error`.
+    """
+    if not secret.startswith("whsec_"):
+        return secret.encode()
+    return base64.b64decode(secret.removeprefix("whsec_"), validate=True)
 
 
 SECRETS = frozenset(name for name, field in Settings.model_fields.items() if SecretStr in get_args(field.annotation))

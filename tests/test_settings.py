@@ -1,5 +1,6 @@
 """Settings: the file explains every one, precedence is file < variable < flag, and whatever is wrong is named."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from typer.testing import CliRunner
 
 from i2v.errors import SettingsError
 from i2v.flags import Flag, flags, settings_from, takes_settings
-from i2v.settings import Settings, load_settings
+from i2v.settings import Settings, load_settings, webhook_key
 from tests.conftest import ROOT
 
 CONFIGS = ROOT / "configs"
@@ -147,6 +148,50 @@ def test_a_token_of_the_wrong_type_is_not_shown_either(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="api_token") as caught:
         load_settings(written(tmp_path, "api_token: 8315551212"))
     assert "8315551212" not in str(caught.value)
+
+
+@pytest.mark.fault("F21", "an empty secret, as a variable and in the file", before="a server without a token")
+@pytest.mark.parametrize("name", ["api_token", "webhook_secret"])
+@pytest.mark.parametrize("value", ["", " ", "\t", "0123456789abcdef ", "\n0123456789abcdef"])
+def test_an_empty_secret_is_refused_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: str, record_property: Any
+) -> None:
+    with pytest.raises(SettingsError, match=f"{name}: must not be empty"):
+        load_settings(written(tmp_path, f"{name}: {json.dumps(value)}"))
+    monkeypatch.setenv(f"I2V_{name.upper()}", value)
+    with pytest.raises(SettingsError, match=f"{name}: must not be empty") as caught:
+        load_settings()
+    assert "0123456789abcdef" not in str(caught.value)
+    record_property("after", f"{value!r}: refused by name")
+
+
+@pytest.mark.fault("F13", "a whsec_ secret that is no key", before="signs with an empty key, or with the text")
+@pytest.mark.parametrize(
+    "secret",
+    [
+        "whsec_",
+        "whsec_!!!!",
+        "whsec_AAAA",
+        "whsec_c2VjcmV0LXNlY3JldC1zZWNyZXQ",
+        "whsec_-_-_-_-_-_-_-_-_-_-_-_-_",
+        "short",
+    ],
+)
+def test_a_webhook_secret_that_is_no_key_is_refused(
+    monkeypatch: pytest.MonkeyPatch, secret: str, record_property: Any
+) -> None:
+    monkeypatch.setenv("I2V_WEBHOOK_SECRET", secret)
+    with pytest.raises(SettingsError, match="webhook_secret: must be") as caught:
+        load_settings()
+    assert secret not in str(caught.value).replace("after whsec_", "")
+    record_property("after", f"{secret}: refused")
+
+
+@pytest.mark.parametrize("secret", ["whsec_c2VjcmV0LXNlY3JldC1zZWNyZXQ=", "any text of sixteen"])
+def test_a_good_webhook_secret_is_taken(secret: str) -> None:
+    settings = load_settings(webhook_secret=secret)
+    assert settings.webhook_secret is not None
+    assert webhook_key(secret) == (b"secret-secret-secret" if secret.startswith("whsec_") else secret.encode())
 
 
 def test_the_limits_follow_the_resolutions() -> None:

@@ -9,7 +9,6 @@ unless the operator allows them: otherwise strangers could reach other machines 
 
 import asyncio
 import base64
-import binascii
 import hashlib
 import hmac
 import ipaddress
@@ -31,7 +30,7 @@ from anyio import to_thread
 
 from i2v.errors import I2VError, InvalidRequest
 from i2v.jobs.job import Job, PendingWebhook
-from i2v.settings import Settings
+from i2v.settings import Settings, webhook_key
 
 if TYPE_CHECKING:
     from i2v.jobs.queue import JobQueue
@@ -189,12 +188,8 @@ def event_of(pending: PendingWebhook) -> bytes:
 
 
 def sign(secret: str, message_id: str, timestamp: str, body: bytes) -> str:
-    """Standard Webhooks: `v1,` and the base64 of HMAC-SHA256 over `id.timestamp.body`; `whsec_` secrets are base64."""
-    key = secret.encode()
-    if secret.startswith("whsec_"):
-        with suppress(binascii.Error):
-            key = base64.b64decode(secret.removeprefix("whsec_"))
-    digest = hmac.new(key, f"{message_id}.{timestamp}.".encode() + body, hashlib.sha256).digest()
+    """Standard Webhooks: `v1,` and the base64 of HMAC-SHA256 over `id.timestamp.body`."""
+    digest = hmac.new(webhook_key(secret), f"{message_id}.{timestamp}.".encode() + body, hashlib.sha256).digest()
     return "v1," + base64.b64encode(digest).decode("ascii")
 
 

@@ -19,7 +19,7 @@ from starlette.routing import Mount
 from i2v.engine.fake import FakeEngine
 from i2v.engine.interface import GenerationResult
 from i2v.server.app import create_app
-from i2v.ui.mount.assets import may_be_kept
+from i2v.ui.mount.assets import may_be_kept, takes_gzip
 from i2v.ui.mount.gate import OPEN, PROGRESS, Gate, is_open
 from i2v.ui.mount.mounting import check_closed, mount_ui, remember_signatures
 from tests.conftest import ASSETS, ROOT
@@ -443,3 +443,27 @@ def test_importing_the_page_leaves_the_environment_alone() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "False"
+
+
+@pytest.mark.fault("F22", "gzip;q=0.0", before="gzip")
+@pytest.mark.parametrize(
+    ("value", "taken"),
+    [
+        ("gzip", True),
+        ("br, GZIP ; q=0.001", True),
+        ("x-gzip;q=1", True),
+        ("gzip;q=0", False),
+        ("gzip;q=0.0", False),
+        ("gzip; Q = 0.000", False),
+        ("deflate, gzip ;q=0., *", False),
+        ("*;q=0", False),
+        ("*", False),
+        ("identity", False),
+        ("gzipped", False),
+        ("", False),
+    ],
+)
+def test_gzip_is_sent_to_those_who_take_it(value: str, taken: bool, record_property: Any) -> None:
+    assert takes_gzip([(b"accept-encoding", value.encode())]) is taken
+    assert takes_gzip([(b"accept-encoding", b"br"), (b"accept-encoding", value.encode())]) is taken
+    record_property("after", f"{value!r}: {'gzip' if taken else 'not packed'}")

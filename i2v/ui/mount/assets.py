@@ -9,6 +9,7 @@ unpacked.
 
 import gzip
 import mimetypes
+import re
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -35,6 +36,7 @@ SMALL = 1000  # bytes that are not worth compressing
 COMPRESSED_ALREADY = (".woff", ".woff2", ".png", ".jpg")
 
 Header = tuple[bytes, bytes]
+_ZERO = re.compile(rb"q\s*=\s*0*\.?0*")  # a weight of nothing, however it is written
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,10 +66,13 @@ class StoredAnswer:
 
 
 def takes_gzip(asked: Iterable[Header]) -> bool:
-    """Whether `Accept-Encoding` names gzip and does not refuse it by `q=0`."""
-    value = next((value for name, value in asked if name == b"accept-encoding"), b"")
-    words = [word.replace(b" ", b"") for word in value.lower().split(b",")]
-    return any(word.partition(b";")[0] == b"gzip" and not word.endswith(b";q=0") for word in words)
+    """Whether `Accept-Encoding` names gzip with a weight that is not zero (RFC 9110, 12.5.3); `*` does not name it."""
+    values = b",".join(value for name, value in asked if name == b"accept-encoding").lower()
+    for item in values.split(b","):
+        coding, *parameters = (part.strip() for part in item.split(b";"))
+        if coding in (b"gzip", b"x-gzip"):
+            return not any(_ZERO.fullmatch(part) for part in parameters)
+    return False
 
 
 class FromMemory:
