@@ -7,6 +7,7 @@
     ├── NotFound 404
     ├── MethodNotAllowed 405
     ├── Conflict 409              not ready, already final, idempotency key reused
+    ├── PreconditionFailed 412    `If-Match` names another version
     ├── BodyTooLarge 413
     ├── RangeNotSatisfiable 416
     ├── InvalidRequest 422        a field's value; names the field
@@ -77,6 +78,10 @@ class MethodNotAllowed(I2VError):
 
 class Conflict(I2VError):
     status, code = 409, "conflict"
+
+
+class PreconditionFailed(I2VError):
+    status, code = 412, "precondition_failed"
 
 
 class BodyTooLarge(I2VError):

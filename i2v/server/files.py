@@ -17,7 +17,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from i2v.errors import NotFound, RangeNotSatisfiable
+from i2v.errors import NotFound, PreconditionFailed, RangeNotSatisfiable
 from i2v.server.answers import error_answer
 from i2v.server.context import context_of
 from i2v.server.openapi import errors
@@ -31,7 +31,7 @@ _CHUNK = 256 * 1024
 _VIDEO: dict[int | str, dict[str, object]] = {
     200: {"description": "the MP4", "content": {"video/mp4": {}}},
     206: {"description": "the asked part of it", "content": {"video/mp4": {}}},
-    **errors(401, 403, 404, 416, 422),
+    **errors(401, 403, 404, 412, 416, 422),
 }
 
 
@@ -50,6 +50,9 @@ async def video_answer(request: Request, path: Path, *, download: bool = False) 
     source = await run_in_threadpool(open_video, path)
     disposition = f'{"attachment" if download else "inline"}; filename="{path.name}"'
     return ranged(request, source, {"Content-Type": "video/mp4", "Content-Disposition": disposition})
+
+
+ANOTHER_VERSION = "If-Match names another version of the video than the one that is here"
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +89,10 @@ def in_memory(data: bytes) -> Source:
 
 
 def ranged(request: Request, source: Source, headers: dict[str, str]) -> Response:
-    """200, 206, 304 or 416, by the request's conditions and its range. Closes `source` when it is not sent."""
+    """200, 206, 304, 412 or 416, by the request's conditions and its range. Closes `source` when it is not sent."""
+    if not is_wanted(request, source.etag):
+        source.close()
+        return error_answer(PreconditionFailed(ANOTHER_VERSION), request.url.path, {"ETag": source.etag})
     headers = {**headers, "ETag": source.etag, "Accept-Ranges": "bytes", "Cache-Control": "private, no-cache"}
     if _matches(request.headers.get("if-none-match", ""), source.etag):
         source.close()
@@ -147,6 +153,14 @@ class _Pieces(Response):
                 await send({"type": "http.response.body", "body": b""})
         finally:
             self.source.close()
+
+
+def is_wanted(request: Request, etag: str | None) -> bool:
+    """Whether `If-Match`, where there is one, names this version; `*` names any. `etag` is None where nothing is."""
+    wanted = request.headers.get("if-match")
+    if wanted is None:
+        return True
+    return etag is not None and (wanted.strip() == "*" or etag in (tag.strip() for tag in wanted.split(",")))
 
 
 def _outside(request: Request, size: int) -> Response:

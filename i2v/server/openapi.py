@@ -23,6 +23,7 @@ _REASONS = {
     404: "no such thing",
     405: "another method is wanted",
     409: "not in this state",
+    412: "If-Match names another version",
     413: "the body is too large",
     416: "the range lies outside the file",
     422: "a value is refused; the answer names the field",

@@ -24,7 +24,7 @@ from i2v.server.body import read_json
 from i2v.server.body_limit import let_go
 from i2v.server.context import context_of, public_base
 from i2v.server.predict_request import data_of, read_image, read_parameters
-from i2v.server.submission import submit
+from i2v.server.submission import REPLAYED, idempotency_key, submit
 
 if TYPE_CHECKING:
     from i2v.jobs.queue import JobQueue
@@ -75,10 +75,10 @@ async def predict(request: Request) -> Response:
     context = context_of(request)
     job = await _queued(request)
     try:
-        finished = await outcome(request, context.queue, job.id)
+        finished = await outcome(request, context.queue, job)
         if finished is None:
             return Response(status_code=CLIENT_GONE)
-        return await run_in_threadpool(answer_for, finished, context.queue, public_base(request))
+        return await run_in_threadpool(answer_for, finished, context.queue, public_base(request), job_headers(job))
     except I2VError as error:
         return error_answer_for(error, request, job)
 
@@ -92,28 +92,30 @@ async def _queued(request: Request) -> Job:
     return job
 
 
-async def outcome(request: Request, queue: "JobQueue", job_id: str) -> Job | None:
-    """The finished job, or None when its caller went away first, which frees the job's place.
+async def outcome(request: Request, queue: "JobQueue", job: Job) -> Job | None:
+    """The finished job, or None when its caller went away first, which frees the job's place; not that of a job with an
+    idempotency key, for which its caller may come again, or another one waits.
 
     The request's body has been let go. Raises `NotReady` when the server stops while the job waits or runs.
     """
     let_go(request.scope)
     stopping = context_of(request).stopping
-    waiting = asyncio.ensure_future(queue.wait(job_id))
+    waiting = asyncio.ensure_future(queue.wait(job.id))
     others = [asyncio.ensure_future(_gone(request)), asyncio.ensure_future(stopping.wait())]
     try:
         await asyncio.wait({waiting, *others}, return_when=asyncio.FIRST_COMPLETED)
         if waiting.done():
             return waiting.result()
         if stopping.is_set():
-            raise NotReady(f"the server is stopping; the job {job_id} continues when it runs again", retry_after=10)
-        await anyio.to_thread.run_sync(queue.abandon, job_id, limiter=context_of(request).writing)
+            raise NotReady(f"the server is stopping; the job {job.id} continues when it runs again", retry_after=10)
+        if idempotency_key(request) is None:
+            await anyio.to_thread.run_sync(queue.abandon, job.id, limiter=context_of(request).writing)
         return None
     finally:
         await cancel(waiting, *others)
 
 
-def answer_for(job: Job, queue: "JobQueue", base: str) -> Response:
+def answer_for(job: Job, queue: "JobQueue", base: str, headers: dict[str, str]) -> Response:
     """The success body of the dialect; raises the error that a job ended with."""
     if job.result is None:
         raise error_of(job)
@@ -122,13 +124,18 @@ def answer_for(job: Job, queue: "JobQueue", base: str) -> Response:
         duration=sum(job.result.stage_seconds.values()),
         average_duration=queue.average_duration,
     )
-    headers = {"X-Job-Id": job.id, "X-Video-Url": f"{base}/outputs/{job.result.file}"}
-    return JSONAnswer(content.model_dump(), headers=headers)
+    address = {"X-Video-Url": f"{base}/outputs/{job.result.file}"}
+    return JSONAnswer(content.model_dump(), headers=headers | address)
+
+
+def job_headers(job: Job) -> dict[str, str]:
+    """What names the job of a call that waits, and says whether it was there already."""
+    return {"X-Job-Id": job.id} | (REPLAYED if job.replayed else {})
 
 
 def error_answer_for(error: I2VError, request: Request, job: Job) -> Response:
     """The answer to an error after the job was taken: it names the job, which may still run or be looked at."""
-    return error_answer(error, request.url.path, {"X-Job-Id": job.id})
+    return error_answer(error, request.url.path, job_headers(job))
 
 
 def error_of(job: Job) -> I2VError:

@@ -20,6 +20,7 @@ from i2v.server.context import caller_of, context_of
 
 log = logging.getLogger("i2v.server")
 
+REPLAYED = {"Idempotent-Replayed": "true"}  # the header of an answer about a job that was there already
 _KEY = re.compile(r"[\x21-\x7e]{1,255}")
 
 

@@ -12,15 +12,15 @@ from pydantic import Field
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response, StreamingResponse
 
-from i2v.errors import I2VError, InvalidRequest, NotFound
+from i2v.errors import I2VError, InvalidRequest, NotFound, PreconditionFailed
 from i2v.jobs.job import Job, Status
 from i2v.jobs.photo import as_taken
 from i2v.server import openapi
 from i2v.server.answers import Answer, JSONAnswer
 from i2v.server.context import Context, context_of
-from i2v.server.files import in_memory, ranged, video_answer
-from i2v.server.predict import CLIENT_GONE, error_answer_for, error_of, outcome
-from i2v.server.submission import idempotency_key, submit
+from i2v.server.files import ANOTHER_VERSION, in_memory, is_wanted, open_video, ranged, video_answer
+from i2v.server.predict import CLIENT_GONE, error_answer_for, error_of, job_headers, outcome
+from i2v.server.submission import REPLAYED, idempotency_key, submit
 from i2v.server.video_events import stream
 from i2v.server.video_extension import source_of
 from i2v.server.video_object import DeletedVideo, VideoList, VideoObject, poll_after_ms, shown, video_object
@@ -40,7 +40,7 @@ from i2v.server.video_variants import VARIANTS, file_name, media_type
 
 router = APIRouter(prefix="/v1", tags=["videos"])
 
-_CONTENT = openapi.files("video/mp4", "image/jpeg", "image/gif", "image/webp", statuses=(404, 409, 416, 422))
+_CONTENT = openapi.files("video/mp4", "image/jpeg", "image/gif", "image/webp", statuses=(404, 409, 412, 416, 422))
 _EVENTS = openapi.files("text/event-stream", statuses=(404, 422))
 _QUEUED = openapi.new_job(VideoObject)
 _NEW = openapi.takes("CreateVideo", form=True)
@@ -74,10 +74,7 @@ async def create(request: Request) -> Response:
     """Queue a video. The answer is its object; ask for it again, or listen to its events, until it is final."""
     job, note = await _create(request)
     notes = {} if job.result else {"notes": [note]}
-    answer = await _object_answer(context_of(request), job, **notes)
-    if job.replayed:
-        answer.headers["Idempotent-Replayed"] = "true"
-    return answer
+    return await _object_answer(context_of(request), job, **notes)
 
 
 @router.post("/videos/sync", response_class=Response, responses=openapi.MP4_FOR_NEW_JOB, openapi_extra=_NEW)
@@ -86,7 +83,7 @@ async def create_and_wait(request: Request) -> Response:
     context = context_of(request)
     job, _ = await _create(request)
     try:
-        finished = await outcome(request, context.queue, job.id)
+        finished = await outcome(request, context.queue, job)
         if finished is None:
             return Response(status_code=CLIENT_GONE)
         if finished.result is None:
@@ -95,7 +92,7 @@ async def create_and_wait(request: Request) -> Response:
         answer = await video_answer(request, path, download=True)
     except I2VError as error:
         return error_answer_for(error, request, job)
-    answer.headers["X-Job-Id"] = job.id
+    answer.headers.update(job_headers(job))
     return answer
 
 
@@ -193,10 +190,12 @@ async def remix(request: Request, video_id: str) -> Response:
     return await _object_answer(context, job)
 
 
-@router.delete("/videos/{video_id}", responses=openapi.answer(DeletedVideo, 404, 422))
+@router.delete("/videos/{video_id}", responses=openapi.answer(DeletedVideo, 404, 412, 422))
 async def delete(request: Request, video_id: str) -> Response:
     """Cancel the job if it runs, and remove its video and its record."""
     context = context_of(request)
+    if "if-match" in request.headers and not await run_in_threadpool(_is_wanted, request, video_id):
+        raise PreconditionFailed(ANOTHER_VERSION)
     await anyio.to_thread.run_sync(context.queue.delete, video_id, limiter=context.waiting)
     return JSONAnswer(DeletedVideo(id=video_id).model_dump())
 
@@ -217,6 +216,17 @@ async def model(request: Request, model_id: str) -> Response:
     return JSONAnswer(found.model_dump())
 
 
+def _is_wanted(request: Request, video_id: str) -> bool:
+    """Whether the job has a video, of the version that the request names. Raises `NotFound` for an unknown job."""
+    queue = context_of(request).queue
+    job = queue.get(video_id)
+    if job.result is None:
+        return False
+    source = open_video(queue.video_path(job))
+    source.close()
+    return is_wanted(request, source.etag)
+
+
 async def _create(request: Request) -> tuple[Job, str]:
     """The queued job, and how its photo was fitted."""
     context = context_of(request)
@@ -233,6 +243,8 @@ async def _create(request: Request) -> tuple[Job, str]:
 
 async def _object_answer(context: Context, job: Job, **changed: Any) -> Response:
     headers = {} if job.is_final else {"openai-poll-after-ms": str(poll_after_ms(job))}
+    if job.replayed:
+        headers |= REPLAYED
     found = await shown(job, context.queue, context.settings)
     return JSONAnswer(found.model_dump() | changed, headers=headers)
 

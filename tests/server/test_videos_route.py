@@ -493,6 +493,50 @@ class TestIdempotency:
         answer = await create(headers={"idempotency-key": "k1"}, prompt="another")
         assert answer.status_code == 409
 
+    @pytest.mark.fault(
+        "F14", "the same key once more", before="said at POST /v1/videos alone; /api/predict/ made a second job"
+    )
+    @pytest.mark.parametrize("door", ["predict", "create", "sync", "remix", "extensions"])
+    async def test_every_route_that_makes_a_job_makes_one_and_says_so(
+        self, client, finished, small_url, queue, door, record_property
+    ):
+        source = await finished()
+        key = {"Idempotency-Key": "k2"}
+        new = {**CREATE, "input_reference": {"image_url": small_url}}
+        path, body = {
+            "predict": ("/api/predict/", {"data": [small_url, "the scene at sunset", 256, 8, 8, 10, 7.5]}),
+            "create": ("/v1/videos", new),
+            "sync": ("/v1/videos/sync", new),
+            "remix": (f"/v1/videos/{source.id}/remix", {"prompt": "snow"}),
+            "extensions": ("/v1/videos/extensions", {"prompt": "snow", "seconds": 1, "video": {"id": source.id}}),
+        }[door]
+        answers = [await client.post(path, json=body, headers=key) for _ in range(2)]
+        assert [answer.status_code for answer in answers] == [200, 200]
+        assert [answer.headers.get("Idempotent-Replayed") for answer in answers] == [None, "true"]
+        assert len(queue.list()) == 2
+        record_property("after", f"{path}: one job, Idempotent-Replayed: {answers[1].headers['Idempotent-Replayed']}")
+
+    async def test_a_waiting_call_that_is_lost_keeps_the_job_of_its_key(self, app, client, small_url, queue, gate):
+        await client.post("/v1/videos", json={**CREATE, "input_reference": {"image_url": small_url}})
+        assert await asyncio.to_thread(gate.reached.wait, 60)
+        body = json.dumps({"data": [small_url, "the sea", 256, 8, 8, 10, 7.5]}).encode()
+        messages = [{"type": "http.request", "body": body}, {"type": "http.disconnect"}]
+        scope = {"type": "http", "method": "POST", "path": "/api/predict/", "raw_path": b"", "query_string": b""}
+        scope |= {"headers": [(b"idempotency-key", b"k3")], "http_version": "1.1", "client": ("127.0.0.1", 1)}
+
+        async def receive():
+            return messages.pop(0)
+
+        async def send(_message):
+            pass
+
+        await app(scope, receive, send)
+        waiting = queue.list()[0]
+        assert waiting.status == "queued"
+        gate.set()
+        again = await client.post("/api/predict/", content=body, headers={"Idempotency-Key": "k3"})
+        assert (again.status_code, again.headers["X-Job-Id"]) == (200, waiting.id)
+
     async def test_32_callers_with_one_key_make_one_job(self, create, queue):
         answers = await asyncio.gather(*(create(headers={"idempotency-key": "k1"}) for _ in range(32)))
         assert {answer.status_code for answer in answers} == {200}
@@ -655,3 +699,21 @@ async def test_the_object_has_exactly_these_keys_in_this_order_and_numbers_as_be
     assert video["notes"] == [say(note) for note in result.notes]
     assert video["warnings"] == [say(warning) for warning in result.warnings]
     assert (video["expires_at"], video["error"], video["extends"], video["stage"]) == (None, None, None, None)
+
+
+@pytest.mark.fault("If-Match", "DELETE and GET with the ETag of another version", before="deleted, sent")
+async def test_what_another_version_is_meant_for_is_not_done(client, finished, queue, record_property):
+    job = await finished()
+    path = f"/v1/videos/{job.id}"
+    etag = (await client.get(f"{path}/content")).headers["etag"]
+    asked = [("GET", f"{path}/content"), ("GET", f"/outputs/{job.result.file}"), ("DELETE", path)]
+    seen = [await client.request(method, where, headers={"If-Match": '"other"'}) for method, where in asked]
+    assert [answer.status_code for answer in seen] == [412] * 3
+    assert queue.video_path(queue.get(job.id)).exists()
+    assert "precondition_failed" in seen[2].text
+    for condition in ("*", etag, f'"other", {etag}'):
+        assert (await client.get(f"{path}/content", headers={"If-Match": condition})).status_code == 200
+    assert (await client.delete(path, headers={"If-Match": f"W/{etag}"})).status_code == 412
+    assert (await client.delete(path, headers={"If-Match": etag})).status_code == 200
+    assert (await client.delete(path, headers={"If-Match": etag})).status_code == 404
+    record_property("after", ", ".join(str(answer.status_code) for answer in seen))
