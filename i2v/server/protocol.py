@@ -105,6 +105,7 @@ class BoundedProtocol(HttpToolsProtocol):
             raise BadRequest("too many requests at once")
         if self.parser.get_method() == b"CONNECT":
             raise BadRequest("this server is no proxy")
+        self._take_authority()
         if self.guest and self.url.partition(b"?")[0].decode("latin-1") not in PROBES:
             self._refusal = NotReady(FULL, retry_after=5)
             raise self._refusal
@@ -113,6 +114,20 @@ class BoundedProtocol(HttpToolsProtocol):
             cycle: Any = self.cycle
             cycle.keep_alive = cycle.keep_alive and not self.guest
             self.headers = []  # the app has seen its own; what follows a chunked body is no header
+
+    def _take_authority(self) -> None:
+        """A target with a host of its own counts in place of the Host header (RFC 9112, 3.2.2), in every check.
+
+        Raises `BadRequest` for one that is no http address.
+        """
+        if self.url[:1] in (b"/", b"*"):
+            return
+        target = httptools.parse_url(self.url)
+        if target.schema.lower() not in (b"http", b"https") or not target.host or target.userinfo is not None:
+            raise BadRequest("the address in the request line is none of this server's")
+        host = b"[%b]" % target.host if b":" in target.host else target.host
+        host += b"" if target.port is None else b":%d" % target.port
+        self.headers[:] = [item for item in self.headers if item[0] != b"host"] + [(b"host", host)]
 
     def on_body(self, body: bytes) -> None:
         super().on_body(body)

@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from i2v.errors import BadRequest, Forbidden, I2VError, Unauthorized
 from i2v.server.answers import error_answer
-from i2v.server.clients import PROBES
+from i2v.server.clients import PROBES, WrongTokens, client_of
 from i2v.settings import Settings
 
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
@@ -31,6 +31,7 @@ class HeadGuard:
         self.app = app
         self.hosts = _allowed_names(settings)
         self.origins = {urlsplit(settings.public_url).netloc.lower()} if settings.public_url else set()
+        self.wrong_tokens = WrongTokens()
         self.token = settings.api_token.get_secret_value().encode() if settings.api_token else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -46,6 +47,8 @@ class HeadGuard:
             if self.token is not None and scope["path"] not in PROBES:
                 check_token(headers, self.token)
         except Unauthorized as error:
+            if "authorization" in headers:
+                await self.wrong_tokens.noted(client_of(scope))
             await error_answer(error, scope["path"], _challenge(headers))(scope, receive, send)
         except I2VError as error:
             await error_answer(error, scope["path"])(scope, receive, send)

@@ -5,7 +5,6 @@ import socket
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack, asynccontextmanager
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -144,10 +143,12 @@ MODELS = ASK % (b"/v1/models", b"")
 DRIP = b"POST /v1/videos HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\nx"
 
 
-@pytest.fixture
-def few(tmp_path: Path) -> Iterator[tuple[Callable[..., socket.socket], Server]]:
+@pytest.fixture(scope="module")
+def few(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Callable[..., socket.socket], Server]]:
     """A server of 40 places, and connections to it that are closed in the end."""
-    settings = Settings(outputs=tmp_path / "outputs", model="fake", ui=False, min_free_mb=0, port=0, max_connections=40)
+    settings = Settings(
+        outputs=tmp_path_factory.mktemp("few"), model="fake", ui=False, min_free_mb=0, port=0, max_connections=40
+    )
     with ExitStack() as stack, serving(settings) as (address, server):
 
         def connect(number: int, data: bytes = b"") -> socket.socket:
@@ -227,3 +228,28 @@ async def test_a_share_counts_what_goes_on_and_not_what_has_ended(record_propert
     await asyncio.gather(*asked)
     assert share.going_on == {}
     record_property("after", "30 of 60 places for one address, others and probes are answered")
+
+
+@pytest.mark.fault("absolute form", "GET http://other/ against Host: localhost", before="the Host header decided: 200")
+@pytest.mark.parametrize(
+    ("target", "status"),
+    [
+        (b"http://evil.example/v1/models", 403),
+        (b"http://localhost/v1/models", 200),
+        (b"HTTP://127.0.0.1:80/v1/models", 200),
+        (b"http://[::1]:80/v1/models", 200),
+        (b"http://user@localhost/v1/models", 400),
+        (b"ftp://localhost/v1/models", 400),
+        (b"http://localhost", 400),
+        (b"localhost/v1/models", 400),
+    ],
+)
+def test_the_host_of_the_request_line_is_the_one_that_is_checked(
+    few: Any, target: bytes, status: int, record_property: Any
+) -> None:
+    connect, _ = few
+    seen = status_of(connect(1, ASK % (target, b"")))
+    assert seen == status
+    other = b"GET %b HTTP/1.1\r\nHost: evil.example\r\n\r\n" % target
+    assert status_of(connect(1, other)) == status
+    record_property("after", f"{target.decode()}: {seen}")

@@ -13,7 +13,9 @@ from starlette.responses import PlainTextResponse
 from i2v.engine.fake import FakeEngine
 from i2v.jobs.queue import JobQueue
 from i2v.mutex import GpuMutex
+from i2v.server import clients
 from i2v.server.app import create_app
+from i2v.server.clients import FREE_TRIES, KNOWN_CLIENTS, WAIT_AT_ONCE, WAIT_S, WrongTokens
 from i2v.settings import Settings
 
 TOKEN = "correct horse battery staple"
@@ -307,3 +309,58 @@ class TestEveryAnswer:
             answer = await client.get("/nothing/here")
             assert answer.status_code == 404
             assert "/api/predict/" in answer.json()["error"]
+
+
+class TestWrongTokens:
+    @pytest.mark.fault("brute force", "thousands of wrong tokens", before="no line, no pause")
+    async def test_they_are_counted_by_address_and_slowed_down(self, serve, caplog, monkeypatch, record_property):
+        waits, loop = [], asyncio.get_running_loop()
+        later = []
+        sleep = asyncio.sleep
+
+        async def wait(seconds):
+            waits.append(seconds)
+            await sleep(0)
+
+        async with serve(api_token=TOKEN) as client:
+            monkeypatch.setattr(clients.asyncio, "sleep", wait)
+            monkeypatch.setattr(loop, "call_later", lambda seconds, call: later.append((seconds, call)))
+            wrong = {"authorization": "Bearer wrong"}
+            tries = [await client.get("/metrics", headers=wrong) for _ in range(FREE_TRIES + 40)]
+            assert (await client.get("/metrics")).status_code == 401  # none at all is no wrong one
+            assert (await client.get("/metrics", headers={"authorization": f"Bearer {TOKEN}"})).status_code == 200
+        assert {answer.status_code for answer in tries} == {401}
+        assert waits.count(WAIT_S) == 40
+        lines = [record.getMessage() for record in caplog.records if "wrong token" in record.getMessage()]
+        assert lines == ["a wrong token came from 127.0.0.1"]
+        ((seconds, report),) = later
+        assert seconds == 60
+        report()
+        said = caplog.records[-1].getMessage()
+        assert said == "50 wrong tokens in a minute: 50 from 127.0.0.1"
+        record_property("after", f"{said!r}, {len(waits)} of them after {WAIT_S} s")
+
+    async def test_what_is_remembered_and_who_waits_is_bounded(self, caplog, monkeypatch):
+        go_on, waiting = asyncio.Event(), []
+
+        async def wait(seconds):
+            waiting.append(seconds)
+            await go_on.wait()
+
+        monkeypatch.setattr(clients.asyncio, "sleep", wait)
+        wrong = WrongTokens()
+        for number in range(KNOWN_CLIENTS):
+            await wrong.noted(f"client {number}")
+        tries = [asyncio.create_task(wrong.noted(f"new {number}")) for number in range(100)]
+        while not all(one.done() for one in tries[WAIT_AT_ONCE + FREE_TRIES :]):
+            await asyncio.wait(tries, timeout=0.01)
+        assert len(waiting) == WAIT_AT_ONCE
+        go_on.set()
+        await asyncio.gather(*tries)
+        wrong.report()
+        assert (
+            caplog.records[-1]
+            .getMessage()
+            .startswith("1100 wrong tokens in a minute: 100 from other addresses, 1 from")
+        )
+        assert len(caplog.records[-1].getMessage()) < 400
