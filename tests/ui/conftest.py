@@ -1,4 +1,4 @@
-"""A real server on a free port and a real Chromium in front of it; console errors and foreign requests fail a test."""
+"""A real server on a free port and a real Chromium before it; errors, foreign requests, blocked things fail a test."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -46,6 +46,8 @@ FLAGS = [
     "AvoidUnnecessaryBeforeUnloadCheckSync,AvoidCorsURLLoaderRestartOnRedirect,DestroyProfileOnBrowserClose,"
     "HttpsFirstBalancedModeAutoEnable,HttpsUpgrades,LensOverlay,PaintHolding,ThirdPartyStoragePartitioning",
 ]
+TELL_BLOCKED = """document.addEventListener('securitypolicyviolation', (event) =>
+  console.error(`the policy blocks ${event.violatedDirective} ${event.blockedURI}`))"""
 PATIENCE_MS = 60_000  # generous: two cores shared with other tests
 expect.set_options(timeout=PATIENCE_MS)
 
@@ -212,6 +214,7 @@ def open_page(browser: Browser) -> Iterator[Callable[..., Page]]:
         page.on("console", on_console)
         page.on("pageerror", lambda error: complaints.append(f"page error: {error}"))
         page.on("request", on_request)
+        page.add_init_script(TELL_BLOCKED)
         if before is not None:
             before(page)
         page.goto(url)

@@ -13,7 +13,7 @@ import pytest
 import requests
 from fastapi import FastAPI
 from gradio.state_holder import SessionState
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Browser, Page, expect
 from starlette.routing import Mount
 
 from i2v.engine.fake import FakeEngine
@@ -430,6 +430,52 @@ def test_the_page_asks_no_other_machine_for_anything(site: Site, open_page: Call
     assert [address for address in found if not address.startswith((site.url, "data:", "blob:"))] == []
     style = requests.get(f"{site.url}/theme.css", timeout=30).text
     assert not re.search(r"@import|url\(\s*['\"]?https?:", style)
+
+
+INTRUDE = """() => {
+  const blocked = [];
+  document.addEventListener('securitypolicyviolation', (event) => blocked.push(event.violatedDirective));
+  const add = (name, what) => document.body.append(Object.assign(document.createElement(name), what));
+  add('script', {textContent: 'window.intruded = true'});
+  add('script', {src: 'http://other.example/x.js'});
+  add('img', {src: 'http://other.example/x.png'});
+  add('iframe', {src: 'http://other.example/'});
+  add('object', {data: 'http://other.example/x'});
+  add('link', {rel: 'stylesheet', href: 'http://other.example/x.css'});
+  fetch('http://other.example/').catch(() => null);
+  return new Promise((done) => {
+    const look = () => blocked.length < 7 ? setTimeout(look, 50) : done([blocked.sort(), window.intruded ?? false]);
+    look();
+  });
+}"""
+
+
+@pytest.mark.fault("CSP", "a script or an address that is not the page's", before="runs, and is asked")
+def test_the_browser_runs_and_loads_for_the_page_what_is_its_own(
+    site: Site, browser: Browser, record_property: Callable[[str, object], None]
+) -> None:
+    """That it blocks nothing which the page needs, all other tests in the browser say."""
+    page = browser.new_page()
+    page.goto(site.url)
+    page.locator("#stage .stage").wait_for()
+    blocked, intruded = page.evaluate(INTRUDE)
+    page.close()
+    record_property("after", f"{len(blocked)} blocked: {', '.join(blocked)}")
+    assert not intruded
+    assert blocked == [
+        *("connect-src", "frame-src", "img-src", "object-src", "script-src-elem", "script-src-elem", "style-src-elem")
+    ]
+
+
+def test_every_answer_has_a_policy_that_names_no_other_origin(site: Site) -> None:
+    paths = ("/", "/docs", "/v1/videos", "/nothing", "/config", "/theme.css", "/assets/x.js", "/livez", "/openapi.json")
+    for path in paths:
+        policy = requests.get(site.url + path, timeout=30).headers["content-security-policy"]
+        assert policy.startswith("default-src 'none'"), path
+        assert "frame-ancestors 'self'" in policy
+        assert not re.search(r"https?:|\*", policy)
+    page = requests.get(site.url, timeout=30).headers["content-security-policy"]
+    assert "'unsafe-inline'" not in page.partition("style-src")[0]
 
 
 def test_importing_the_page_leaves_the_environment_alone() -> None:

@@ -14,7 +14,7 @@ PHOTO = ASSETS / "coffee.jpg"
 OpenPage = Callable[..., Page]
 
 TO_PNG = """async (encoded) => {
-  const blob = await (await fetch('data:image/jpeg;base64,' + encoded)).blob();
+  const blob = new Blob([Uint8Array.from(atob(encoded), (byte) => byte.charCodeAt(0))], {type: 'image/jpeg'});
   const bitmap = await createImageBitmap(blob);
   const canvas = new OffscreenCanvas(bitmap.width, bitmap.height);
   canvas.getContext('2d').drawImage(bitmap, 0, 0);

@@ -15,6 +15,7 @@ from i2v.errors import BodyTooLarge, I2VError, NotFound
 from i2v.server.answers import UNKNOWN_PATH, error_answer
 from i2v.server.body import refuse_compressed, whole
 from i2v.ui.mount.events import MAX_EVENT, read_event, refusals_noted
+from i2v.ui.mount.policy import policy_of
 
 EVENT = "/gradio_api/run/predict"
 UPLOAD = "/gradio_api/upload"
@@ -60,12 +61,35 @@ class Gate:
             await Response(b'data: {"msg":"done"}\n\n', media_type="text/event-stream")(scope, receive, send)
         elif not is_open(method, path):
             await error_answer(NotFound(UNKNOWN_PATH), path)(scope, receive, send)
+        elif (method, path) == ("GET", "/"):
+            await self._page({**scope, **shown}, receive, send)
         elif path == EVENT:
             await self._event({**scope, **shown}, receive, send)
         elif path == UPLOAD:
             await self.framework({**scope, **shown, "query_string": b""}, receive, send)
         else:
             await self.framework({**scope, **shown}, receive, send)
+
+    async def _page(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """With a policy for the scripts that stand in it, which differ by address and model."""
+        plain = [item for item in scope["headers"] if item[0] != b"accept-encoding"]
+        start: Message = {}
+        body = b""
+
+        async def policed(message: Message) -> None:
+            nonlocal start, body
+            if message["type"] == "http.response.start":
+                start = message
+                return
+            body += message.get("body", b"")
+            if message.get("more_body", False):
+                return
+            policy = policy_of(body.decode("utf-8", "replace") + self.framework.get_blocks().head)
+            headers = [*start["headers"], (b"content-security-policy", policy.encode("ascii"))]
+            await send({**start, "headers": headers})
+            await send({"type": "http.response.body", "body": body})
+
+        await self.framework({**scope, "headers": plain}, receive, policed)
 
     async def _event(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
