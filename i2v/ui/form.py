@@ -19,6 +19,7 @@ from i2v.engine.interface import ModelInfo
 from i2v.errors import InvalidImage, InvalidRequest
 from i2v.images import decode
 from i2v.request import GenerateRequest, Preset, PublicLimits, default_of, parse_size, plain_type
+from i2v.ui.mount.upload_total import note_use
 from i2v.ui.texts import PageRefusal, Say, label
 
 # Steps a quality stands for. The demo model is a near-regressor: more than ten steps change little.
@@ -261,6 +262,7 @@ def read_photo(value: Any, max_pixels: int) -> Image.Image | None:
         return None
     try:
         data = Path(path).read_bytes()
+        note_use(Path(path))
     except OSError:
         raise InvalidImage("the photo is no longer on the server; choose it again", field="image") from None
     return decode(data, max_pixels=max_pixels)

@@ -3,8 +3,14 @@
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
+import pytest
+
+from i2v.errors import Unavailable
+from i2v.ui.mount.upload_total import IN_USE_S, UploadTotal, note_use
 from i2v.ui.mount.uploads import own_folder
 from tests.conftest import ROOT
 
@@ -50,3 +56,39 @@ def test_a_link_among_the_temporary_files_leads_nowhere(tmp_path: Path) -> None:
     own_folder(tmp_path)
     assert (precious / "file").exists()
     assert os.listdir(precious) == ["file"]
+
+
+@pytest.mark.fault("F9", "20 uploads of 23 MB without a job", before="460 MB lie for a day")
+def test_uploads_that_no_page_reads_make_room_and_those_in_use_stay(tmp_path: Path, record_property: Any) -> None:
+    now = time.monotonic()
+    uploads = UploadTotal(tmp_path, total=10_000, clock=lambda: now)
+    (tmp_path / ".lock").write_bytes(b"x" * 9000)
+
+    def upload(number: int) -> Path:
+        uploads.make_room(1000)
+        path = tmp_path / f"hash{number}" / "photo.png"
+        path.parent.mkdir()
+        path.write_bytes(b"x" * 1000)
+        os.utime(path, (number, number))
+        return path
+
+    first = upload(0)
+    note_use(first)
+    others = [upload(number) for number in range(1, 21)]
+    kept = [path for path in (first, *others) if path.exists()]
+    assert kept == [first, *others[-9:]]
+    assert not others[0].parent.exists()
+    for path in others:
+        if path.exists():
+            note_use(path)
+    with pytest.raises(Unavailable):
+        uploads.make_room(1000)
+    assert all(path.exists() for path in kept)
+    now += IN_USE_S + 60
+    uploads.make_room(1000)
+    assert not first.exists()
+    record_property("after", f"{len(kept)} of 21 kept where 10 fit, the one in use among them")
+
+
+def test_one_upload_fits_into_an_empty_folder_however_large(tmp_path: Path) -> None:
+    UploadTotal(tmp_path, total=10).make_room(1000)

@@ -8,6 +8,7 @@ from typing import Any
 
 from fastapi import Request
 from gradio.routes import App
+from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
@@ -16,6 +17,7 @@ from i2v.server.answers import UNKNOWN_PATH, error_answer
 from i2v.server.body import refuse_compressed, whole
 from i2v.ui.mount.events import MAX_EVENT, read_event, refusals_noted
 from i2v.ui.mount.policy import policy_of
+from i2v.ui.mount.upload_total import UploadTotal
 
 EVENT = "/gradio_api/run/predict"
 UPLOAD = "/gradio_api/upload"
@@ -49,8 +51,10 @@ class Gate:
     since it would let that page read the answer; who may write, `HeadGuard` has decided.
     """
 
-    def __init__(self, framework: App) -> None:
+    def __init__(self, framework: App, uploads: UploadTotal, largest: int) -> None:
         self.framework = framework
+        self.uploads = uploads
+        self.largest = largest  # bytes of one upload
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -66,7 +70,7 @@ class Gate:
         elif path == EVENT:
             await self._event({**scope, **shown}, receive, send)
         elif path == UPLOAD:
-            await self.framework({**scope, **shown, "query_string": b""}, receive, send)
+            await self._upload({**scope, **shown, "query_string": b""}, receive, send)
         else:
             await self.framework({**scope, **shown}, receive, send)
 
@@ -90,6 +94,15 @@ class Gate:
             await send({"type": "http.response.body", "body": body})
 
         await self.framework({**scope, "headers": plain}, receive, policed)
+
+    async def _upload(self, scope: Scope, receive: Receive, send: Send) -> None:
+        declared = next((value for name, value in scope["headers"] if name == b"content-length"), b"")
+        try:
+            await run_in_threadpool(self.uploads.make_room, int(declared) if declared.isdigit() else self.largest)
+        except I2VError as error:
+            await error_answer(error, UPLOAD)(scope, receive, send)
+            return
+        await self.framework(scope, receive, send)
 
     async def _event(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:

@@ -20,6 +20,7 @@ from i2v.settings import Settings
 from i2v.ui.mount.assets import FromMemory
 from i2v.ui.mount.events import note_what_components_refuse
 from i2v.ui.mount.gate import Gate
+from i2v.ui.mount.upload_total import TOTAL_MB, UploadTotal
 from i2v.ui.mount.uploads import take_folder
 from i2v.ui.mount.welcome import Welcome
 from i2v.ui.page import build
@@ -41,7 +42,8 @@ HEAD = (  # for screen readers: the texts are English for every other language
 
 def mount_ui(app: FastAPI, settings: Settings, queue: "JobQueue") -> FastAPI:
     """The app with the page at `/`. Call it last: a mount at `/` takes every path that no earlier route has taken."""
-    take_folder()
+    largest = int(settings.max_body_mb * 1_000_000)
+    uploads = UploadTotal(take_folder(), max(TOTAL_MB * 1_000_000, 4 * largest))
     page = build(app.state.context)
     page.blocks.state_session_capacity = SESSIONS
     blocks, words = page.blocks, translations(sentences(settings))
@@ -54,7 +56,7 @@ def mount_ui(app: FastAPI, settings: Settings, queue: "JobQueue") -> FastAPI:
         footer_links=[],  # its settings change half of the language: sentences follow the browser
         run_history=False,
         show_error=False,
-        max_file_size=int(settings.max_body_mb * 1_000_000),
+        max_file_size=largest,
         ssr_mode=False,
         enable_monitoring=False,
         pwa=False,
@@ -69,7 +71,7 @@ def mount_ui(app: FastAPI, settings: Settings, queue: "JobQueue") -> FastAPI:
     )
     blocks.has_launched = True
     mount = cast(Mount, app.router.routes[-1])
-    mount.app = Gate(cast(App, mount.app))
+    mount.app = Gate(cast(App, mount.app), uploads, largest)
     note_what_components_refuse(blocks)
     keep_sessions_light(blocks)
     rest_the_queue(blocks)
