@@ -80,3 +80,20 @@ def test_an_idle_server_takes_hardly_any_processor_time(
     assert min(shares) < 0.01
     look = {"fn_index": 0, "session_hash": "a", "data": []}
     assert requests.post(f"{server.url}/gradio_api/queue/join", json=look, timeout=30).status_code == 404
+
+
+@pytest.mark.fault("stop", "SIGTERM to an idle server with a page", before="0.6 s of a core, with the demo model 1.7")
+def test_a_stop_does_not_look_through_all_that_the_libraries_made(
+    server: LiveServer, record_property: Callable[[str, object], None]
+) -> None:
+    """The last test of this file: it ends the server. What a process used can be read until it is waited for."""
+    process = psutil.Process(server.process.pid)
+    before = used(process)
+    process.terminate()
+    deadline = time.monotonic() + 60
+    while process.status() != psutil.STATUS_ZOMBIE and time.monotonic() < deadline:
+        time.sleep(0.05)
+    took = used(process) - before
+    record_property("after", f"{took:.2f} s of a core")
+    assert server.process.wait(60) == 0
+    assert took < 0.4
