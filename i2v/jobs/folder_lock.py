@@ -75,7 +75,9 @@ class FolderLock:
         """Lock a new file where the old one was deleted or replaced; a sentence where another process has done so."""
         with self._keeping:
             try:
-                if self._locked is None or (self._file.exists() and identity(self._file) == self._locked):
+                if self._locked is None or not self._is_here():  # another folder is no concern of this lock
+                    return None
+                if self._file.exists() and identity(self._file) == self._locked:
                     return None
                 new = FileLock(self._file, thread_local=False)
                 new.acquire(timeout=0)
@@ -88,6 +90,13 @@ class FolderLock:
             self._lock = new
             log.warning("the lock file of the outputs folder was deleted while the server runs; it is there again")
             return None
+
+    def _is_here(self) -> bool:
+        """Whether the folder that was locked has its name still: `FileLock` would make one that is not there."""
+        if self._descriptor is None:
+            return False
+        held = os.fstat(self._descriptor)
+        return identity(self._folder) == (held.st_dev, held.st_ino)
 
     def check(self) -> None:
         """Raises `Unavailable` where `problem` has something to say."""

@@ -36,7 +36,8 @@ def kept(queue: JobQueue, outputs: Path) -> list[str]:
     jobs = queue.list(order="asc", limit=100, status="completed")
     files = {job.result.file for job in jobs if job.result is not None}
     assert {path.name for path in outputs.glob("*.mp4")} == files
-    assert {path.stem for path in outputs.glob("*.json")} == {name.removesuffix(".mp4") for name in files}
+    stems = {name.removesuffix(".mp4") for name in files}
+    until(lambda: {path.stem for path in outputs.glob("*.json")} == stems)  # a sidecar goes right after its row
     return [job.id for job in jobs]
 
 

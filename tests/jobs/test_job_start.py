@@ -228,6 +228,16 @@ def test_a_server_whose_lock_was_taken_says_so_and_takes_no_job(
     assert first.storage_problem() is None
 
 
+def test_a_folder_that_is_moved_away_is_not_made_anew(make_queue: MakeQueue, outputs: Path) -> None:
+    queue = make_queue()
+    moved = outputs.with_name(f"{outputs.name}-moved")
+    outputs.rename(moved)
+    assert queue.storage_problem() is not None
+    assert not outputs.exists()
+    moved.rename(outputs)
+    assert queue.storage_problem() is None
+
+
 def test_where_folders_cannot_be_locked_the_file_is(
     make_queue: MakeQueue, outputs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
