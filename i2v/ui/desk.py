@@ -55,7 +55,9 @@ class Desk:
             self.queue.check_room(None)  # before anything is decoded
             with DECODING:
                 job_request, photo = self.read(say, upload, values)
-                job = self.queue.submit(job_request, photo, door="ui", caller=caller_of(request))
+                new = self.queue.prepare(job_request, photo, door="ui", caller=caller_of(request))
+            del photo
+            job = self.queue.enter(new)  # outside of the room, which a table that is locked must not fill
         except I2VError as error:
             return gr.skip(), hint.notice(told(say, error))
         return job.id, ""
@@ -78,8 +80,11 @@ class Desk:
             self.queue.check_room(None)
             with DECODING:
                 job_request, photo = self.read(say, upload, values)
-                for draft in drafts(job_request, self.settings.limits):
-                    queued.append(self.queue.submit(draft, photo, door="ui", caller=caller_of(request)).id)
+                wanted = drafts(job_request, self.settings.limits)
+                new = [self.queue.prepare(draft, photo, door="ui", caller=caller_of(request)) for draft in wanted]
+            del photo
+            for draft in new:
+                queued.append(self.queue.enter(draft).id)
         except I2VError as error:  # a full queue may have taken some of them
             notice = hint.notice(told(say, error))
         return Shown(sheet=tuple(queued)).sheet_text() if queued else gr.skip(), notice

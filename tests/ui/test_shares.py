@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import requests
 
+from i2v.decoding_room import DECODING
 from i2v.server.video_extension import last_frame
 from i2v.ui import desk, history
 from i2v.ui.mount.gate import EVENT
@@ -137,3 +138,22 @@ def test_a_full_queue_is_noticed_before_a_photo_is_decoded(
     taken = [answer for answer in answers if "video_" in answer.text]
     assert len(taken) < len(answers)
     assert counted.calls < len(answers)
+
+
+@pytest.mark.parametrize(("button", "jobs"), [("generate", 1), ("sweep", 4)])
+def test_no_place_for_decoding_is_held_while_the_table_is_waited_for(
+    site: Site, monkeypatch: pytest.MonkeyPatch, button: str, jobs: int
+) -> None:
+    photo = (ASSETS / "coffee.jpg").read_bytes()
+    sent = requests.post(f"{site.url}/gradio_api/upload", files={"files": ("a.jpg", photo)}, timeout=60)
+    upload = {"path": sent.json()[0], "meta": {"_type": "gradio.FileData"}, "orig_name": "a.jpg"}
+    values = [upload, "a clip", "", "256x256", "crop", 8, 8, 8, 10, 9.0, "exact", ""]
+    enter, inside = site.queue.enter, []
+
+    def entered(new: Any) -> Any:
+        inside.append(getattr(DECODING._mine, "depth", 0))
+        return enter(new)
+
+    monkeypatch.setattr(site.queue, "enter", entered)
+    assert many(site, button, "click", values, 1)[0].status_code == 200
+    assert inside == [0] * jobs
