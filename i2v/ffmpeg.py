@@ -65,11 +65,17 @@ def kill_all() -> None:
 
 def kill(pid: int) -> None:
     """End a child that was not waited for yet, and its own children first: a wrapper's would hold the pipes open."""
-    with suppress(OSError, ValueError):
-        for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
-            kill(int(child))
+    for child in _children(pid):
+        kill(child)
     with suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
+
+
+def _children(pid: int) -> list[int]:
+    """The process ids; empty where the system does not tell."""
+    with suppress(OSError):
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return []
 
 
 class _Watch(threading.Thread):
@@ -107,9 +113,11 @@ class _Watch(threading.Thread):
 
 
 def _processor_time(pid: int) -> int | None:
-    """Clock ticks of the process and the children it has waited for; None where the system does not tell."""
+    """Clock ticks of the process and of its children, those that it has waited for too; None where the system does not
+    tell.
+    """
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        return sum(map(int, fields[11:15]))
-    except (OSError, ValueError):
+    except OSError:
         return None
+    return sum(map(int, fields[11:15])) + sum(_processor_time(child) or 0 for child in _children(pid))

@@ -188,14 +188,15 @@ def keep_room(folder: Path) -> None:
     with suppress(OSError):
         if file.exists() and file.stat().st_size >= ROOM_BYTES:
             return
-        with open(file, "wb") as room:
+        with open(file, "wb", buffering=0) as room:
             while size >= LEAST_ROOM_BYTES:
-                try:
-                    os.posix_fallocate(room.fileno(), 0, size)
-                    return
-                except OSError:
-                    room.truncate(0)
-                    size //= 2
+                with suppress(OSError):
+                    if room.write(os.urandom(size)) == size:  # zeros would take no room where a disk compresses
+                        os.fsync(room.fileno())
+                        return
+                room.truncate(0)
+                room.seek(0)
+                size //= 2
 
 
 def give_room(folder: Path) -> bool:

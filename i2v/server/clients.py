@@ -91,11 +91,12 @@ def client_of(scope: Scope) -> str:
     can choose.
     """
     client = scope.get("client")
-    return _counted(client[0]) if client else ""
+    return client_at(client[0]) if client else ""
 
 
 @lru_cache(maxsize=1024)
-def _counted(address: str) -> str:
+def client_at(address: str) -> str:
+    """The name under which the client with this address is counted."""
     try:
         parsed = ipaddress.ip_address(address.partition("%")[0])
     except ValueError:

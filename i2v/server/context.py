@@ -9,6 +9,7 @@ from fastapi import Request
 
 from i2v import decoding_room
 from i2v.jobs.webhooks import Webhooks
+from i2v.server.clients import client_of
 from i2v.server.metrics import Metrics
 from i2v.server.video_variants import Variants
 from i2v.settings import Settings
@@ -56,8 +57,8 @@ def context_of(request: Request) -> Context:
 
 
 def caller_of(request: Request) -> str | None:
-    """Who counts as one caller for shares of the queue: the client's address."""
-    return request.client.host if request.client else None
+    """Who counts as one caller for shares of the queue."""
+    return client_of(request.scope) or None
 
 
 def public_base(request: Request) -> str:

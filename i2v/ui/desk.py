@@ -20,6 +20,7 @@ from i2v.errors import Conflict, I2VError, NotFound
 from i2v.images import jpeg_url, place
 from i2v.jobs.job import Job
 from i2v.request import GenerateRequest, draw_seed
+from i2v.server.clients import client_at
 from i2v.server.video_extension import last_frame
 from i2v.settings import Settings
 from i2v.ui import form, hint, history, sheet, stage
@@ -319,4 +320,5 @@ def photo_url(queue: "JobQueue", job_id: str) -> str:
 
 
 def caller_of(request: gr.Request | None) -> str | None:
-    return request.client.host if request is not None and request.client else None
+    """Who counts as one caller, as at the routes."""
+    return client_at(request.client.host) if request is not None and request.client else None

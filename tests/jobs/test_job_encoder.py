@@ -2,6 +2,7 @@
 
 import os
 import stat
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -111,3 +112,12 @@ def test_what_runs_at_a_forced_end_is_killed(hanging: Path) -> None:
         ffmpeg.run([imageio_ffmpeg.get_ffmpeg_exe()], on_wait=wait)
     assert gone(hanging)
     assert not ffmpeg._running
+
+
+def test_a_wrapper_whose_child_works_makes_progress(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The child's time counts while it runs: a wrapper that waits for it uses none of its own."""
+    monkeypatch.setattr(ffmpeg, "STALL_S", 3.0)
+    work = "import time\nend = time.monotonic() + 5\nwhile time.monotonic() < end: pass"
+    (tmp_path / "work.py").write_text(work)
+    done = ffmpeg.run(["/bin/sh", "-c", f'"{sys.executable}" "{tmp_path}/work.py"; echo done'])
+    assert done.stdout == b"done\n"

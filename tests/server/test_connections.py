@@ -10,10 +10,12 @@ from typing import Any
 import httpx
 import pytest
 import uvicorn
+from starlette.requests import Request
 from uvicorn.server import ServerState
 
 from i2v.serve import Server
 from i2v.server.clients import RequestShare
+from i2v.server.context import caller_of
 from i2v.server.protocol import PROBE_PLACES, BoundedProtocol, bounded_protocol
 from i2v.settings import Settings
 from tests.serving import serving
@@ -253,3 +255,10 @@ def test_the_host_of_the_request_line_is_the_one_that_is_checked(
     other = b"GET %b HTTP/1.1\r\nHost: evil.example\r\n\r\n" % target
     assert status_of(connect(1, other)) == status
     record_property("after", f"{target.decode()}: {seen}")
+
+
+def test_the_queue_counts_callers_as_the_doors_do():
+    """One customer has a whole network of IPv6 addresses: a new one for each job is no new caller."""
+    one, other = ("2001:db8:1:2::77", 1), ("2001:db8:1:2:ffff::1", 2)
+    callers = {caller_of(Request({"type": "http", "client": client, "headers": []})) for client in (one, other)}
+    assert callers == {"2001:db8:1:2::/64"}

@@ -70,6 +70,7 @@ def test_uploads_that_no_page_reads_make_room_and_those_in_use_stay(tmp_path: Pa
         path.parent.mkdir()
         path.write_bytes(b"x" * 1000)
         os.utime(path, (number, number))
+        uploads.arrived(1000)
         return path
 
     first = upload(0)
@@ -92,3 +93,13 @@ def test_uploads_that_no_page_reads_make_room_and_those_in_use_stay(tmp_path: Pa
 
 def test_one_upload_fits_into_an_empty_folder_however_large(tmp_path: Path) -> None:
     UploadTotal(tmp_path, total=10).make_room(1000)
+
+
+def test_uploads_on_their_way_count(tmp_path: Path) -> None:
+    uploads = UploadTotal(tmp_path, total=10_000)
+    for _ in range(10):
+        uploads.make_room(1000)
+    with pytest.raises(Unavailable):
+        uploads.make_room(1000)
+    uploads.arrived(1000)
+    uploads.make_room(1000)

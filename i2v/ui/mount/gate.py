@@ -97,12 +97,16 @@ class Gate:
 
     async def _upload(self, scope: Scope, receive: Receive, send: Send) -> None:
         declared = next((value for name, value in scope["headers"] if name == b"content-length"), b"")
+        size = int(declared) if declared.isdigit() else self.largest
         try:
-            await run_in_threadpool(self.uploads.make_room, int(declared) if declared.isdigit() else self.largest)
+            await run_in_threadpool(self.uploads.make_room, size)
         except I2VError as error:
             await error_answer(error, UPLOAD)(scope, receive, send)
             return
-        await self.framework(scope, receive, send)
+        try:
+            await self.framework(scope, receive, send)
+        finally:
+            self.uploads.arrived(size)
 
     async def _event(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:

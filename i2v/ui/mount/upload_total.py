@@ -4,6 +4,7 @@ A page reads its photo as soon as it is uploaded, and a job has a copy of its ow
 event has read for a while is one that nobody needs.
 """
 
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -26,12 +27,16 @@ class UploadTotal:
         self._total = total
         self._clock = clock
         self._lock = threading.Lock()
+        self._promised = 0  # bytes of uploads that are on their way
 
     def make_room(self, size: int) -> None:
-        """Remove what has to go so that `size` bytes more fit. Raises `Unavailable` when pages use all that is here."""
+        """Remove what has to go so that `size` bytes more fit; they are promised until `arrived(size)`.
+
+        Raises `Unavailable` when pages use all that is here.
+        """
         with self._lock:
             found = sorted(self._files(), key=lambda file: (_USED.get(str(file[0]), 0.0), file[2]))
-            taken = sum(length for _, length, _ in found)
+            taken = self._promised + sum(length for _, length, _ in found)
             for path, length, _ in found:
                 if taken + size <= self._total:
                     break
@@ -41,14 +46,20 @@ class UploadTotal:
                     taken -= length
             if taken + size > self._total and taken:
                 raise Unavailable("other visitors' photos fill the room for uploads now", retry_after=RETRY_S)
+            self._promised += size
+
+    def arrived(self, size: int) -> None:
+        """An upload has ended, well or not: what there is of it lies in the folder."""
+        with self._lock:
+            self._promised -= size
 
     def _files(self) -> list[tuple[Path, int, float]]:
         """Each upload with its bytes and when it was written; hidden files are the folder's own."""
         files = []
-        for path in self._folder.rglob("*"):
-            with suppress(OSError):
-                info = path.lstat()
-                if path.is_file() and not path.name.startswith("."):
+        for folder, _, names in os.walk(self._folder):
+            for path in [Path(folder, name) for name in names if not name.startswith(".")]:
+                with suppress(OSError):
+                    info = path.lstat()
                     files.append((path, info.st_size, info.st_mtime))
         for gone in _USED.keys() - {str(path) for path, _, _ in files}:
             _USED.pop(gone, None)
