@@ -551,10 +551,8 @@ def test_addresses_are_ones_a_browser_takes(flags: dict[str, object], address: s
     assert preflight.addresses(load_settings(**flags))[0] == address
 
 
-@pytest.mark.parametrize("token", [None, ""])
-def test_an_open_host_without_a_token_is_warned_of_and_an_empty_token_is_none(token: str | None) -> None:
-    """`I2V_API_TOKEN=` guards nothing, and the banner used to take it for a token."""
-    (warning,) = preflight.warnings(load_settings(host="0.0.0.0", api_token=token))
+def test_an_open_host_without_a_token_is_warned_of() -> None:
+    (warning,) = preflight.warnings(load_settings(host="0.0.0.0"))
     assert "no token is set" in warning
     assert not preflight.warnings(load_settings(host="0.0.0.0", api_token="x" * 20))
 

@@ -16,7 +16,7 @@ from i2v.engine.fake import FakeEngine
 from i2v.engine.memory import Plan, ladder, rungs
 from i2v.engine.verdict import Verdict, labels
 from i2v.images import place
-from i2v.jobs.store import _result
+from i2v.jobs.rows import _read_result
 from i2v.notes import WORDS, Note, read, say
 from i2v.presets import PRESETS, Sampling, described
 from i2v.request import GenerateRequest
@@ -150,8 +150,8 @@ def test_text_and_codes_of_another_version_are_shown_as_they_are() -> None:
 def test_a_row_of_an_older_version_shows_its_sentences() -> None:
     kept = asdict(replace(RESULT, plan="all resident", notes=("An old note.",), warnings=("An old warning.",)))
     del kept["model_kind"]
-    result = _result(json.dumps(kept))
+    result = _read_result({"result": json.dumps(kept)})
     assert (result.plan, result.notes, result.warnings) == ("all resident", ("An old note.",), ("An old warning.",))
-    assert _result(json.dumps(kept | {"plan": ""})).plan is None
+    assert _read_result({"result": json.dumps(kept | {"plan": ""})}).plan is None
     noted = replace(RESULT, plan=Plan().note(), notes=keep_guidance(12.0, (1.0, 9.0))[1])
-    assert _result(json.dumps(asdict(noted))) == noted
+    assert _read_result({"result": json.dumps(asdict(noted))}) == noted
