@@ -240,6 +240,8 @@ def _readable(error: ValidationError, config: Path | None) -> str:
         if refusal.is_unknown:
             lines.append(f"{refusal.field}: unknown setting; known: {', '.join(sorted(Settings.model_fields))}")
         else:
-            lines.append(refusal.words((lambda _: "a secret") if refusal.field in SECRETS else repr))
+            lines.append(
+                refusal.words((lambda value: "a secret" if value else "nothing") if refusal.field in SECRETS else repr)
+            )
     where = f" (file {config}, I2V_* variables, flags)" if config else " (I2V_* variables, flags)"
     return f"settings are not valid{where}: " + "; ".join(lines)

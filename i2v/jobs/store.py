@@ -161,11 +161,14 @@ class JobStore:
         status: Status | None = None,
         search: str | None = None,
     ) -> Sequence[Job]:
-        """A page in the order of arrival; `search` is part of a prompt. Raises `NotFound` for an unknown `after`."""
+        """A page in the order of arrival. `search` is part of a prompt; `failed` means `interrupted` jobs, too.
+
+        Raises `NotFound` for an unknown `after`.
+        """
         query = select(jobs).order_by(jobs.c.seq.desc() if order == "desc" else jobs.c.seq).limit(limit)
         query = query.where(jobs.c.status != SET_ASIDE)
         if status is not None:
-            query = query.where(jobs.c.status == status)
+            query = query.where(jobs.c.status.in_(("failed", "interrupted") if status == "failed" else (status,)))
         if search:
             search = search.replace("\0", "").encode("utf-8", "ignore").decode()  # what no stored prompt holds
             query = query.where(jobs.c.prompt.icontains(search, autoescape=True))

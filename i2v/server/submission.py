@@ -62,7 +62,10 @@ async def submit(
     async with context.decoding:
         new, size = await run_in_threadpool(prepare)
     job = await anyio.to_thread.run_sync(queue.enter, new, limiter=context.writing)
-    log.info("accepted", extra={"job": job.id, "request": request.scope["i2v.request_id"]})
+    log.info(
+        "asked for again" if job.replayed else "accepted",
+        extra={"job": job.id, "request": request.scope["i2v.request_id"]},
+    )
     return job, size
 
 

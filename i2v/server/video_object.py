@@ -23,6 +23,10 @@ POLL_MS = (250, 5000)  # polling costs little; the first value is kept by the cl
 _STITCHES = 50  # how many extensions of extensions are counted
 
 
+# An interrupted job is shown as failed, with its own code.
+ShownStatus = Literal["queued", "in_progress", "completed", "failed", "cancelled"]
+
+
 def _asked(name: str, description: str | None = None) -> Any:
     """A field that repeats the request: described by the request's own words."""
     return Field(description=description or GenerateRequest.model_fields[name].description)
@@ -43,7 +47,7 @@ class VideoObject(Answer):
     created_at: int
     completed_at: int | None = Field(description="null until the job has ended")
     expires_at: int | None = Field(description="when the video is removed, where videos are kept for some days only")
-    status: Literal["queued", "in_progress", "completed", "failed", "cancelled"]
+    status: ShownStatus
     progress: int = Field(ge=0, le=100, description="percent of the job's time; 100 only when completed")
     error: VideoError | None = Field(description="null unless the status is failed")
     model: str | None = Field(description="the model that made it, or the loaded one; null while it loads")

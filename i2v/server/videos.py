@@ -13,7 +13,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response, StreamingResponse
 
 from i2v.errors import I2VError, InvalidRequest, NotFound, PreconditionFailed
-from i2v.jobs.job import Job, Status
+from i2v.jobs.job import Job
 from i2v.jobs.photo import as_taken
 from i2v.server import openapi
 from i2v.server.answers import Answer, JSONAnswer
@@ -23,7 +23,15 @@ from i2v.server.predict import CLIENT_GONE, error_answer_for, error_of, job_head
 from i2v.server.submission import REPLAYED, idempotency_key, submit
 from i2v.server.video_events import stream
 from i2v.server.video_extension import source_of
-from i2v.server.video_object import DeletedVideo, VideoList, VideoObject, poll_after_ms, shown, video_object
+from i2v.server.video_object import (
+    DeletedVideo,
+    ShownStatus,
+    VideoList,
+    VideoObject,
+    poll_after_ms,
+    shown,
+    video_object,
+)
 from i2v.server.video_request import (
     CREATE_VIDEO,
     ExtendVideo,
@@ -118,7 +126,7 @@ async def list_videos(
     after: Annotated[str | None, Query(max_length=200)] = None,
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
     order: Literal["asc", "desc"] = "desc",
-    status: Status | None = None,
+    status: ShownStatus | None = None,
     search: Annotated[str | None, Query(max_length=200)] = None,
 ) -> Response:
     """A page of all jobs, whichever door they came through, by time of arrival."""

@@ -292,6 +292,7 @@ def test_after_a_death_the_running_job_runs_once_more_in_its_old_place_then_is_i
     assert third.recover(2, lambda _file: None) == {new(1).id: "interrupted"}
     job = third.get(new(1).id)
     assert (job.status, job.error_code, job.attempt) == ("interrupted", "interrupted", 2)
+    assert [found.id for found in third.list(status="failed")] == [job.id]
     assert third.recover(2, lambda _file: None) == {}
     third.close()
 

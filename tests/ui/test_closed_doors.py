@@ -20,7 +20,7 @@ from i2v.engine.fake import FakeEngine
 from i2v.engine.interface import GenerationResult
 from i2v.server.app import create_app
 from i2v.ui.mount.assets import may_be_kept, takes_gzip
-from i2v.ui.mount.gate import OPEN, PROGRESS, Gate, is_open
+from i2v.ui.mount.gate import OPEN, PROGRESS, Gate, methods_of
 from i2v.ui.mount.mounting import check_closed, mount_ui, remember_signatures
 from tests.conftest import ASSETS, ROOT
 from tests.ui.conftest import Site, fill, servers
@@ -97,7 +97,16 @@ def test_the_photo_and_the_prompt_events_refuse_a_foreign_path(site: Site) -> No
 def test_no_path_of_the_machine_is_served(site: Site) -> None:
     (site.settings.outputs / "secret.txt").write_text(SECRET)
     for path in ("/etc/passwd", str(site.settings.outputs / "jobs.sqlite3"), str(site.settings.outputs / "secret.txt")):
-        assert requests.get(f"{site.url}/gradio_api/file={path}", timeout=30).status_code in (403, 404)
+        answer = requests.get(f"{site.url}/gradio_api/file={path}", timeout=30)
+        assert answer.status_code == 404
+        assert path not in answer.text
+        assert answer.json()["error"]
+
+
+def test_an_upload_that_is_none_is_refused_in_our_words(site: Site) -> None:
+    answer = requests.post(f"{site.url}/gradio_api/upload", json={}, timeout=30)
+    assert answer.status_code == 400
+    assert "form" in answer.json()["error"]
 
 
 @pytest.mark.fault("F1", "any route of the framework", before="all 79 answer; one runs ffmpeg on what it is sent")
@@ -114,17 +123,19 @@ def test_no_route_of_the_framework_answers_but_those_the_page_asks_for(
     closed = 0
     for method, path in found:
         asked = re.sub(r"\{.*?\}", "x", path)
-        if is_open(method, asked) or asked == PROGRESS:
+        if method in methods_of(asked) or asked == PROGRESS:
             continue
         with requests.request(method, site.url + asked, json={}, timeout=30, stream=True) as answer:
-            assert answer.status_code == 404, (method, asked)
-            assert method == "HEAD" or answer.json()["detail"][0]["type"] == "not_found", asked
+            wanted = (405, "method_not_allowed") if methods_of(asked) else (404, "not_found")
+            assert answer.status_code == wanted[0], (method, asked)
+            assert method == "HEAD" or answer.json()["detail"][0]["type"] == wanted[1], asked
         closed += 1
     for path, methods in OPEN.items():
         for method in methods:
             assert requests.request(method, site.url + path, json={}, timeout=30).status_code != 404, path
     for method in ("PUT", "DELETE", "PATCH", "OPTIONS"):
-        assert requests.request(method, f"{site.url}/gradio_api/upload", timeout=30).status_code == 404
+        answer = requests.request(method, f"{site.url}/gradio_api/upload", timeout=30)
+        assert (answer.status_code, answer.headers["allow"]) == (405, "POST")
     record_property("after", f"{len(found) - closed} of {len(found)} routes answer")
 
 

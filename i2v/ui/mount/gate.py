@@ -12,7 +12,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
-from i2v.errors import BodyTooLarge, I2VError, NotFound
+from i2v.errors import BadRequest, BodyTooLarge, I2VError, MethodNotAllowed, NotFound
 from i2v.server.answers import UNKNOWN_PATH, error_answer
 from i2v.server.body import refuse_compressed, whole
 from i2v.ui.mount.events import MAX_EVENT, read_event, refusals_noted
@@ -35,16 +35,16 @@ OPEN = {  # path: methods. What asks for it, in the browser
 OPEN_BELOW = {"/gradio_api/file=": ("GET", "HEAD")}  # uploads of this server, by their whole path
 
 
-def is_open(method: str, path: str) -> bool:
-    """Whether the framework may answer this. The page's scripts are not among it: `assets.py` has them."""
-    allowed = OPEN.get(path)
-    if allowed is None:
-        allowed = next((methods for start, methods in OPEN_BELOW.items() if path.startswith(start)), ())
-    return method in allowed
+def methods_of(path: str) -> tuple[str, ...]:
+    """What the framework may answer at this path. The page's scripts are not among it: `assets.py` has them."""
+    if path in OPEN:
+        return OPEN[path]
+    return next((methods for start, methods in OPEN_BELOW.items() if path.startswith(start)), ())
 
 
 class Gate:
-    """Stands around the mounted framework; whatever is not open is 404 in our own form.
+    """Stands around the mounted framework; whatever is not open is 404 or 405 in our own form, and so is what the
+    framework refuses: its own words repeat the path that was asked for.
 
     The bar of an upload is answered here, with its end: the framework holds a stream open until an upload under a name
     of the caller's choice is whole, and remembers each name that was ever asked for. Of an `Origin` it is not told,
@@ -63,8 +63,12 @@ class Gate:
         shown: dict[str, Any] = {"headers": [item for item in scope["headers"] if item[0] != b"origin"]}
         if (method, path) == ("GET", PROGRESS):
             await Response(b'data: {"msg":"done"}\n\n', media_type="text/event-stream")(scope, receive, send)
-        elif not is_open(method, path):
+        elif not (allowed := methods_of(path)):
             await error_answer(NotFound(UNKNOWN_PATH), path)(scope, receive, send)
+        elif method not in allowed:
+            allow = ", ".join(allowed)
+            error = MethodNotAllowed(f"this path takes {allow}")
+            await error_answer(error, path, {"Allow": allow})(scope, receive, send)
         elif (method, path) == ("GET", "/"):
             await self._page({**scope, **shown}, receive, send)
         elif path == EVENT:
@@ -72,7 +76,22 @@ class Gate:
         elif path == UPLOAD:
             await self._upload({**scope, **shown, "query_string": b""}, receive, send)
         else:
-            await self.framework({**scope, **shown}, receive, send)
+            await self._ask({**scope, **shown}, receive, send, NotFound(UNKNOWN_PATH))
+
+    async def _ask(self, scope: Scope, receive: Receive, send: Send, refusal: I2VError) -> None:
+        """The framework's answer, or `refusal` where it refuses."""
+        refused = False
+
+        async def in_our_words(message: Message) -> None:
+            nonlocal refused
+            if message["type"] == "http.response.start" and message["status"] in range(400, 500):
+                refused = message["status"] != 416
+                if refused:
+                    await error_answer(refusal, scope["path"])(scope, receive, send)
+            if not refused:
+                await send(message)
+
+        await self.framework(scope, receive, in_our_words)
 
     async def _page(self, scope: Scope, receive: Receive, send: Send) -> None:
         """With a policy for the scripts that stand in it, which differ by address and model."""
@@ -104,7 +123,7 @@ class Gate:
             await error_answer(error, UPLOAD)(scope, receive, send)
             return
         try:
-            await self.framework(scope, receive, send)
+            await self._ask(scope, receive, send, BadRequest("an upload is a form with files, as the page sends it"))
         finally:
             self.uploads.arrived(size)
 
