@@ -40,7 +40,8 @@ def runs(pid: int) -> bool:
 
 
 def gone(pids: Path) -> bool:
-    return not any(runs(int(pid)) for pid in pids.read_text().split())
+    """True too where the wrapper was ended before it had written down whom it started."""
+    return not pids.exists() or not any(runs(int(pid)) for pid in pids.read_text().split())
 
 
 @FAULT

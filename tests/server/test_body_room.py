@@ -9,6 +9,7 @@ import pytest
 from fastapi import FastAPI
 
 from i2v.jobs.queue import JobQueue
+from i2v.server import body_limit
 from i2v.server.app import create_app
 from i2v.server.body_limit import MB, BodyLimit
 from i2v.settings import Settings
@@ -156,3 +157,27 @@ async def test_a_route_that_waits_for_its_job_holds_no_body(app: FastAPI, small_
             await asyncio.sleep(0.01)
         go_on.set()
         assert (await asked).status_code == 200
+
+
+@pytest.mark.parametrize(("size", "times"), [(900_000, 1), (90_000, 0)])
+async def test_much_memory_is_given_back_once_every_body_is_gone(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, size: int, times: int
+) -> None:
+    """The C library keeps what was freed in small blocks; a handful of bytes is not worth asking it."""
+    given_back: list[int] = []
+    monkeypatch.setattr(body_limit, "MUCH", 2 * 900_000)
+    limit = BodyLimit(mounted, settings=settings)
+    monkeypatch.setattr(body_limit, "give_back", lambda: given_back.append(limit.total))
+    held = Held()
+
+    async def body() -> AsyncIterator[bytes]:
+        yield b"x" * size
+        held.arrived += 1
+        if held.arrived == 3:
+            held.full.set()
+        await held.full.wait()
+
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app=limit), base_url=BASE) as client:
+        answers = await asyncio.gather(*(client.post("/", content=body()) for _ in range(3)))
+    assert [answer.text for answer in answers] == [str(size)] * 3
+    assert given_back == [0] * times

@@ -1,15 +1,19 @@
 """The listening socket where descriptors are few, with real sockets and a real limit."""
 
 import contextlib
+import errno
 import logging
 import os
 import resource
 import socket
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from i2v import serve
 from i2v.serve import _listen
 from i2v.server import listener as module
 from i2v.server.listener import A_TURN, SPARE_FILES, Listener, places_within_limit
@@ -94,3 +98,19 @@ def test_there_are_as_many_places_as_there_are_descriptors(
     assert places_within_limit(wanted) == places
     assert len(caplog.records) == (places < wanted)
     record_property("after", f"{places} of {wanted} places under {limits[1]}")
+
+
+def test_the_server_goes_by_the_places_that_there_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def listen(settings: Settings) -> None:
+        seen.append(settings.max_connections)
+        raise OSError(errno.EADDRINUSE, "stop here")
+
+    monkeypatch.setattr(serve, "configure_logging", lambda *_, **__: None)  # of this process
+    monkeypatch.setattr(serve, "SWITCH_S", sys.getswitchinterval())
+    monkeypatch.setattr(serve, "places_within_limit", lambda wanted: wanted // 2)
+    monkeypatch.setattr(serve, "_listen", listen)
+    settings = Settings(outputs=tmp_path / "outputs", model="fake", ui=False, max_connections=80)
+    assert serve.serve(settings) == serve.EXIT_FAILED
+    assert seen == [40]

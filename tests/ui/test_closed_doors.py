@@ -4,6 +4,7 @@ import base64
 import inspect
 import json
 import re
+import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,12 @@ from starlette.routing import Mount
 
 from i2v.engine.fake import FakeEngine
 from i2v.engine.interface import GenerationResult
+from i2v.errors import Unavailable
 from i2v.server.app import create_app
 from i2v.ui.mount.assets import may_be_kept, takes_gzip
 from i2v.ui.mount.gate import OPEN, PROGRESS, Gate, methods_of
 from i2v.ui.mount.mounting import check_closed, mount_ui, remember_signatures
+from i2v.ui.mount.upload_total import UploadTotal
 from tests.conftest import ASSETS, ROOT
 from tests.ui.conftest import Site, fill, servers
 
@@ -94,6 +97,21 @@ def test_the_photo_and_the_prompt_events_refuse_a_foreign_path(site: Site) -> No
     assert requests.get(f"{site.url}/livez", timeout=30).status_code == 200
 
 
+def test_no_event_tells_what_lies_on_the_machine(site: Site) -> None:
+    """A folder, a file and nothing at all are refused alike."""
+    config = config_of(site)
+    kinds = {component["id"]: component["type"] for component in config["components"]}
+    events = [d for d in every_event(config) if {"image", "file"} & {kinds.get(id) for id in d["inputs"]}]
+    assert len(events) >= 2
+    for dependency in events:
+        said = set()
+        for path in ("/etc", "/etc/passwd", "/nothing/there", str(site.settings.outputs)):
+            answer = post_event(site, dependency, {"path": path, "meta": {"_type": "gradio.FileData"}})
+            said.add((answer.status_code, answer.text))
+        assert len(said) == 1
+        assert said.pop()[0] == 422
+
+
 def test_no_path_of_the_machine_is_served(site: Site) -> None:
     (site.settings.outputs / "secret.txt").write_text(SECRET)
     for path in ("/etc/passwd", str(site.settings.outputs / "jobs.sqlite3"), str(site.settings.outputs / "secret.txt")):
@@ -107,6 +125,29 @@ def test_an_upload_that_is_none_is_refused_in_our_words(site: Site) -> None:
     answer = requests.post(f"{site.url}/gradio_api/upload", json={}, timeout=30)
     assert answer.status_code == 400
     assert "form" in answer.json()["error"]
+
+
+def test_an_upload_asks_for_room_and_says_when_it_has_ended(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    ended: list[int] = []
+    monkeypatch.setattr(UploadTotal, "make_room", lambda _, size: asked.append(size))
+    monkeypatch.setattr(UploadTotal, "arrived", lambda _, size: ended.append(size))
+    taken = requests.post(f"{site.url}/gradio_api/upload", files={"files": ("a.png", b"x" * 1000)}, timeout=30)
+    refused = requests.post(f"{site.url}/gradio_api/upload", data=b"x" * 333, timeout=30)
+    assert (taken.status_code, refused.status_code) == (200, 400)
+    assert asked == [int(taken.request.headers["content-length"]), 333]
+    deadline = time.monotonic() + 30
+    while not set(asked) <= set(ended) and time.monotonic() < deadline:  # said after the answer has gone out
+        time.sleep(0.01)
+    assert set(asked) <= set(ended)
+
+    def full(_: UploadTotal, size: int) -> None:
+        raise Unavailable(f"no room for {size}", retry_after=60)
+
+    monkeypatch.setattr(UploadTotal, "make_room", full)
+    answer = requests.post(f"{site.url}/gradio_api/upload", files={"files": ("a.png", b"x")}, timeout=30)
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "60")
+    assert int(answer.request.headers["content-length"]) not in ended
 
 
 @pytest.mark.fault("F1", "any route of the framework", before="all 79 answer; one runs ffmpeg on what it is sent")

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from i2v.errors import Unavailable
+from i2v.ui.form import read_photo
 from i2v.ui.mount.upload_total import IN_USE_S, UploadTotal, note_use
 from i2v.ui.mount.uploads import own_folder
 from tests.conftest import ROOT
@@ -103,3 +105,13 @@ def test_uploads_on_their_way_count(tmp_path: Path) -> None:
         uploads.make_room(1000)
     uploads.arrived(1000)
     uploads.make_room(1000)
+
+
+def test_a_photo_that_the_page_reads_is_in_use(tmp_path: Path) -> None:
+    read, other = tmp_path / "read.png", tmp_path / "other.png"
+    for path in (read, other):
+        Image.new("RGB", (32, 32)).save(path)
+    assert read_photo({"path": str(read)}, 10_000) is not None
+    size = other.stat().st_size
+    UploadTotal(tmp_path, total=2 * size).make_room(size)
+    assert (read.exists(), other.exists()) == (True, False)
