@@ -13,6 +13,7 @@ from typing import Any
 import httpx
 import psutil
 import pytest
+from fastapi import FastAPI
 from PIL import Image
 
 from i2v import images
@@ -112,6 +113,7 @@ class TestAFullQueue:
     @pytest.mark.fault("F3", "a photo for a full queue", before="decoded, then 503")
     async def test_it_is_said_at_every_door_before_anything_is_decoded(
         self,
+        app: FastAPI,
         client: httpx.AsyncClient,
         queue: JobQueue,
         held: threading.Event,
@@ -134,7 +136,9 @@ class TestAFullQueue:
         monkeypatch.setattr(images, "_check_size", lambda *_: decoded.append("photo"))
         monkeypatch.setattr(Image.Image, "load", lambda picture: decoded.append("picture") or load(picture))
         monkeypatch.setattr(frames, lambda *_, **__: decoded.append("video"))
-        refused = {door: await ask() for door, ask in ways_in(client, file.getvalue(), done).items()}
+        places = app.state.context.decoding
+        async with asyncio.timeout(60), places, places:  # both places are taken: a full queue is told without one
+            refused = {door: await ask() for door, ask in ways_in(client, file.getvalue(), done).items()}
         record_property("after", f"503 at {len(refused)} doors, {len(decoded)} decoded")
         assert {door: answer.status_code for door, answer in refused.items()} == dict.fromkeys(refused, 503)
         assert all("Retry-After" in answer.headers for answer in refused.values())

@@ -1,6 +1,7 @@
 """The server as a process: how it starts, how it ends, and what it says when it cannot do either."""
 
 import json
+import os
 import signal
 import socket
 import threading
@@ -8,7 +9,11 @@ import time
 
 import pytest
 import requests
+from fastapi import FastAPI
 
+from i2v import ffmpeg
+from i2v.serve import Server
+from i2v.settings import Settings
 from tests.qa.live_server import LiveServer, post_video, small_photo, start
 
 pytestmark = pytest.mark.slow
@@ -95,6 +100,19 @@ def test_two_signals_end_it_at_once(launch, record_property):
     seconds = time.monotonic() - began
     assert seconds < 8.0  # the job's step alone takes 60 s; waiting for it took 10
     record_property("after", f"{seconds:.1f} s")
+
+
+def test_a_second_signal_ends_the_encoder_before_the_process(tmp_path, monkeypatch):
+    """The process does not come to its end, where others would be ended: an encoder would run on alone."""
+    done = []
+    monkeypatch.setattr(ffmpeg, "kill_all", lambda: done.append("encoders"))
+    monkeypatch.setattr(os, "_exit", done.append)
+    server = Server(Settings(outputs=tmp_path, model="fake", ui=False), FastAPI(), "here")
+    server.handle_exit(signal.SIGTERM, None)
+    server.handle_exit(signal.SIGHUP, None)
+    assert done == []
+    server.handle_exit(signal.SIGINT, None)
+    assert done == ["encoders", 0]
 
 
 def test_a_lost_engine_is_answered_and_the_process_asks_to_be_started_again(launch):

@@ -480,9 +480,12 @@ async def test_an_unknown_id_is_a_404_that_does_not_repeat_it(client, name):
 
 
 class TestIdempotency:
-    async def test_the_same_key_and_body_give_the_same_job(self, create, queue):
+    async def test_the_same_key_and_body_give_the_same_job(self, create, queue, caplog):
+        caplog.set_level("INFO", "i2v.server")
         first = await create(headers={"idempotency-key": "k1"})
         second = await create(headers={"idempotency-key": "k1"})
+        said = [record.message for record in caplog.records if record.name == "i2v.server"]
+        assert said == ["accepted", "asked for again"]
         assert first.json()["id"] == second.json()["id"]
         assert "idempotent-replayed" not in first.headers
         assert second.headers["idempotent-replayed"] == "true"
