@@ -1,10 +1,7 @@
 """DELETE on a disk that is full to the last byte, and where the table fails in the middle: all is gone, or nothing."""
 
 import contextlib
-import os
-import shutil
 import sqlite3
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,6 +14,7 @@ from i2v.jobs import outputs as folder_of
 from i2v.jobs.job import Job
 from i2v.jobs.queue import JobQueue
 from tests.jobs.job_doubles import SMALL, MakeQueue, final
+from tests.small_disk import fill, small_disk
 
 FAULT = pytest.mark.fault(
     "F15", "DELETE on a disk that is full to the last byte", before="507, the video gone, the row completed"
@@ -26,27 +24,8 @@ FAULT = pytest.mark.fault(
 @pytest.fixture
 def outputs(tmp_path: Path) -> Iterator[Path]:
     """A disk of 24 MB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    if (
-        os.geteuid()
-        or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "i2v", folder], check=False).returncode
-    ):
-        pytest.skip("a small disk is mounted for this test, which this user may not do")
-    yield folder
-    subprocess.run(["umount", "-l", folder], check=True)
-
-
-def fill(folder: Path) -> Path:
-    """Write until not one byte fits."""
-    path = folder / "somebody.else"
-    with open(path, "ab", buffering=0) as file:
-        for size in (2**16, 1):
-            with contextlib.suppress(OSError):
-                while file.write(b"x" * size):
-                    pass
-    assert shutil.disk_usage(folder).free == 0
-    return path
+    with small_disk(tmp_path / "disk", 24) as folder:
+        yield folder
 
 
 def completed(queue: JobQueue, count: int) -> list[Job]:

@@ -1,7 +1,6 @@
 """A disk that is full to its last byte or cannot be written: a real one of a few megabytes, mounted for the test."""
 
-import errno
-import subprocess
+import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -10,27 +9,16 @@ import pytest
 from i2v.video import probe
 from tests.qa.live_server import LiveServer, assert_refusal, start
 from tests.qa.waiting import create, until
+from tests.small_disk import fill, small_disk
 
-SIZE = "8m"
+MEGABYTES = 8
 
 
 @pytest.fixture
 def mount() -> Iterator[Callable[..., Path]]:
-    """`mount(folder, "ro")`: an empty disk of `SIZE` there, until the test has ended."""
-    mounted: list[Path] = []
-
-    def make(folder: Path, *options: str) -> Path:
-        folder.mkdir(parents=True, exist_ok=True)
-        command = ["mount", "-t", "tmpfs", "-o", ",".join((f"size={SIZE}", *options)), "tmpfs", str(folder)]
-        result = subprocess.run(command, capture_output=True, text=True)
-        if result.returncode:
-            pytest.skip(f"needs the right to mount a disk: {result.stderr.strip()}")
-        mounted.append(folder)
-        return folder
-
-    yield make
-    for folder in mounted:
-        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+    """`mount(folder, "ro")`: an empty disk of `MEGABYTES` there, until the test has ended."""
+    with contextlib.ExitStack() as stack:
+        yield lambda folder, *options: stack.enter_context(small_disk(folder, MEGABYTES, *options))
 
 
 @pytest.fixture
@@ -45,20 +33,6 @@ def begin(tmp_path: Path) -> Iterator[Callable[..., LiveServer]]:
     yield make
     for server in begun:
         server.stop()
-
-
-def fill(folder: Path) -> Path:
-    """A file that takes all that is left of the disk."""
-    filler = folder / "filler"
-    with filler.open("wb", buffering=0) as file:
-        for size in (65536, 4096, 1):
-            try:
-                while True:
-                    file.write(bytes(size))
-            except OSError as error:
-                if error.errno != errno.ENOSPC:
-                    raise
-    return filler
 
 
 def states(server: LiveServer) -> list[str]:
