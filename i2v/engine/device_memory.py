@@ -83,7 +83,10 @@ def reset_peak(device: torch.device) -> None:
 
 
 def peak_memory_mb(device: torch.device) -> float:
-    """MiB at the peak since `reset_peak`; on the CPU the process's peak so far, which is all the system keeps."""
+    """MiB at the peak since `reset_peak`; on the CPU the process's peak so far, which is all the system keeps.
+
+    Linux begins that peak at the size of the process that started this one.
+    """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10  # Linux counts kibibytes
