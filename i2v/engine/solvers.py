@@ -177,14 +177,17 @@ def _estimate(level: NoiseLevel, prediction_type: str) -> tuple[float, float]:
 def _ddim(schedule: Schedule, bars: Sequence[float], timesteps: Sequence[int]) -> list[Coefficients]:
     """arXiv 2010.02502, equation 12 with eta 0: the noise in x is kept, at the next point's strength.
 
-    The next point lies a fixed stride below, as in the published code, and is not the next entry of `timesteps`.
+    The next point lies a fixed stride below, as in the published code, and is not the next entry of `timesteps`. The
+    last step ends at the clean point, whatever the stride: where the number of trailing timesteps does not divide the
+    trained ones, the last of them may be a whole stride or more, and the published code then ends at a noisy point.
     """
     last = 1.0 if schedule.set_alpha_to_one else bars[0]
     stride = schedule.num_train_timesteps // len(timesteps)
     rows = []
-    for timestep in timesteps:
+    for number, timestep in enumerate(timesteps, start=1):
         before = timestep - stride
-        now, then = NoiseLevel.of(bars[timestep]), NoiseLevel.of(bars[before] if before >= 0 else last)
+        ends = before < 0 or number == len(timesteps)
+        now, then = NoiseLevel.of(bars[timestep]), NoiseLevel.of(last if ends else bars[before])
         kept = then.sigma / now.sigma if now.sigma else 0.0
         rows.append(
             Coefficients(
