@@ -59,10 +59,12 @@ def unets(config: dict[str, Any], device: str, dtype: torch.dtype) -> tuple[I2VG
 def engine(model: str, device: str, dtype: torch.dtype) -> tuple[Engine, UpstreamUNet]:
     """An engine around random weights, and diffusers' UNet with the same ones."""
     name = str(dtype).removeprefix("torch.")
-    demo = Engine.load("demo", device=device, dtype=name, conventions="upstream")
+    demo = Engine.load("demo", device=device, conventions="upstream")
     width = 1024 if model == "published" else demo.parts.text_encoder.config.hidden_size
     own, upstream = unets(UNETS[model] | {"cross_attention_dim": width}, device, dtype)
-    parts = replace(demo.parts, unet=own, info=replace(demo.info, guidance_range=None))
+    info = replace(demo.info, dtype=name, guidance_range=None, max_steps=None)
+    kept = {key: getattr(demo.parts, key).to(dtype) for key in ("vae", "text_encoder", "image_encoder")}
+    parts = replace(demo.parts, unet=own, info=info, **kept)
     if model == "published":
         with torch.device(device):
             text = CLIPTextModel(CLIPTextConfig(**{k: v for k, v in TEXT.items() if k != "model_type"}))

@@ -90,7 +90,7 @@ class Settings(BaseSettings):
     offline: bool = Field(False, description="never ask the hub; use what is cached")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
     dtype: Literal["auto", "float16", "bfloat16", "float32"] = Field(
-        "auto", description="auto: float16 on CUDA, float32 on CPU"
+        "auto", description="auto: float16 on CUDA, float32 on CPU and for the demo model"
     )
     conventions: Literal["authors", "upstream"] = Field(
         "authors", description="whose choices where VGen and diffusers differ"

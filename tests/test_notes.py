@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from i2v.engine import trained_sizes
-from i2v.engine.engine import keep_guidance, ran_out
+from i2v.engine.engine import keep_guidance, keep_steps, ran_out
 from i2v.engine.fake import FakeEngine
 from i2v.engine.memory import Plan, ladder, rungs
 from i2v.engine.verdict import Verdict, labels
@@ -85,6 +85,7 @@ def notes_of_the_engine() -> list[Note]:
     return [
         *(place(size, (64, 64), fit).note() for size in ((64, 64), (640, 480), (128, 128)) for fit in ("crop", "pad")),
         *keep_guidance(12.0, (1.0, 9.0))[1],
+        *keep_steps(40, 3)[1],
         *(plan.note() for plan in rungs(Plan())),
         *ran_out(1, Plan()),
         *ran_out(2, Plan()),

@@ -99,10 +99,10 @@ def test_the_engine_samples_as_the_file_says_and_the_result_says_it_too(tmp_path
     engine = load_engine(Settings(model="demo", device="cpu", presets=file, accelerate="off"), lambda what, part: None)
     assert isinstance(engine, Engine)
     assert engine.steps.form is None
-    job = GenerateRequest(prompt="night falls", width=64, height=64, num_frames=2, steps=9, preset="fast", seed=1)
+    job = GenerateRequest(prompt="night falls", width=64, height=64, num_frames=2, steps=3, preset="fast", seed=1)
     seen: list[str] = []
     result = engine.generate(job, photo, on_step=lambda progress: seen.append(progress.stage))
     assert seen.count("denoise") == 2
-    assert "Preset fast: DDIM in 2 steps stands in for DDIM in 9." in map(say, result.notes)
+    assert "Preset fast: DDIM in 2 steps stands in for DDIM in 3." in map(say, result.notes)
     asked = job.model_copy(update={"preset": "exact", "steps": 2})
     assert torch.allclose(result.latents, engine.generate(asked, photo).latents)

@@ -87,7 +87,7 @@ class Engine:
         make_current(chosen)
         device_memory.limit(chosen, max_vram_gb)
         home = torch.device("cpu") if memory == "low-vram" else chosen  # parts are copied to `chosen` in turn
-        parts = weights.load_parts(folder, home, weights.choose_dtype(dtype, chosen), on_load)
+        parts = weights.load_parts(folder, home, weights.choose_dtype(dtype, chosen, folder.card), on_load)
         parts = replace(parts, info=replace(parts.info, device=device_name(chosen)))
         check_presets(presets, parts)
         fused.compile_for(parts.unet, chosen)
@@ -134,9 +134,12 @@ class Engine:
         return self.device.type == "cuda"
 
     def as_run(self, request: GenerateRequest) -> GenerateRequest:
-        """The request at the guidance it will have: whether there is any decides what memory it takes."""
+        """The request with the guidance and the steps it will have: whether there is guidance decides its memory."""
         scale, _ = keep_guidance(request.guidance_scale, self.info.guidance_range)
-        return request if scale == request.guidance_scale else request.model_copy(update={"guidance_scale": scale})
+        steps, _ = keep_steps(request.steps, self.info.max_steps)
+        if (scale, steps) == (request.guidance_scale, request.steps):
+            return request
+        return request.model_copy(update={"guidance_scale": scale, "steps": steps})
 
     def choose_plan(self, request: GenerateRequest) -> Plan:
         """The fastest plan that fits what is free now. Raises as `check`; DoesNotFit names the largest that fits."""
@@ -189,6 +192,7 @@ class Engine:
         """
         make_current(self.device)  # of this thread, which need not be the one that loaded
         guidance_scale, notes = keep_guidance(request.guidance_scale, self.info.guidance_range)
+        notes += keep_steps(request.steps, self.info.max_steps)[1]
         request = self.as_run(request)
         first = self.choose_plan(request)
         parity = noise is not None and self.conventions.name == "upstream"
@@ -330,6 +334,13 @@ def keep_guidance(asked: float, useful: tuple[float, float] | None) -> tuple[flo
         return asked, ()
     kept = min(max(asked, useful[0]), useful[1])
     return kept, (Note("guidance_kept", {"asked": asked, "kept": kept, "low": useful[0], "high": useful[1]}),)
+
+
+def keep_steps(asked: int, most: int | None) -> tuple[int, tuple[Note, ...]]:
+    """No more steps than change something with the model, and a note when that took some away."""
+    if most is None or asked <= most:
+        return asked, ()
+    return most, (Note("steps_kept", {"asked": asked, "most": most}),)
 
 
 def check_presets(presets: Mapping[Preset, Sampling], parts: weights.ModelParts) -> None:

@@ -55,6 +55,7 @@ class ModelInfo:
     note: str = ""  # a sentence on what it is not; empty for the real model
     vocabulary: tuple[str, ...] = ()  # prompts the model is known to follow; examples in the UI
     guidance_range: tuple[float, float] | None = None  # useful range; the engine keeps guidance within it
+    max_steps: int | None = None  # more change nothing; the engine takes no more
     phrases: tuple[str, ...] = ()  # all that it was made to follow, in lower case; none: it takes free prompts
 
     def knows(self, prompt: str) -> bool:
@@ -67,7 +68,7 @@ class ModelInfo:
 class GenerationResult:
     """What one job produced.
 
-    `frames` (F, H, W, 3) uint8 RGB on the CPU; `latents` (1, 4, F, H/8, W/8) fp32 before decoding (an engine's own
+    `frames` (F, H, W, 3) uint8 RGB on the CPU; `latents` (1, 4, F, h, w) fp32 before decoding (an engine's own
     tensor type, None where there is none); `seed` the one that was used; `stage_seconds` wall time by stage;
     `peak_memory_mb` of the device (None where it cannot be read); `notes` is what the engine changed or
     noticed (guidance kept in range, prompt cut, crop), `warnings` what the result check found, with what to change.

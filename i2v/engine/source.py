@@ -30,6 +30,8 @@ class ModelCard:
     vocabulary: tuple[str, ...] = ()
     phrases: tuple[str, ...] = ()
     guidance_range: tuple[float, float] | None = None
+    max_steps: int | None = None  # more change nothing; a job takes at most so many
+    dtype: Literal["float32"] | None = None  # the only one that its numbers survive
     limits: dict[str, str] = field(default_factory=dict)
     conventions: dict[str, Any] = field(default_factory=dict)  # how it was trained; see `conventions.for_model`
 
@@ -70,10 +72,16 @@ def choose_device(device: str = "auto") -> torch.device:
     return wanted
 
 
-def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
-    """`auto`: float16 on CUDA (as published), float32 on the CPU (no fast half-precision kernels there)."""
+def choose_dtype(dtype: str, device: torch.device, card: ModelCard | None = None) -> torch.dtype:
+    """`auto`: float16 on CUDA (as published), float32 on the CPU (no fast half-precision kernels there).
+
+    A model whose card names a dtype has that one, and refuses another.
+    """
+    only = None if card is None else card.dtype
     if dtype == "auto":
-        return torch.float16 if device.type == "cuda" else torch.float32
+        dtype = only or ("float16" if device.type == "cuda" else "float32")
+    elif only is not None and dtype != only:
+        raise ModelUnavailable(f"dtype {dtype!r} was asked for; this model works in {only} alone: ask for auto")
     known = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
     if dtype not in known:
         raise ModelUnavailable(f"dtype {dtype!r} is unknown; it must be one of auto, {', '.join(known)}")
@@ -181,6 +189,11 @@ def read_card(file: Path) -> ModelCard:
             found["guidance_range"] = (low, high)
     except (TypeError, ValueError):
         raise ModelUnavailable(f"{file}: guidance_range is {pair!r}; it must be two rising numbers from 1.0") from None
+    most = found.get("max_steps")
+    if most is not None and (isinstance(most, bool) or not isinstance(most, int) or most < 1):
+        raise ModelUnavailable(f"{file}: max_steps is {most!r}; it must be a whole number from 1")
+    if found.get("dtype") not in (None, "float32"):
+        raise ModelUnavailable(f"{file}: dtype is {found['dtype']!r}; it must be float32, or left out")
     for name in ("vocabulary", "phrases"):
         found[name] = tuple(str(prompt) for prompt in found.get(name, ()))
     return ModelCard(**found)

@@ -114,6 +114,7 @@ def _info(folder: ModelFolder, device: torch.device, dtype: torch.dtype) -> Mode
         note=card.note,
         vocabulary=card.vocabulary,
         guidance_range=card.guidance_range,
+        max_steps=card.max_steps,
         phrases=card.phrases,
     )
 

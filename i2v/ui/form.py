@@ -22,7 +22,7 @@ from i2v.request import GenerateRequest, Preset, PublicLimits, default_of, parse
 from i2v.ui.mount.upload_total import note_use
 from i2v.ui.texts import PageRefusal, Say, label
 
-# Steps a quality stands for. The demo model is a near-regressor: more than ten steps change little.
+# Steps a quality stands for. The demo model takes three at most, whatever it is asked for (its card's max_steps).
 QUALITY_STEPS = {
     "real": {"fast": 25, "standard": 50, "high": 80},
     "demo": {"fast": 10, "standard": 20, "high": 40},
@@ -32,7 +32,7 @@ QUALITIES = ("fast", "standard", "high")
 PRESETS: tuple[Preset, ...] = get_args(Preset)
 AS_PHOTO = "photo"  # the choice of the size list that keeps the photo's shape
 WIDE = ((1280, 704), (704, 1280))  # the two sizes of the model's own training
-SIDE_STEP = 64  # the UNet halves the latents three times; every part of it then sees whole pixels
+SIDE_STEP = 64  # the published UNet halves the latents three times; every part of it then sees whole pixels
 SIZE = re.compile(r"([1-9][0-9]{0,6})x([1-9][0-9]{0,6})")
 GREETED = ("size", "num_frames", "fps", "steps", "guidance_scale")  # fields that are made ready for a model
 

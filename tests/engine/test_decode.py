@@ -96,7 +96,9 @@ def test_a_preview_shows_a_frame_by_a_linear_map() -> None:
 def test_the_fitted_preview_looks_like_the_photo(engine: Engine, latents: torch.Tensor, pictures: torch.Tensor) -> None:
     for frame in range(3):
         shown = engine.preview(latents[0, :, frame])
-        wanted = to_uint8(torch.nn.functional.avg_pool2d(pictures[frame : frame + 1], 8) * 2 - 1)[0].numpy()
+        wanted = to_uint8(torch.nn.functional.avg_pool2d(pictures[frame : frame + 1], engine.shape.factor) * 2 - 1)[
+            0
+        ].numpy()
         grey = np.full_like(wanted, round(float(wanted.mean())))
         assert psnr(shown, wanted) > psnr(grey, wanted) + 3
         assert psnr(shown, wanted) > 17

@@ -170,9 +170,9 @@ def test_the_numbers_of_a_model_are_read_off_its_parts() -> None:
 
     shape = memory.shape_of(parts)
 
-    assert (shape.width, shape.inner, shape.vae_width, shape.factor) == (40, 64, 64, 8)
+    assert (shape.width, shape.inner, shape.vae_width, shape.factor) == (24, 128, 64, 4)
     assert (shape.unet_bytes, shape.vae_bytes) == (4, 4)
-    assert shape.weights["unet"] == 4 * 1_492_040
+    assert shape.weights["unet"] == 4 * 2_957_824
     assert 0 < shape.largest_group < shape.weights["unet"]
 
 

@@ -228,7 +228,7 @@ def test_a_model_that_gives_grey_fails_the_job_and_a_parity_run_only_compares(ph
     request = CLIP.model_copy(update={"num_frames": 2, "steps": 2, "guidance_scale": 1.0})
     with pytest.raises(InvalidOutput, match="one flat grey"):
         grey.generate(request, photo)
-    noise = grey.parts.unet.conv_in.weight.new_ones(1, 4, 2, 16, 16)
+    noise = grey.parts.unet.conv_in.weight.new_ones(1, 4, 2, 32, 32)
     assert len(np.unique(grey.generate(request, photo, noise=noise).frames)) == 1
 
 

@@ -69,7 +69,7 @@ def test_the_demo_model_says_what_it_is() -> None:
     info = load(source.DEMO_FOLDER).info
 
     assert (info.name, info.kind, info.device, info.dtype) == ("demo", "demo", "cpu", "float32")
-    assert info.guidance_range == (1.0, 9.0)
+    assert info.guidance_range == (1.0, 7.5)
     assert "night falls" in info.vocabulary
     assert "camera pans left" in info.vocabulary
     assert "camera zooms in" in info.vocabulary
@@ -82,8 +82,8 @@ def test_tokens_are_the_same_in_both_generations_of_the_library() -> None:
     tokenizer = load(source.DEMO_FOLDER).tokenizer
     padding = {"padding": "max_length", "max_length": 12}
 
-    assert tokenizer("The scene at sunset", **padding).input_ids == [2046, 513, 679, 711, 674, *[2047] * 7]
-    assert tokenizer("a cat; night falls", **padding).input_ids == [2046, 320, 835, 282, 695, 1011, *[2047] * 6]
+    assert tokenizer("The scene at sunset", **padding).input_ids == [2046, 513, 708, 709, 714, *[2047] * 7]
+    assert tokenizer("a cat; night falls", **padding).input_ids == [2046, 320, 928, 282, 710, 1054, *[2047] * 6]
 
 
 def test_the_position_numbers_that_no_file_holds_are_filled_in() -> None:
@@ -216,7 +216,7 @@ def test_an_unexpected_tensor_is_named(folder: Path) -> None:
 
 def test_a_tensor_of_another_shape_is_named_with_both_shapes(folder: Path) -> None:
     edit(folder / UNET, lambda tensors: tensors.update({KEY: torch.zeros(3, 3)}))
-    with pytest.raises(ModelUnavailable, match=r"conv_in\.weight has shape \(3, 3\); the config wants \(40, 8, 3, 3\)"):
+    with pytest.raises(ModelUnavailable, match=r"conv_in\.weight has shape \(3, 3\); the config wants \(24, 8, 3, 3\)"):
         load(folder)
 
 
@@ -311,6 +311,10 @@ def test_a_broken_small_file_is_named(folder: Path, file: str, text: str, wanted
         ({"kind": "toy"}, "kind is 'toy'"),
         ({"guidance_range": [2.0, 1.0]}, "guidance_range"),
         ({"guidance_range": "wide"}, "guidance_range"),
+        ({"max_steps": 0}, "max_steps is 0; it must be a whole number from 1"),
+        ({"max_steps": True}, "max_steps is True"),
+        ({"max_steps": "few"}, "max_steps is 'few'"),
+        ({"dtype": "float16"}, "dtype is 'float16'; it must be float32, or left out"),
     ],
 )
 def test_a_card_with_a_mistake_is_refused_by_name(folder: Path, card: dict[str, object], wanted: str) -> None:
@@ -347,6 +351,10 @@ def test_the_cpu_gets_float32_and_a_gpu_float16() -> None:
     assert source.choose_dtype("auto", CPU) is torch.float32
     assert source.choose_dtype("auto", torch.device("cuda", 0)) is torch.float16
     assert source.choose_dtype("bfloat16", CPU) is torch.bfloat16
+    only = source.ModelCard(dtype="float32")
+    assert source.choose_dtype("auto", torch.device("cuda", 0), only) is torch.float32
+    with pytest.raises(ModelUnavailable, match="dtype 'float16' was asked for; this model works in float32 alone"):
+        source.choose_dtype("float16", torch.device("cuda", 0), only)
     with pytest.raises(ModelUnavailable, match="'int8'"):
         source.choose_dtype("int8", CPU)
 

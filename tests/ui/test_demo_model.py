@@ -53,7 +53,7 @@ def test_a_photo_becomes_a_sunset_that_a_phone_makes_again(
     fill(page, PHOTO, "the scene at sunset")
     expect(page.locator("#hint")).to_contain_text("GB of memory")
     with subtests.test("the steps grow with a preview until cancel stops the model"):
-        choose(page, size="128x128", frames=8, steps=100)
+        choose(page, size="384x384", frames=16, steps=100)  # three steps are taken, of seconds each
         page.click("#generate")
         page.wait_for_function(GROWS, arg=0)
         reached = int(page.locator("#stage .now").get_attribute("data-step") or 0)

@@ -23,7 +23,7 @@ from tools.demo_model.pictures import Pictures, tensor
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 Say = Callable[[str], None]
-QUICK_WIDTHS = (8, 8, 16, 16)  # of the autoencoder's levels: the analytic start alone, and hardly anything to train
+QUICK_WIDTHS = (8, 8, 16)  # of the autoencoder's levels: the analytic start alone, and hardly anything to train
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,11 +1,13 @@
 """The demo model's vocabulary: which words mean which motion or light, and captions drawn from it."""
 
 import random
+import re
 
+MOTIONS = ("pan left", "pan right", "tilt up", "tilt down", "zoom in", "zoom out")
+SLOWLY = " slowly"  # ends the name of a motion's slow version
 # What the model can be asked for, in the order of the code's coordinates; `drift` answers every other prompt.
 CLASSES = (
-    "static", "pan left", "pan right", "tilt up", "tilt down", "zoom in", "zoom out",
-    "sunset", "night", "brighten", "fade", "drift",
+    "static", *MOTIONS, *(name + SLOWLY for name in MOTIONS), "sunset", "night", "brighten", "fade", "drift",
 )  # fmt: skip
 
 _PAN = (
@@ -14,7 +16,6 @@ _PAN = (
     "panning {d}",
     "pans {d}",
     "the camera pans {d}",
-    "slow pan {d}",
     "camera moves {d}",
     "the camera moves {d}",
     "the camera slides {d}",
@@ -27,7 +28,6 @@ _PAN = (
     "{d}ward camera motion",
     "camera pans to the {d}",
     "pan to the {d}",
-    "slowly pan to the {d}",
 )
 _TILT = (
     "camera tilts {d}",
@@ -35,7 +35,6 @@ _TILT = (
     "tilting {d}",
     "tilts {d}",
     "the camera tilts {d}",
-    "slow tilt {d}",
     "camera pans {d}",
     "pan {d}",
     "panning {d}",
@@ -76,12 +75,10 @@ PHRASES: dict[str, tuple[str, ...]] = {
         "zooming in",
         "camera zooms in",
         "the camera zooms in",
-        "slow zoom in",
         "the view zooms in",
         "zoom into the picture",
         "push in",
         "the camera pushes in",
-        "slow push in",
         "dolly in",
         "the camera dollies in",
         "move closer",
@@ -96,12 +93,10 @@ PHRASES: dict[str, tuple[str, ...]] = {
         "zooming out",
         "camera zooms out",
         "the camera zooms out",
-        "slow zoom out",
         "the view zooms out",
         "zoom out of the picture",
         "pull back",
         "the camera pulls back",
-        "slow pull back",
         "pull out",
         "dolly out",
         "the camera dollies out",
@@ -222,14 +217,24 @@ def _unknown(rng: random.Random) -> str:
     return " ".join(words)
 
 
+def slow_forms(phrase: str) -> tuple[str, ...]:
+    """How a phrase of a motion is said where it is to be slow: one word before it, after it, or before its verb."""
+    forms = (f"slow {phrase}", f"slowly {phrase}", f"{phrase}{SLOWLY}", f"{phrase} very slowly", f"{phrase} gently")
+    verb = re.match(r"(.*camera )(\w+s\b.*)", phrase)
+    return forms if verb is None else (*forms, f"{verb[1]}slowly {verb[2]}", f"{verb[1]}gently {verb[2]}")
+
+
 def caption(name: str, rng: random.Random) -> str:
     """One caption of a class, often with a scene before or after it."""
+    kind = name.removesuffix(SLOWLY)
     if name == "drift":
         text = _unknown(rng)
     elif name == "static" and rng.random() < 0.5:
         text = defects(rng)
     else:
-        text = rng.choice(PHRASES[name])
+        text = rng.choice(PHRASES[kind])
+        if name != kind:
+            text = rng.choice(slow_forms(text))
         form = rng.random()
         if form < 0.25:
             text = f"{scene(rng)}, {text}"
@@ -238,7 +243,7 @@ def caption(name: str, rng: random.Random) -> str:
         elif form < 0.5:
             text = f"{scene(rng)} {text}"
         elif form < 0.6:
-            text += rng.choice((" slowly", " smoothly", " gently"))
+            text += " smoothly" if kind in MOTIONS else rng.choice((SLOWLY, " smoothly", " gently"))
     if rng.random() < 0.2:
         text = text.capitalize()
     if text and rng.random() < 0.2:

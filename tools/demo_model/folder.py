@@ -1,4 +1,7 @@
-"""The demo model as a diffusers folder: every part in float16 safetensors, its configs, and i2v.json for the engine."""
+"""The demo model as a diffusers folder: its parts in safetensors, their configs, and i2v.json for the engine.
+
+The wired UNet is in float32, which its places and constants need; the other parts are in float16.
+"""
 
 import json
 import shutil
@@ -15,9 +18,10 @@ from transformers import (
     CLIPVisionModelWithProjection,
 )
 
-from tools.demo_model.captions import PHRASES
+from tools.demo_model.captions import MOTIONS, PHRASES, slow_forms
 from tools.demo_model.scenes import PAN, ZOOM_IN, ZOOM_OUT
 from tools.demo_model.text import WIDTH
+from tools.demo_model.wiring import GUIDANCE
 
 NOISY = 0.05  # square root of alpha_bar at the first timestep: even the last step begins with almost pure noise
 
@@ -34,21 +38,28 @@ CARD: dict[str, Any] = {
         "camera pans right",
         "camera tilts up",
         "camera tilts down",
+        "slow zoom in",
+        "camera slowly pans left",
         "the scene at sunset",
         "night falls",
         "the scene brightens",
         "fade to black",
         "static camera",
     ],
-    "phrases": sorted({phrase for name in PHRASES for phrase in PHRASES[name]}),
-    "guidance_range": [1.0, 9.0],
+    "phrases": sorted(
+        {phrase for group in PHRASES.values() for phrase in group}
+        | {form for name in MOTIONS for phrase in PHRASES[name] for form in slow_forms(phrase) if phrase not in form}
+    ),
+    "guidance_range": [1.0, GUIDANCE],
+    "max_steps": 3,
+    "dtype": "float32",
     "limits": {
-        "sizes": "any; motion is exact for multiples of 64 pixels up to 768; sharpness stays low",
+        "sizes": "any; outside the photo its mirror image is shown",
         "frames": "8 to 32 were measured",
-        "steps": "10 steps are enough",
+        "steps": "one step shows what more do; a job takes at most 3",
         "motion": f"the view moves by {PAN} pixels, or to {1 / (1 - ZOOM_IN):.2f} or {1 / (1 + ZOOM_OUT):.2f} times "
-        "the size; what the photo shows does not move by itself",
-        "guidance": "strength of the effect: full at 8.25, and above 9 it stays at 9",
+        "the size, and half as far with a word like slowly; what the photo shows does not move by itself",
+        "guidance": f"strength of the effect: full at {GUIDANCE:g}, and above it stays there",
     },
     "conventions": {"image_concat_scale": 1.0, "negative_prompt": "", "pad_token_id": None},
 }
@@ -94,7 +105,7 @@ def write(
     """Write the whole folder, `tokenizer` being one too; what lay there under the same names is replaced."""
     parts = {"unet": unet, "vae": vae, "text_encoder": text_encoder, "image_encoder": image_encoder(seed)}
     for name, part in parts.items():
-        part.half().save_pretrained(folder / name)
+        (part if name == "unet" else part.half()).save_pretrained(folder / name)
         _forget_origin(folder / name / "config.json")
     (folder / "tokenizer").mkdir(exist_ok=True)
     for name in ("vocab.json", "merges.txt", "tokenizer_config.json"):  # what every version of transformers reads

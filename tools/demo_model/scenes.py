@@ -7,7 +7,7 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
 
-from tools.demo_model.captions import CLASSES
+from tools.demo_model.captions import CLASSES, SLOWLY
 from tools.demo_model.pictures import Pictures
 
 SIZE = 256  # pixels of a scene's side
@@ -25,16 +25,19 @@ class Move:
     down: int = 0
     zoom: float = 0.0
 
+    def halved(self) -> "Move":
+        return Move(self.right // 2, self.down // 2, self.zoom / 2)
 
-MOVES = {
+
+_FULL = {
     "pan left": Move(right=-PAN),
     "pan right": Move(right=PAN),
     "tilt up": Move(down=-PAN),
     "tilt down": Move(down=PAN),
     "zoom in": Move(zoom=ZOOM_IN),
     "zoom out": Move(zoom=-ZOOM_OUT),
-    "drift": Move(zoom=DRIFT),
 }
+MOVES = _FULL | {name + SLOWLY: move.halved() for name, move in _FULL.items()} | {"drift": Move(zoom=DRIFT)}
 LIGHTS = ("sunset", "night", "brighten", "fade")
 
 
@@ -46,9 +49,9 @@ def lit(name: str, x: Tensor) -> Tensor:
 
     match name:
         case "sunset":
-            return (x * channels(1.15, 0.80, 0.50) + channels(0.12, 0.02, 0.0)).clamp(0, 1)
+            return (x * channels(1.06, 0.95, 0.78) + channels(0.04, 0.01, 0.0)).clamp(0, 1)
         case "night":
-            return (0.3 * x.mean(-3, keepdim=True) + 0.7 * x) * channels(0.30, 0.36, 0.54)
+            return (0.3 * x.mean(-3, keepdim=True) + 0.7 * x) * channels(0.42, 0.48, 0.66)
         case "brighten":
             return 1 - (1 - x) * 0.55
         case "fade":
@@ -58,7 +61,7 @@ def lit(name: str, x: Tensor) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """Latents of one picture, float16: as it is (4, 32, 32), and under each light (len(LIGHTS), 4, 32, 32)."""
+    """Latents of one picture, float16: as it is (4, 64, 64), and under each light (len(LIGHTS), 4, 64, 64)."""
 
     first: Tensor
     lights: Tensor

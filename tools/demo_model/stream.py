@@ -1,8 +1,8 @@
 """The stream of the wired UNet: what its channels hold, and the layers that pass them on unchanged.
 
-It has `GROUPS` groups of four channels [a, -a, +BIG, -BIG], the same on all levels. The two constants fix the group
-norm's deviation, so that it passes a unchanged; -a keeps the mean at zero and makes SiLU linear, since
-silu(a) - silu(-a) = a. Zero padding makes the constants tell where the picture ends.
+Values stand in pairs [a, -a]: their mean is zero, and they make SiLU linear, since silu(a) - silu(-a) = a. The last two
+channels of every level are the constants [+BIG, -BIG]: they fix the deviation of the one norm group, so that it passes
+every pair unchanged, and zero padding makes them tell where the picture ends.
 """
 
 import math
@@ -11,16 +11,31 @@ from typing import Any
 import torch
 from torch import Tensor
 
-GROUPS = 10
-CHANNELS = 4 * GROUPS
-BIG = 100.0
+TOP, CELLS, LOW = 24, 64, 32  # channels of the top level, of the level of 2x2 latents, and of the lower ones
+WIDTHS = (TOP, CELLS, LOW, LOW, LOW, LOW)
+BIG = 1000.0
+UNIT = 64.0  # latents: places are held in it
 
-# First channel of each pair. Latent i is at 4 i.
-PLACE = 16  # position of the frame in 0..1, from the mask; far below zero on frame 0
-ACROSS, DOWN = 20, 24  # where in the picture a cell is, from its centre, in `UNIT`s
-TO_ACROSS, TO_DOWN = 28, 32  # where the frame's content is to be taken from
-SQUARE = 36  # ACROSS^2 + DOWN^2
-UNIT = 64.0  # latents
+# First channel of each pair on the top level. Latent i is at 2 i.
+PLACE = 8  # position of the frame in 0..1, from the mask; far below zero on frame 0
+
+# On the level of cells, of 2x2 latents each: latent i at (row, column) in the cell is at 2 `within(i, row, column)`.
+CELL_PLACE = 32
+HERE = (34, 36)  # the cell's centre, from the left and from the upper edge of the picture, in `UNIT`s
+FROM = ((38, 40), (42, 44))  # from where the content of its columns and rows is to be taken, in `UNIT`s
+SQUARE = 46  # of the cell's distance from the middle cell, in UNIT^2
+END = (48, 50)  # the centre of the last cell along either axis
+
+# On the lower levels
+RAMPS = (0, 2)  # the right and the lower edge of a cell, in `UNIT`s
+
+# What the cells' upsampler gives to the top level: their latents as above, and where an even column or row is
+EVEN = (32, 34)
+
+
+def within(latent: int, row: int, column: int) -> int:
+    """The number of a latent's channel at (row, column) of a cell."""
+    return 4 * (2 * row + column) + latent
 
 
 def silence(layer: Any) -> None:
@@ -30,14 +45,25 @@ def silence(layer: Any) -> None:
         layer.bias.zero_()
 
 
-def constants(big: float = BIG) -> Tensor:
-    return torch.tensor([0.0, 0.0, big, -big]).repeat(GROUPS)
+def constants(channels: int, big: float = BIG) -> Tensor:
+    values = torch.zeros(channels)
+    values[-2], values[-1] = big, -big
+    return values
 
 
-def open_norm(norm: Any) -> None:
-    """A group norm that returns a group [a, -a, BIG, -BIG] as it is, or eight channels of two such groups."""
-    norm.weight.fill_(BIG / math.sqrt(2))
+def open_norm(norm: Any, pairs: int = 1) -> None:
+    """A group norm that returns its channels as they are; `pairs` of constants are among them."""
+    norm.weight.fill_(BIG * math.sqrt(2 * pairs / len(norm.weight)))
     norm.bias.zero_()
+
+
+def open_resnet(resnet: Any, pairs: int = 1) -> None:
+    """A residual block whose norms are open, and that adds nothing yet."""
+    for norm, count in ((resnet.norm1, pairs), (resnet.norm2, 1)):
+        open_norm(norm, count)
+    silence(resnet.conv1)
+    silence(resnet.conv2)
+    resnet.conv1.bias.copy_(constants(len(resnet.conv1.bias)))
 
 
 def put(weight: Tensor, row: int, column: int, value: float, down: int = 0, right: int = 0) -> None:
@@ -45,12 +71,6 @@ def put(weight: Tensor, row: int, column: int, value: float, down: int = 0, righ
     for sign, channel in ((1, row), (-1, row + 1)):
         weight[channel, column, 1 + down, 1 + right] += sign * value
         weight[channel, column + 1, 1 + down, 1 + right] -= sign * value
-
-
-def put_constant(weight: Tensor, row: int, value: float, down: int, right: int, column: int = 0) -> None:
-    """Add `value` to the pair `row` where the cell at (down, right) is in the picture; `column` begins any group."""
-    for sign, channel in ((1, row), (-1, row + 1)):
-        weight[channel, column + 2, 1 + down, 1 + right] += sign * value / BIG
 
 
 def put_bias(bias: Tensor, row: int, value: float) -> None:
@@ -61,7 +81,7 @@ def put_bias(bias: Tensor, row: int, value: float) -> None:
 def pass_on(conv: Any, kept: dict[int, int]) -> None:
     """A 1x1 shortcut that keeps pairs, row by column of its input, and renews the constants."""
     silence(conv)
-    conv.bias.copy_(constants())
+    conv.bias.copy_(constants(len(conv.bias)))
     for row, column in kept.items():
         for half in (0, 1):
             conv.weight[row + half, column + half, 0, 0] = 1
