@@ -81,7 +81,7 @@ class Short:
     def memory_need(self, request: GenerateRequest) -> MemoryNeed:
         shape = memory.shape_of(self.engine.parts)
         plan = memory.choose_plan(shape, request, MACHINE, offloads=False)
-        return MemoryNeed(memory.predict(shape, request, plan).peak, MACHINE.usable, str(plan))
+        return MemoryNeed(memory.predict(shape, request, plan).peak, MACHINE.usable)
 
     def close(self) -> None:
         """The engine belongs to the script."""
@@ -178,8 +178,12 @@ def at_its_end(page: Page) -> None:
 
 def make_others(queue: JobQueue) -> None:
     for photo, prompt in OTHERS:
-        request = GenerateRequest(prompt=prompt, width=256, height=256, num_frames=8, steps=10, guidance_scale=1.0)
-        queue.submit(request, Image.open(PHOTOS / f"{photo}.jpg").convert("RGB"), door="cli")
+        make(queue, photo, prompt, frames=8)
+
+
+def make(queue: JobQueue, photo: str, prompt: str, *, frames: int) -> None:
+    request = GenerateRequest(prompt=prompt, width=256, height=256, num_frames=frames, steps=10, guidance_scale=7.5)
+    queue.submit(request, Image.open(PHOTOS / f"{photo}.jpg").convert("RGB"), door="cli")
 
 
 def newest(queue: JobQueue) -> Job:
@@ -203,8 +207,10 @@ def main_flow(camera: Camera, url: str, queue: JobQueue) -> Job:
     job = newest(queue)
     at_its_end(page)
     camera.take(page, "result")
-    write_gif(read_frames(queue.video_path(job)), job.request.fps)
     page.context.close()
+    make(queue, "chelsea", "camera pans right", frames=16)
+    moving = newest(queue)
+    write_gif(read_frames(queue.video_path(moving)), moving.request.fps)
     return job
 
 
@@ -233,7 +239,7 @@ def seed_sweep(camera: Camera, url: str) -> None:
 
 def write_gif(frames: Any, fps: int) -> None:
     data = gif(frames, fps, side=GIF_SIDE)
-    file = IMAGES / "sunset.gif"
+    file = IMAGES / "pan.gif"
     file.write_bytes(data)
     print(f"{file.relative_to(ROOT)}: {len(data) / 1000:.0f} kB")
     if len(data) > GIF_BYTES:

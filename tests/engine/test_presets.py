@@ -61,7 +61,7 @@ def test_a_preset_stays_near_exact_and_keeps_what_guidance_gives(
         with subtests.test("it keeps the effect that guidance gives", preset=preset):
             # Turbo once left guidance out of its last steps, and the sunset was gone: 18 dB in the last frame.
             assert psnr(run.frames[-1], exact.frames[-1]) > 40
-            assert psnr(exact.frames[-1], exact.frames[0]) < 25
+            assert psnr(exact.frames[-1], exact.frames[0]) < 28
     for preset, run in runs.items():
         with subtests.test("the last preview resembles the middle frame", preset=preset):
             middle = Image.fromarray(run.frames[len(run.frames) // 2])
